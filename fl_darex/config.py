@@ -1,0 +1,326 @@
+"""The configuration of a run: frozen, validated, flat kebab-case keys in sections.
+
+The same TOML file serves ``fl-darex run`` and ``flwr run . --run-config``: scalars only.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fl_darex.errors import ConfigError, nearest
+
+Scalar = str | int | float | bool
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Section(BaseModel):
+    """A group of settings; immutable, hashable, and strict about unknown keys."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=_kebab,
+        populate_by_name=True,
+        strict=True,
+        allow_inf_nan=False,
+    )
+
+
+class TaskConfig(Section):
+    """What is learned: a model, a dataset, and how the result is measured."""
+
+    name: Literal["digits", "text-classification"] = "digits"
+    model: str = Field("", description="hub name or folder; digits: empty = the packaged model")
+    dataset: str = Field("", description="hub name or folder; digits: must be empty")
+    subset: str = Field("", description="configuration of a hub dataset, e.g. 'sst2'")
+    metric: Literal["auto", "accuracy", "matthews", "accuracy-f1", "pearson-spearman"] = "auto"
+    max_length: int = Field(128, ge=4, le=8192, description="tokens per example at most")
+    holdout: int = Field(
+        0, ge=0, description="examples taken out of train for evaluation; 0 = the dataset's own"
+    )
+    train_examples: int = Field(0, ge=0, description="use that many training examples; 0 = all")
+    eval_examples: int = Field(0, ge=0, description="use that many evaluation examples; 0 = all")
+
+
+class FederationConfig(Section):
+    """Who takes part, on which part of the data, and for how long."""
+
+    clients: int = Field(10, ge=1, le=1_000_000)
+    clients_per_round: int = Field(0, ge=0, description="0 = all clients")
+    rounds: int = Field(10, ge=1, le=1_000_000)
+    partition: Literal["iid", "dirichlet", "pathological", "natural"] = "iid"
+    alpha: float = Field(0.3, gt=0.0, le=1e6, description="Dirichlet: smaller = more skew")
+    classes_per_client: int = Field(2, ge=1, description="pathological partition")
+    partition_column: str = Field("", description="natural partition: the column with the owner")
+    seed: int = Field(0, ge=0, lt=2**63)
+    evaluate: Literal["server", "clients", "none"] = "server"
+    evaluate_every: int = Field(1, ge=1, description="rounds; the last one always counts")
+    timeout: float = Field(3600.0, gt=0.0, description="seconds to wait for a round's replies")
+
+    @model_validator(mode="after")
+    def _sample_fits(self) -> FederationConfig:
+        if self.clients_per_round > self.clients:
+            raise ValueError(
+                f"federation.clients-per-round = {self.clients_per_round} is more than "
+                f"federation.clients = {self.clients}; allowed: 0 (all) to {self.clients}"
+            )
+        if self.partition == "natural" and not self.partition_column:
+            raise ValueError(
+                "federation.partition = 'natural' needs federation.partition-column, "
+                "the dataset column that says who owns an example"
+            )
+        return self
+
+    @property
+    def sample_size(self) -> int:
+        """Clients that train in a round."""
+        return self.clients_per_round or self.clients
+
+
+class TrainConfig(Section):
+    """Local training on a client."""
+
+    optimizer: Literal["adamr", "adamw"] = "adamr"
+    lr: float = Field(1e-3, gt=0.0, le=10.0)
+    local_steps: int = Field(10, ge=0, description="optimizer steps a round; 0 = use epochs")
+    local_epochs: int = Field(0, ge=0, description="passes a round, where local-steps is 0")
+    batch_size: int = Field(32, ge=1, le=65536)
+    eval_batch_size: int = Field(256, ge=1, le=65536)
+    delta_decay: float = Field(0.1, ge=0.0, le=1e6, description="AdamR's lambda (Eq. 3)")
+    norm: Literal["l2", "l1"] = "l2"
+    anchor: Literal["round", "pretrained"] = "round"
+    weight_decay: float = Field(0.0, ge=0.0, le=10.0, description="AdamW's, towards zero")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type")
+    grad_accumulation: int = Field(1, ge=1, le=65536)
+    max_grad_norm: float = Field(1.0, ge=0.0, description="0 = no clipping")
+    warmup: float = Field(0.0, ge=0.0, le=1.0, description="fraction of all steps of the run")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="learning rate over all steps of the run"
+    )
+    threads: int = Field(1, ge=1, le=1024, description="torch threads; part of a run's identity")
+
+    @model_validator(mode="after")
+    def _steps_or_epochs(self) -> TrainConfig:
+        if self.optimizer == "adamr" and self.weight_decay:
+            raise ValueError(
+                f"train.weight-decay = {self.weight_decay} is for train.optimizer = 'adamw'; "
+                "AdamR decays the delta instead: train.delta-decay"
+            )
+        if (self.local_steps > 0) == (self.local_epochs > 0):
+            raise ValueError(
+                "set either train.local-steps or train.local-epochs above 0 and the other to 0; "
+                f"found local-steps = {self.local_steps}, local-epochs = {self.local_epochs}"
+            )
+        return self
+
+
+class CompressConfig(Section):
+    """What a client sends."""
+
+    method: Literal["dare", "dense"] = "dare"
+    p: float = Field(0.99, ge=0.0, lt=1.0, description="fraction of the delta that is dropped")
+    q: Literal["dare"] | float = Field("dare", gt=0.0, le=1.0, description="1/q rescales")
+    values: Literal["fp32", "fp16"] = "fp16"
+    mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
+    downlink: Literal["dense"] = "dense"
+
+    @model_validator(mode="after")
+    def _q_in_range(self) -> CompressConfig:
+        if self.q != "dare" and not 0.0 < float(self.q) <= 1.0:
+            raise ValueError(
+                f"compress.q = {self.q} must be 'dare' (q = 1-p) or a number in (0, 1]"
+            )
+        return self
+
+
+class ServerConfig(Section):
+    """What the server does with the averaged update."""
+
+    strategy: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
+    lr: float = Field(1.0, gt=0.0, le=1e3, description="FedAvgM's and FedAdam's step size")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="FedAvgM")
+    beta_1: float = Field(0.9, ge=0.0, lt=1.0, description="FedAdam")
+    beta_2: float = Field(0.99, ge=0.0, lt=1.0, description="FedAdam")
+    tau: float = Field(1e-3, gt=0.0, description="FedAdam")
+
+
+class ResourcesConfig(Section):
+    """What a simulated client may use; Ray places clients by these numbers."""
+
+    num_cpus: float = Field(1.0, gt=0.0, le=4096.0, description="cores per client")
+    num_gpus: float = Field(0.0, ge=0.0, le=64.0, description="GPUs per client, may be a fraction")
+    actors: int = Field(0, ge=0, le=65536, description="worker processes; 0 = as many as fit")
+    ray_address: str = Field("", description="an existing Ray cluster; empty = start one")
+
+
+class RunConfig(Section):
+    """All settings of a run. Equal configs give equal results."""
+
+    task: TaskConfig = TaskConfig()
+    federation: FederationConfig = FederationConfig()
+    train: TrainConfig = TrainConfig()
+    compress: CompressConfig = CompressConfig()
+    server: ServerConfig = ServerConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return ``{"section.key": value}`` for every setting, defaults included."""
+        nested = self.model_dump(by_alias=True)
+        return {f"{s}.{k}": v for s, values in nested.items() for k, v in values.items()}
+
+    def to_toml(self) -> str:
+        """Return the configuration as TOML text that ``load_config`` reads back."""
+        blocks = []
+        for section, values in self.model_dump(by_alias=True).items():
+            lines = [f"{key} = {_toml_scalar(value)}" for key, value in values.items()]
+            blocks.append("\n".join([f"[{section}]", *lines]))
+        return "\n\n".join(blocks) + "\n"
+
+
+def known_keys() -> list[str]:
+    """Return every ``section.key`` in declaration order."""
+    return list(RunConfig().flat())
+
+
+def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a TOML file, apply ``key=value`` overrides and validate the result.
+
+    Raises:
+        ConfigError: If the file cannot be read, a key is unknown or a value is not allowed.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the configuration {str(path)!r}: {error.strerror}"
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{str(path)!r} is not UTF-8 text, so not a TOML file") from None
+    try:
+        values = flatten(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{str(path)!r} is not valid TOML: {error}") from None
+    for item in overrides:
+        key, value = parse_override(item)
+        values[key] = value
+    return make_config(values)
+
+
+def make_config(values: Mapping[str, Any]) -> RunConfig:
+    """Build a configuration from flat keys, ``{"compress.p": 0.99}``.
+
+    Raises:
+        ConfigError: If a key is unknown or a value is not allowed; the message names the key,
+            the value, what is allowed and the nearest known key.
+    """
+    keys = known_keys()
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        if key not in keys:
+            raise ConfigError(f"unknown key {key!r}{_nearest_key(key, keys)}")
+        section, _, name = key.partition(".")
+        nested.setdefault(section, {})[name] = value
+    try:
+        return RunConfig.model_validate(nested)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested TOML tables as dotted keys; dotted keys in the input stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def parse_override(item: str) -> tuple[str, Any]:
+    """Split ``key=value``; the value is read as TOML, then as a number, then as plain text."""
+    key, sign, text = item.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"{item!r} is not an override; write key=value, e.g. compress.p=0.999")
+    return key.strip(), _read_value(text.strip())
+
+
+def _read_value(text: str) -> Any:
+    for read in (_read_toml, float):  # TOML itself has no ".999"
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _read_toml(text: str) -> Any:
+    return tomllib.loads(f"v = {text}")["v"]
+
+
+def _nearest_key(key: str, keys: list[str]) -> str:
+    # Somebody who leaves out the section ("lr") means the key that ends so.
+    ends = [known for known in keys if known.partition(".")[2] == key]
+    return f"; did you mean {ends[0]!r}?" if ends else nearest(key, keys)
+
+
+def _toml_scalar(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c >= " " else f"\\u{ord(c):04x}" for c in escaped) + '"'
+
+
+def _explain(error: ValidationError) -> str:
+    # One clear line: the first mistake. A union (compress.q) reports once per member.
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][:2])
+    if first["type"] == "value_error":
+        return str(first["msg"]).removeprefix("Value error, ")
+    return f"{where} = {first['input']!r} is not allowed; {_allowed(where, first['input'])}"
+
+
+def _allowed(key: str, found: Any) -> str:
+    """Say in words what a key takes, from the field's own declaration."""
+    section, _, name = key.partition(".")
+    owner = RunConfig.model_fields[section].annotation
+    field = next(
+        f
+        for f in owner.model_fields.values()  # type: ignore[union-attr]
+        if f.alias == name
+    )
+    kind = field.annotation
+    choices = [option for arg in (kind, *get_args(kind)) for option in _options(arg)]
+    if choices and not any(k in (float, int) for k in get_args(kind)):
+        return f"allowed: {', '.join(map(repr, choices))}{nearest(str(found), choices)}"
+    number = "a whole number" if kind is int else "a number"
+    words = [" or ".join(map(repr, choices))] if choices else []
+    if kind is str:
+        return "it must be text"
+    return f"it must be {' or '.join([*words, number])}{_range(field.metadata)}"
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _range(limits: Iterable[Any]) -> str:
+    signs = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
+    parts = [
+        f"{word} {getattr(limit, name):g}"
+        for name, word in signs.items()
+        for limit in limits
+        if hasattr(limit, name)
+    ]
+    return f" {' '.join(parts)}" if parts else ""

@@ -1,0 +1,201 @@
+"""Named tensors: what they look like (`Layout`) and how they changed (`Delta`).
+
+A delta is the difference between the tuned and the base values of a set of named tensors. It is
+never built whole: positions are gathered first and subtracted afterwards, so the work is
+proportional to what is kept. Tensors may be NumPy arrays or torch tensors (bfloat16 too); torch
+itself is not imported here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_darex.errors import DeltaError
+
+Role = Literal["pruned", "dense", "raw"]
+
+# A pruned and rescaled variance can turn negative, so running statistics always travel whole.
+_STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor's place in a layout.
+
+    Attributes:
+        name: Its name, unique in the layout.
+        shape: Its shape; ``()`` is a scalar.
+        dtype: Its type as NumPy or torch spells it, without a ``torch.`` prefix.
+        role: ``pruned``: a random part of its delta is sent; ``dense``: its whole delta is sent;
+            ``raw``: not floating point, its new values are sent as they are.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role
+
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of a model in canonical order: sorted by name, whatever order they came in."""
+
+    specs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Any], dense: Iterable[str] = ()) -> Layout:
+        """Describe named tensors.
+
+        Args:
+            tensors: NumPy arrays or torch tensors by name.
+            dense: Names whose whole delta is sent, such as a head that the base model lacks.
+
+        Raises:
+            DeltaError: If ``dense`` names a tensor that is not there.
+        """
+        whole = set(dense)
+        if missing := whole - set(tensors):
+            raise DeltaError(f"dense names no such tensor: {sorted(missing)}")
+        specs = (_describe(name, tensors[name], name in whole) for name in sorted(tensors))
+        return cls(tuple(specs))
+
+    def __iter__(self) -> Iterator[TensorSpec]:
+        return iter(self.specs)
+
+    @property
+    def pruned(self) -> tuple[TensorSpec, ...]:
+        """The tensors of which a random part is sent."""
+        return tuple(spec for spec in self.specs if spec.role == "pruned")
+
+    @property
+    def dense(self) -> tuple[TensorSpec, ...]:
+        """The floating-point tensors whose whole delta is sent."""
+        return tuple(spec for spec in self.specs if spec.role == "dense")
+
+    @property
+    def raw(self) -> tuple[TensorSpec, ...]:
+        """The tensors whose new values are sent as they are."""
+        return tuple(spec for spec in self.specs if spec.role == "raw")
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """16 bytes that differ between any two layouts (BLAKE2b of names, shapes, types, roles)."""
+        text = "\n".join(repr((s.name, s.shape, s.dtype, s.role)) for s in self.specs)
+        return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+
+
+class Delta:
+    """The change of named tensors, evaluated only where it is asked for.
+
+    Args:
+        tuned: The tensors after training, or the difference itself where ``base`` is None.
+        base: The tensors before training, same names and shapes; None means zeros.
+        dense: Names whose whole delta is to be sent.
+
+    Raises:
+        DeltaError: If names or shapes of ``tuned`` and ``base`` differ.
+    """
+
+    def __init__(
+        self,
+        tuned: Mapping[str, Any],
+        base: Mapping[str, Any] | None = None,
+        dense: Iterable[str] = (),
+    ) -> None:
+        self.layout = Layout.of(tuned, dense)
+        self._tuned = tuned
+        self._base = base
+        if base is not None:
+            _check_same(self.layout, base)
+
+    def take(self, name: str, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the delta at flat positions of one tensor, as float32."""
+        tuned = _gather(self._tuned[name], positions)
+        if self._base is not None:
+            tuned = tuned - _gather(self._base[name], positions)
+        return tuned.astype(np.float32, copy=False)
+
+    def whole(self, name: str) -> NDArray[np.float32]:
+        """Return one tensor's delta, flattened, as float32."""
+        tuned = _flat(self._tuned[name])
+        if self._base is not None:
+            tuned = tuned - _flat(self._base[name])
+        return tuned.astype(np.float32, copy=False)
+
+    def raw(self, name: str) -> NDArray[Any]:
+        """Return the new values of a tensor that is not floating point, in its own shape."""
+        return np.ascontiguousarray(_numpy(self._tuned[name]))
+
+
+def as_delta(delta: Delta | Mapping[str, Any]) -> Delta:
+    """Return a mapping of differences as a `Delta`; a `Delta` passes through."""
+    return delta if isinstance(delta, Delta) else Delta(delta)
+
+
+def _describe(name: str, tensor: Any, dense: bool) -> TensorSpec:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    role: Role = "pruned"
+    if "float" not in dtype:
+        role = "raw"
+    elif dense or name.rpartition(".")[2] in _STATISTICS:
+        role = "dense"
+    return TensorSpec(name, tuple(int(size) for size in tensor.shape), dtype, role)
+
+
+def _check_same(layout: Layout, base: Mapping[str, Any]) -> None:
+    names = {spec.name for spec in layout}
+    if difference := names.symmetric_difference(base):
+        raise DeltaError(
+            f"tuned and base tensors differ in names: {sorted(difference)[:5]}; "
+            "a client must return the tensors that it was sent"
+        )
+    for spec in layout:
+        if spec.shape != tuple(base[spec.name].shape):
+            raise DeltaError(
+                f"{spec.name!r} has shape {spec.shape}, its base {tuple(base[spec.name].shape)}"
+            )
+
+
+def _gather(tensor: Any, positions: NDArray[np.int64]) -> NDArray[Any]:
+    if hasattr(tensor, "detach"):
+        flat = tensor.detach().reshape(-1)
+        return _numpy(flat[_torch_index(positions, flat.device)])
+    return _widen(np.asarray(tensor).reshape(-1)[positions])
+
+
+def _flat(tensor: Any) -> NDArray[Any]:
+    return _numpy(tensor).reshape(-1)
+
+
+def _numpy(tensor: Any) -> NDArray[Any]:
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        # NumPy has no bfloat16; float32 holds every bfloat16 and float16 exactly.
+        if tensor.is_floating_point() and tensor.element_size() < 4:
+            tensor = tensor.float()
+        return np.asarray(tensor.numpy())
+    return _widen(np.asarray(tensor))
+
+
+def _widen(array: NDArray[Any]) -> NDArray[Any]:
+    # Subtract in float32 at least: in half precision the difference itself would be rounded.
+    narrow = array.dtype.kind == "f" and array.dtype.itemsize < 4
+    return array.astype(np.float32) if narrow else array
+
+
+def _torch_index(positions: NDArray[np.int64], device: Any) -> Any:
+    import torch  # a torch tensor came in, so torch is loaded already
+
+    return torch.from_numpy(np.array(positions)).to(device)

@@ -1,0 +1,300 @@
+"""AdamR: Adam with a pull towards an anchor, so that the delta stays small enough to drop.
+
+Deng et al., "DARE the Extreme", ICLR 2025, Eq. 3, https://arxiv.org/abs/2410.09344; the decay by
+the mean second moment is after AdamS, Xie et al., https://arxiv.org/abs/2011.11152.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fl_darex.errors import AnchorError, nearest
+
+_FINGERPRINT, _SQUARE_SUM = "anchor_fingerprint", "square_sum"
+_ROW = 1024  # a CPU norm adds float32 naively: 1e-3 off at 23 M elements, 1e-6 at this many
+# torch wraps the public step in the hooks of AdamW; calling that could run user hooks twice.
+_adamw_step: Callable[..., Any] = inspect.unwrap(torch.optim.AdamW.step)
+
+
+@dataclass(slots=True)
+class _Track:
+    """What is kept for one parameter besides Adam's own state."""
+
+    anchor: Tensor
+    steps: int = 0
+    square_sum: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+
+class AdamR(torch.optim.AdamW):
+    """Adam that also pulls every parameter towards its anchor, the point that deltas start from.
+
+    With m^ and v^ Adam's bias-corrected moments and v_bar the mean of v^ over all elements of all
+    parameters, in all groups, that have a gradient in this step, a step is (Eq. 3) ::
+
+        w = lr * delta_decay / (sqrt(v_bar) + eps)
+        l2: theta <- theta - lr * m^ / (sqrt(v^) + eps) - w * (theta - anchor)
+        l1: theta <- theta - lr * m^ / (sqrt(v^) + eps) - w * sign(theta - anchor)
+
+    ``delta_decay=0`` is exactly Adam. A parameter without a gradient does not move and does not
+    count in v_bar. A new head has no meaningful anchor: give it a group with ``delta_decay=0``.
+    Two differences from the paper keep the pull from overshooting: l2 clamps w at 1 (back to the
+    anchor, then the Adam step), and l1 stops an entry at the anchor that it would cross. While
+    all gradients are 0, w is lr * delta_decay / eps: as a rule all the way back.
+    What matters is w, not ``delta_decay`` alone; see ``last_pull``. With gradients clipped at
+    norm 1 over N elements sqrt(v_bar) is about 1/sqrt(N): to carry a strength to another model or
+    learning rate, keep ``lr * delta_decay * sqrt(N)``.
+    Memory: the anchor, one copy of the parameters, more than Adam. ``state_dict`` holds only its
+    fingerprint: to resume, build the optimizer with the same anchor.
+
+    Args:
+        params: Real floating-point parameters, ``model.named_parameters()`` or group dicts, which
+            may set ``lr``, ``betas``, ``eps``, ``delta_decay``, ``norm`` and ``anchor``.
+        lr: Learning rate, at least 0; a one-element tensor is allowed.
+        betas: Decay rates of the two moments, each in [0, 1).
+        eps: Added to both denominators, at least 0.
+        delta_decay: The paper's lambda, at least 0. Higher means smaller deltas.
+        norm: ``"l2"`` shrinks the delta, ``"l1"`` favours few large entries.
+        anchor: None is the values that the parameters have now. Else tensors of their shapes, in
+            their order, or by name if the parameters are named (more names are allowed). They are
+            copied, and follow their parameter's device and dtype from the first step.
+
+    Raises:
+        AnchorError: If the anchor lacks a tensor, has one too many, or a shape does not fit.
+        TypeError: If a parameter or an anchor is not real floating-point tensors.
+        ValueError: If an option is out of range, or one that AdamR does not have.
+    """
+
+    # Left to itself, a GradScaler would hand scaled gradients to a fused optimizer.
+    _step_supports_amp_scaling = False
+
+    def __init__(
+        self,
+        params: torch.optim.optimizer.ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        delta_decay: float = 1e-4,
+        norm: Literal["l2", "l1"] = "l2",
+        anchor: Iterable[Tensor] | Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._tracks: dict[Tensor, _Track] = {}
+        self._pulls: list[Tensor | None] = []
+        self._fingerprint: str | None = None
+        self._options: dict[str, Any] = {"delta_decay": delta_decay, "norm": norm}
+        self._anchor_follows = anchor is not None
+        super().__init__(params, lr, betas, eps, weight_decay=0.0)
+        if anchor is not None:
+            if self._tracks:
+                raise ValueError("anchor is given both to AdamR and in a group; give one of them")
+            self._tracks = _resolve(self.param_groups, anchor)
+            self._anchor_follows = False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, with the constructor's options and errors; an error changes nothing."""
+        group = self._options | param_group  # a copy: the caller can use the dict again
+        anchor = group.pop("anchor", None)
+        super().add_param_group(group)
+        try:
+            _check_group(group)
+            if anchor is not None or not self._anchor_follows:
+                self._tracks |= _resolve([group], anchor)
+        except Exception:
+            self.param_groups.pop()
+            raise
+        if group["fused"] is None and group["foreach"] is None:
+            group["fused"] = all(p.device.type in ("cpu", "cuda") for p in group["params"]) or None
+        self._pulls.append(None)
+        self._fingerprint = None
+
+    @property
+    def last_pull(self) -> list[float]:
+        """The w of the last step for each group, before it is clamped at 1; 0 = no pull.
+
+        l2: the fraction of the delta that the step took away. l1: the distance, in the
+        parameter's units. Reading it makes the host wait for the device; a step does not.
+        """
+        return [0.0 if pull is None else float(pull) for pull in self._pulls]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step and return what ``closure``, which computes the gradients, returned.
+
+        Raises:
+            AnchorError: If a parameter object was replaced after construction.
+            RuntimeError: If a gradient is sparse.
+        """
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
+        with torch.no_grad():
+            rows = [(p, group) for group in self.param_groups for p in _with_gradient(group)]
+            self._pulls = [None] * len(self.param_groups)
+            if rows:
+                # Before Adam's step: m^ and v^ do not depend on theta, so this equals Eq. 3.
+                v_bar = self._mean_second_moment(rows)
+                self._pulls = [self._pull(group, v_bar) for group in self.param_groups]
+            _adamw_step(self)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's state, the recursion of v_bar and a fingerprint of the anchor."""
+        packed, own = super().state_dict(), self._anchor_fingerprint()
+        for saved, group in zip(packed["param_groups"], self.param_groups, strict=True):
+            saved[_FINGERPRINT] = own
+            for index, p in zip(saved["params"], group["params"], strict=True):
+                if index in packed["state"]:
+                    # A float: torch would round a tensor to the parameter's dtype on loading.
+                    total = {_SQUARE_SUM: float(self._track(p).square_sum)}
+                    packed["state"][index] = packed["state"][index] | total
+        return packed
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state; equal gradients then give the same bits as without the stop.
+
+        Raises:
+            AnchorError: If it was saved with another anchor, or not by AdamR; nothing is loaded.
+        """
+        own = self._anchor_fingerprint()
+        for saved in state_dict["param_groups"]:
+            if saved.get(_FINGERPRINT) != own:
+                raise AnchorError(
+                    f"the state has {_FINGERPRINT} {saved.get(_FINGERPRINT)!r} (None: not saved by "
+                    f"AdamR), the optimizer {own!r}; build it with the anchor of the saved run"
+                )
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            del group[_FINGERPRINT]
+            for p in group["params"]:
+                track, state = self._track(p), self.state.get(p) or {"step": 0, _SQUARE_SUM: 0.0}
+                track.steps = int(state["step"])
+                track.square_sum = torch.tensor(state.pop(_SQUARE_SUM), dtype=torch.float64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what ``pickle`` and ``deepcopy`` keep; the anchor is part of it."""
+        own = ("_tracks", "_pulls", "_fingerprint", "_options", "_anchor_follows")
+        return super().__getstate__() | {name: getattr(self, name) for name in own}
+
+    def _track(self, p: Tensor) -> _Track:
+        track = self._tracks.get(p)
+        if track is None:
+            raise AnchorError(f"parameter {tuple(p.shape)} is new; build AdamR on the final model")
+        if track.anchor.device != p.device or track.anchor.dtype != p.dtype:
+            track.anchor = track.anchor.to(device=p.device, dtype=p.dtype)
+            self._fingerprint = None
+        return track
+
+    def _mean_second_moment(self, rows: list[tuple[Tensor, dict[str, Any]]]) -> Tensor:
+        """Advance every recursion by one step and return v_bar, float64, shape ()."""
+        # sum(v_t) = b2 sum(v_{t-1}) + (1 - b2) |g_t|^2: no pass over v, no value on the host.
+        squares = _square_sums([p.grad for p, _ in rows if p.grad is not None])
+        tracks = [self._track(p) for p, _ in rows]
+        betas = [float(group["betas"][1]) for _, group in rows]
+        for track in tracks:
+            track.steps += 1
+            track.square_sum = track.square_sum.to(squares[0].device)
+        sums = [track.square_sum for track in tracks]
+        torch._foreach_mul_(sums, betas)
+        torch._foreach_add_(sums, torch._foreach_mul(squares, [1 - beta2 for beta2 in betas]))
+        bias = [1 - beta2**track.steps for beta2, track in zip(betas, tracks, strict=True)]
+        count = max(1, sum(p.numel() for p, _ in rows))
+        return torch.stack(torch._foreach_div(sums, bias)).sum() / count
+
+    def _pull(self, group: dict[str, Any], v_bar: Tensor) -> Tensor | None:
+        params = _with_gradient(group)
+        if not params or group["delta_decay"] == 0:
+            return None
+        pull: Tensor = group["lr"] * group["delta_decay"] / (v_bar.sqrt() + group["eps"])
+        # Weights stay tensors: a number would make the host wait for the backward pass.
+        weight = pull.clamp(max=1.0) if group["norm"] == "l2" else pull
+        cast = {k: weight.reshape(()).to(*k) for k in {(p.device, p.dtype) for p in params}}
+        weights = [cast[p.device, p.dtype] for p in params]
+        anchors = [self._track(p).anchor for p in params]
+        if group["norm"] == "l2":
+            torch._foreach_lerp_(params, anchors, weights)
+        else:
+            for p, anchor, step in zip(params, anchors, weights, strict=True):
+                # Small pieces: on a CPU a large temporary costs more than the arithmetic.
+                both = (t.view(t.shape or (1,)).chunk(1 + t.numel() // 2**18) for t in (p, anchor))
+                for theta, goal in zip(*both, strict=True):
+                    lowest = theta - step  # goal clamped to theta +- step: hit to the bit if near
+                    theta.add_(step).clamp_(max=goal).clamp_(min=lowest)
+        return pull
+
+    def _anchor_fingerprint(self) -> str:
+        tracks = [self._track(p) for group in self.param_groups for p in group["params"]]
+        if self._fingerprint is None:
+            digest = hashlib.blake2b(digest_size=16)
+            for anchor in (track.anchor.cpu() for track in tracks):
+                digest.update(f"{anchor.dtype}{tuple(anchor.shape)};".encode())
+                digest.update(anchor.reshape(-1).view(torch.uint8).numpy().data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+
+def _with_gradient(group: dict[str, Any]) -> list[Tensor]:
+    params = [p for p in group["params"] if p.grad is not None]
+    if any(p.grad.layout is not torch.strided for p in params):
+        raise RuntimeError("AdamR does not support sparse gradients; use sparse=False")
+    return params
+
+
+def _square_sums(grads: list[Tensor]) -> list[Tensor]:
+    """Return the sum of squares of each gradient, float64, shape (), on one device."""
+    wide = torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32
+    if any(not g.is_cpu for g in grads):
+        norms = torch._foreach_norm(grads, 2, dtype=wide)
+        home = "cpu" if norms[0].device.type == "mps" else norms[0].device  # MPS has no float64
+        return list(torch.stack([norm.to(home) for norm in norms]).double().square_().unbind())
+    sums = []
+    for flat in (g.reshape(-1) for g in grads):
+        whole = flat.numel() // _ROW * _ROW
+        rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide)
+        rest = torch.linalg.vector_norm(flat[whole:], dtype=wide)
+        sums.append(rows.double().square_().sum() + rest.double().square_())
+    return sums
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    if not 0 <= group["delta_decay"] < float("inf"):
+        raise ValueError(f"delta_decay must be finite and at least 0, got {group['delta_decay']}")
+    if group["norm"] not in ("l2", "l1"):
+        raise ValueError(f"norm must be 'l2' or 'l1', got {group['norm']!r}")
+    for option in ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable"):
+        if group[option]:
+            raise ValueError(f"AdamR has no {option}, got {group[option]!r}; leave it out")
+    for p in group["params"]:
+        if not p.is_floating_point():
+            raise TypeError(f"parameters must be real floating-point numbers, got {p.dtype}")
+    if len(set(group["params"])) < len(group["params"]):
+        raise ValueError("a parameter is twice in a group; list it once")
+
+
+def _resolve(
+    groups: list[dict[str, Any]], given: Iterable[Tensor] | Mapping[str, Tensor] | None
+) -> dict[Tensor, _Track]:
+    """Pair every parameter of the groups with a copy of its anchor."""
+    params = [p for group in groups for p in group["params"]]
+    names = [name for group in groups for name in group.get("param_names", ())]
+    if isinstance(given, Mapping):
+        if not names:
+            raise AnchorError("an anchor by name needs named parameters: model.named_parameters()")
+        for name in names:
+            if name not in given:
+                raise AnchorError(f"the anchor lacks {name!r}{nearest(name, given)}")
+        given = [given[name] for name in names]
+    if isinstance(given, Tensor) or not isinstance(given, Iterable | None):
+        raise TypeError(f"anchor must be tensors or a mapping, got {type(given).__name__}")
+    anchors = params if given is None else list(given)
+    if len(anchors) != len(params):
+        raise AnchorError(f"the anchor has {len(anchors)} tensors for {len(params)} parameters")
+    for name, p, anchor in zip(names or range(len(params)), params, anchors, strict=True):
+        if not isinstance(anchor, Tensor) or not anchor.is_floating_point():
+            raise TypeError(f"the anchor of parameter {name!r} must be a floating-point tensor")
+        if anchor.shape != p.shape:
+            raise AnchorError(f"anchor {name!r} has shape {[*anchor.shape]}, not {[*p.shape]}")
+    return {p: _Track(a.detach().clone()) for p, a in zip(params, anchors, strict=True)}

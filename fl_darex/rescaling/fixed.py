@@ -1,0 +1,33 @@
+"""A fixed rescaling factor 1/q."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fl_darex.masks import ONE
+from fl_darex.survivors import Survivors
+
+
+def rescale(survivors: Survivors, q: float | str) -> Survivors:
+    """Return the same survivors, to be divided by another q.
+
+    ``q = "dare"`` is the exact keep rate, which makes the rescaled delta unbiased; a larger q
+    trades bias for less noise (DAREx-q, "DARE the Extreme", Sec. 4.1); ``q = 1`` only drops.
+
+    Raises:
+        ValueError: If ``q`` is neither ``"dare"`` nor a number in (0, 1].
+    """
+    return replace(survivors, q=resolve_q(q, survivors.mask.kept))
+
+
+def resolve_q(q: float | str, kept: int) -> float:
+    """Return q as a number: ``"dare"`` is ``kept / 2**32``, a number in (0, 1] is itself.
+
+    Raises:
+        ValueError: If ``q`` is neither.
+    """
+    if q == "dare":
+        return kept / ONE
+    if isinstance(q, str | bool) or not 0.0 < q <= 1.0:
+        raise ValueError(f"q must be 'dare' (q = 1-p) or a number in (0, 1], got {q!r}")
+    return float(q)

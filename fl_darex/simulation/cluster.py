@@ -1,0 +1,83 @@
+"""Ray: start it or join it, and see how many workers fit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+
+import ray
+
+from fl_darex.errors import ConfigError, EngineError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one simulated client may use.
+
+    Attributes:
+        num_cpus: Cores per client, may be a fraction.
+        num_gpus: GPUs per client, may be a fraction; Ray does not cap memory by it.
+        actors: Worker processes at most; 0 = as many as fit.
+        ray_address: An existing Ray cluster; empty = use the one of this process or start one.
+    """
+
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    actors: int = 0
+    ray_address: str = ""
+
+
+def connect(resources: Resources) -> bool:
+    """Connect to Ray and return whether this call did it, so that the caller disconnects.
+
+    Raises:
+        EngineError: If Ray cannot be started or the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        return False
+    # Workers inherit the environment but not this process's sys.path.
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            ray.init(
+                address=resources.ray_address or None,
+                include_dashboard=None if resources.ray_address else False,
+                runtime_env={"env_vars": {"PYTHONPATH": path}},
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except Exception as error:
+        where = resources.ray_address or "a local Ray"
+        raise EngineError(f"cannot connect to {where}: {error}") from error
+    return True
+
+
+def capacity(resources: Resources) -> int:
+    """Return how many workers of this size the cluster can hold at once, node by node.
+
+    Raises:
+        ConfigError: If not even one fits.
+    """
+    total, cpus, gpus = 0, 0.0, 0.0
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        free = node["Resources"] if node["Alive"] else {}
+        node_cpus, node_gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
+        fits = int(node_cpus / resources.num_cpus + 1e-9)
+        if resources.num_gpus:
+            fits = min(fits, int(node_gpus / resources.num_gpus + 1e-9))
+        total, cpus, gpus = total + fits, max(cpus, node_cpus), max(gpus, node_gpus)
+    if total == 0 and resources.num_gpus > gpus:
+        raise ConfigError(
+            f"resources.num-gpus = {resources.num_gpus:g}, but the largest node has "
+            f"{gpus:g} GPUs; allowed here: 0 to {gpus:g}"
+        )
+    if total == 0:
+        raise ConfigError(
+            f"resources.num-cpus = {resources.num_cpus:g}, but the largest node has "
+            f"{cpus:g} cores; allowed here: up to {cpus:g}"
+        )
+    return min(total, resources.actors) if resources.actors else total

@@ -1,0 +1,121 @@
+"""What is learned: a model, its data in partitions, and how a result is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fl_darex.errors import ConfigError
+
+from .metrics import Metric
+from .partitions import Partitions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+Example = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, and the names of its tensors that the checkpoint did not have (sorted)."""
+
+    model: PreTrainedModel
+    fresh: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A learning task as the training loop and the server see it.
+
+    Equal configurations give equal tasks in every process: the same weights bit by bit, the
+    same partitions, the same evaluation examples.
+
+    Attributes:
+        metric_name: The key of the main result in what ``score`` returns; higher is better.
+        train: All training examples, those of every client.
+        evaluation: Examples that no client trains on.
+        partitions: Which training example belongs to which client.
+        collate: Turns examples into a batch of model inputs, ``labels`` among them, so that
+            ``model(**collate(examples))`` has ``.loss`` and ``.logits``.
+        build: Loads the model anew.
+        metric: Computes the results from logits and labels.
+    """
+
+    metric_name: str
+    train: Dataset
+    evaluation: Dataset
+    partitions: Partitions
+    collate: Callable[[list[Example]], dict[str, Tensor]]
+    build: Callable[[], LoadedModel]
+    metric: Metric
+
+    def load_model(self) -> PreTrainedModel:
+        """Return the model in float32 on the CPU, with the same weights at each call.
+
+        Tensors that the checkpoint lacks are drawn from the run's seed; the global random
+        generator is neither used nor moved.
+
+        Raises:
+            ConfigError: If the weights cannot be loaded.
+        """
+        return self.build().model
+
+    @cached_property
+    def fresh(self) -> tuple[str, ...]:
+        """Names of the state's tensors that the base checkpoint lacks, sorted."""
+        return self.build().fresh
+
+    def partition(self, index: int) -> Dataset:
+        """Return the training examples of client ``index``; never empty.
+
+        Raises:
+            ConfigError: If ``index`` is not in ``0 .. federation.clients - 1``.
+        """
+        return self.train.select(self.partitions.indices(index))
+
+    def evaluation_partition(self, index: int) -> Dataset:
+        """Return the contiguous share of ``evaluation`` that client ``index`` evaluates.
+
+        Sizes differ by one example at most, and the shares of all clients are the whole.
+
+        Raises:
+            ConfigError: If there is no such client, or fewer examples than clients.
+        """
+        clients = self.partitions.clients
+        self.partitions.check(index)
+        check_evaluation_shares(len(self.evaluation), clients)
+        bounds = [len(self.evaluation) * i // clients for i in (index, index + 1)]
+        return self.evaluation.select(range(*bounds))
+
+    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Return ``{metric_name: value}``, with its components where it is a mean of several.
+
+        Args:
+            logits: Shape ``(examples, classes)``, or ``(examples, 1)`` for a regression.
+            labels: Shape ``(examples,)``.
+
+        Raises:
+            ValueError: If there is no example.
+        """
+        return self.metric(np.asarray(logits), np.asarray(labels))
+
+
+def check_evaluation_shares(examples: int, clients: int) -> None:
+    """Refuse to share out fewer evaluation examples than there are clients.
+
+    Raises:
+        ConfigError: If ``examples < clients``.
+    """
+    if examples < clients:
+        raise ConfigError(
+            f"federation.evaluate = 'clients' needs at least one evaluation example per client; "
+            f"there are {examples} for federation.clients = {clients}; use 'server', fewer "
+            "clients or more evaluation examples"
+        )

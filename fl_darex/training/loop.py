@@ -1,0 +1,150 @@
+"""The local training loop: one page, read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from fl_darex.config import TrainConfig
+from fl_darex.optim import AdamR
+from fl_darex.seeds import derive
+from fl_darex.training.session import Session
+
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a client reports beside its tensors.
+
+    Attributes:
+        examples: Examples that the client has; its weight in the average.
+        loss: Mean training loss over the steps.
+        pull: AdamR's largest decay weight eta*lambda/sqrt(v-bar) in the last step; 0 for AdamW.
+    """
+
+    examples: int
+    loss: float
+    pull: float
+
+
+def train(session: Session, partition: int, round_: int) -> TrainResult:
+    """Train the session's model in place on one client's examples for one round.
+
+    All randomness comes from (run seed, round, partition), so the result does not depend on
+    what this process did before. ``train.threads`` is set here: torch's sums depend on it.
+    """
+    config, seed = session.config.train, session.config.federation.seed
+    examples = session.examples(partition)
+    steps = steps_per_round(config, len(examples))
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(derive(seed, "dropout", round_, partition))
+    session.model.train()
+    optimizer = make_optimizer(session)
+    schedule = LambdaLR(
+        optimizer,
+        LearningRate(config, first=(round_ - 1) * steps, total=session_steps(session, steps)),
+    )
+    scaler = torch.amp.GradScaler(session.device.type, enabled=config.precision == "fp16")
+    batches = shuffled(examples, config.batch_size, derive(seed, "batches", round_, partition))
+    loss = 0.0
+    for _ in range(steps):
+        for _ in range(config.grad_accumulation):
+            loss += _backward(session, next(batches), scaler) / steps
+        scaler.unscale_(optimizer)
+        if config.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(session.model.parameters(), config.max_grad_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+    pull = max(optimizer.last_pull, default=0.0) if isinstance(optimizer, AdamR) else 0.0
+    return TrainResult(len(examples), loss, pull)
+
+
+def _backward(session: Session, batch: list[dict[str, Any]], scaler: torch.amp.GradScaler) -> float:
+    config = session.config.train
+    inputs = {k: v.to(session.device) for k, v in session.task.collate(batch).items()}
+    autocast = torch.autocast(
+        session.device.type, AUTOCAST[config.precision], enabled=config.precision != "fp32"
+    )
+    with autocast:
+        loss = session.model(**inputs).loss / config.grad_accumulation
+    scaler.scale(loss).backward()
+    return float(loss.detach())
+
+
+def make_optimizer(session: Session) -> torch.optim.Optimizer:
+    """Return a fresh optimizer for the model's trained parameters.
+
+    AdamR does not pull what is sent whole: a fresh head has no base worth staying near.
+    """
+    config = session.config.train
+    named = {k: v for k, v in session.tensors.items() if v.requires_grad}
+    if config.optimizer == "adamw":
+        decay = config.weight_decay
+        return torch.optim.AdamW(named.values(), config.lr, weight_decay=decay, fused=True)
+    whole = [(name, named.pop(name)) for name in session.dense if name in named]
+    groups = [{"params": list(named.items()), "delta_decay": config.delta_decay}]
+    if whole:
+        groups.append({"params": whole, "delta_decay": 0.0})
+    anchor = session.pretrained if config.anchor == "pretrained" else None
+    return AdamR(groups, lr=config.lr, norm=config.norm, anchor=anchor)
+
+
+def steps_per_round(config: TrainConfig, examples: int) -> int:
+    """Return the optimizer steps of one client in one round."""
+    if config.local_steps:
+        return config.local_steps
+    return config.local_epochs * math.ceil(
+        examples / (config.batch_size * config.grad_accumulation)
+    )
+
+
+def session_steps(session: Session, per_round: int) -> int:
+    """Return the steps that a client would take if it took part in every round."""
+    return per_round * session.config.federation.rounds
+
+
+class LearningRate:
+    """The learning rate's factor at each local step, over all rounds of the run.
+
+    Args:
+        config: Schedule and warm-up.
+        first: Steps before this round.
+        total: Steps of the whole run; warm-up takes ``train.warmup`` of them.
+    """
+
+    def __init__(self, config: TrainConfig, first: int, total: int) -> None:
+        self.config = config
+        self.first = first
+        self.total = total
+        self.warm = math.ceil(config.warmup * total)
+
+    def __call__(self, step: int) -> float:
+        """Return the factor, in (0, 1] until the last step."""
+        now = self.first + step
+        if now < self.warm:
+            return (now + 1) / (self.warm + 1)
+        done = min(1.0, (now - self.warm) / max(1, self.total - self.warm))
+        if self.config.schedule == "linear":
+            return 1.0 - done
+        if self.config.schedule == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        return 1.0
+
+
+def shuffled(
+    examples: Sequence[dict[str, Any]], size: int, seed: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield batches for ever, in a new order each pass; the last batch of a pass may be small."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(len(examples), generator=generator).tolist()
+        for start in range(0, len(order), size):
+            yield [examples[index] for index in order[start : start + size]]

@@ -1,0 +1,67 @@
+"""What a process keeps between messages: the task's data and one model."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fl_darex.config import RunConfig
+from fl_darex.tasks import Task, load_task
+from fl_darex.training.state import exchanged
+
+Examples = list[dict[str, Any]]
+
+
+class Session:
+    """A task, one instance of its model, and the examples of clients as lists.
+
+    Args:
+        config: The run's configuration.
+
+    Attributes:
+        task: The task, data loaded.
+        model: One model, on the device; its weights are whatever was written last.
+        tensors: The model's exchanged tensors, by name.
+        pretrained: Copies of their first values: the anchor of ``train.anchor = pretrained``.
+        dense: Names of exchanged tensors that the base checkpoint lacks.
+        device: Where the model is.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.task: Task = load_task(config)
+        self.device = _device(config)
+        self.model = self.task.load_model()
+        self.model.to(self.device)  # type: ignore[arg-type]  # a decorator hides the types
+        self.tensors = exchanged(self.model)
+        self.pretrained = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+        self.dense = tuple(name for name in self.task.fresh if name in self.tensors)
+        # Decoding a dataset's rows costs more than a small model's step: keep them as lists.
+        self.examples = lru_cache(maxsize=64)(self._examples)
+        self.evaluation_examples = lru_cache(maxsize=64)(self._evaluation_examples)
+
+    def save_model(self, folder: Path) -> None:
+        """Write the model, as it is now, so that ``from_pretrained`` loads it."""
+        self.model.save_pretrained(folder)
+
+    def _examples(self, partition: int) -> Examples:
+        return list(self.task.partition(partition))
+
+    def _evaluation_examples(self, partition: int | None = None) -> Examples:
+        if partition is None:
+            return list(self.task.evaluation)
+        return list(self.task.evaluation_partition(partition))
+
+
+@lru_cache(maxsize=1)
+def session(config: RunConfig) -> Session:
+    """Return this process's session for a configuration; the last one is kept."""
+    return Session(config)
+
+
+def _device(config: RunConfig) -> torch.device:
+    wanted = config.resources.num_gpus > 0 and torch.cuda.is_available()
+    return torch.device("cuda" if wanted else "cpu")

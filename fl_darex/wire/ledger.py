@@ -1,0 +1,217 @@
+"""The byte ledger: what each message weighs on the wire, beside its dense counterpart.
+
+Messages are counted where they cross the Grid, so the numbers are the same in simulation and in
+a deployment, and nothing on a client has to be trusted.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from fl_darex.wire.records import packet_of
+from fl_darex.wire.sizes import RecordInfo, describe, describe_dense, message_bytes
+from fl_darex.wire.terms import CONFIG_KEY
+
+HANDSHAKE = "handshake"
+ROUND_KEY = "server-round"
+
+
+@dataclass
+class Entry:
+    """The bytes of one exchange with one client.
+
+    Attributes:
+        round: The federated round; 0 before the first.
+        client: The client's partition, or its node id where no handshake told the partition.
+        kind: ``train``, ``evaluate``, ``query`` or ``handshake``.
+        down_bytes: Server to client, as a deployment would serialise the message.
+        up_bytes: Client to server; 0 while there is no reply.
+        dense_down_bytes: The same message without the terms of fl-darex in it.
+        dense_up_bytes: The same reply with every tensor in full, in its own dtype.
+        failed: Whether the reply is an error or never came.
+    """
+
+    round: int
+    client: int
+    kind: str
+    down_bytes: int
+    up_bytes: int = 0
+    dense_down_bytes: int = 0
+    dense_up_bytes: int = 0
+    failed: bool = True
+
+
+@dataclass
+class Ledger:
+    """All exchanges of a run, in the order in which they were started."""
+
+    entries: list[Entry] = field(default_factory=list)
+    partition_of: dict[int, int] = field(default_factory=dict)
+
+    def name_clients(self) -> None:
+        """Put partitions in place of the node ids of exchanges before the handshake was over."""
+        for entry in self.entries:
+            if entry.kind == HANDSHAKE:
+                entry.client = self.partition_of.get(entry.client, entry.client)
+
+    def of_round(self, round_: int) -> list[Entry]:
+        """Return the exchanges of one round (0: before the first)."""
+        return [entry for entry in self.entries if entry.round == round_]
+
+
+class LedgerGrid(Grid):
+    """A Grid that counts every message and passes it on.
+
+    Args:
+        grid: Any Flower Grid.
+        ledger: Where the entries go.
+        on_reply: Called with the entry of each reply as it arrives.
+    """
+
+    def __init__(
+        self, grid: Grid, ledger: Ledger, on_reply: Callable[[Entry], None] | None = None
+    ) -> None:
+        self._grid = grid
+        self._ledger = ledger
+        self._on_reply = on_reply
+        self._open: dict[str, tuple[Entry, list[RecordInfo]]] = {}
+        # The model of a round is one ArrayRecord in many messages: describe it once.
+        self._described: dict[int, tuple[ArrayRecord, RecordInfo, RecordInfo]] = {}
+
+    def set_run(self, run: Run) -> None:
+        """See `Grid.set_run`."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """See `Grid.run`."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See `Grid.create_message`."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See `Grid.get_node_ids`."""
+        return self._grid.get_node_ids()
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """See `Grid.get_nodes`."""
+        return self._grid.get_nodes()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Count and push messages."""
+        listed = list(messages)
+        ids = list(self._grid.push_messages(listed))
+        for message in listed:
+            entry, dense = self._sent(message)
+            self._ledger.entries.append(entry)
+            self._open[message.metadata.message_id] = (entry, dense)
+        self._described.clear()
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull and count replies."""
+        replies = list(self._grid.pull_messages(message_ids))
+        for reply in replies:
+            self._received(reply)
+        return replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push messages and wait for their replies, at most ``timeout`` seconds."""
+        waiting = set(self.push_messages(messages))
+        del messages
+        end = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and (end is None or time.monotonic() < end):
+            arrived = list(self.pull_messages(waiting))
+            replies.extend(arrived)
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            if waiting and not arrived:
+                time.sleep(getattr(self._grid, "pull_interval", 3.0))
+        self._open.clear()
+        return replies
+
+    def _sent(self, message: Message) -> tuple[Entry, list[RecordInfo]]:
+        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        actual, dense = self._describe(message.content)
+        entry = Entry(
+            round=_round_of(message.content),
+            client=self._ledger.partition_of.get(node, node),
+            kind=HANDSHAKE if kind.endswith("." + HANDSHAKE) else kind,
+            down_bytes=message_bytes(message, actual),
+            dense_down_bytes=message_bytes(_without_terms(message), actual),
+        )
+        return entry, dense
+
+    def _received(self, reply: Message) -> None:
+        known = self._open.pop(reply.metadata.reply_to_message_id, None)
+        if known is None:
+            return
+        entry, sent_dense = known
+        entry.failed = reply.has_error()
+        entry.up_bytes = entry.dense_up_bytes = message_bytes(reply)
+        if reply.has_content():
+            records = list(reply.content.array_records.values())
+            if any(packet_of(record) is not None for record in records):
+                entry.dense_up_bytes = message_bytes(reply, sent_dense)
+        if self._on_reply is not None:
+            self._on_reply(entry)
+
+    def _describe(self, content: RecordDict) -> tuple[list[RecordInfo], list[RecordInfo]]:
+        actual, dense = [], []
+        for record in content.array_records.values():
+            if id(record) not in self._described:
+                self._described[id(record)] = (record, describe(record), _dense_info(record))
+            _, info, distinct = self._described[id(record)]
+            actual.append(info)
+            dense.append(distinct)
+        return actual, dense
+
+
+def _dense_info(record: ArrayRecord) -> RecordInfo:
+    """Describe a record of the same arrays with values that all differ, as after training."""
+    return describe_dense(
+        (name, array.dtype, tuple(array.shape), _data_bytes(array.dtype, array.shape))
+        for name, array in record.items()
+    )
+
+
+def _data_bytes(dtype: str, shape: Iterable[int]) -> int:
+    return int(np.prod(tuple(shape), dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def _round_of(content: RecordDict) -> int:
+    for config in content.config_records.values():
+        if isinstance(value := config.get(ROUND_KEY), int):
+            return value
+    return 0
+
+
+def _without_terms(message: Message) -> Message:
+    content = RecordDict()
+    for name, record in message.content.items():
+        if isinstance(record, ConfigRecord) and CONFIG_KEY in record:
+            record = ConfigRecord({k: v for k, v in record.items() if k != CONFIG_KEY})
+        content[name] = record
+    plain = copy.copy(message)
+    plain.__dict__["_content"] = content
+    return plain

@@ -1,0 +1,48 @@
+"""Packets and tensors as Flower records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+from numpy.typing import NDArray
+
+from fl_darex.errors import PacketError
+
+PACKET_STYPE = "darex.v1"
+"""Serialisation type of the one Array that carries a packet; plain Flower refuses to open it."""
+
+PACKET_NAME = "darex"
+
+
+def packet_record(packet: bytes) -> ArrayRecord:
+    """Return an ArrayRecord with one Array that holds a packet."""
+    array = Array(dtype="uint8", shape=(len(packet),), stype=PACKET_STYPE, data=packet)
+    return ArrayRecord({PACKET_NAME: array})
+
+
+def packet_of(record: ArrayRecord) -> bytes | None:
+    """Return the packet that a record carries; None if it holds ordinary arrays."""
+    if len(record) != 1:
+        return None
+    array = next(iter(record.values()))
+    return array.data if array.stype == PACKET_STYPE else None
+
+
+def to_arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Return the NumPy arrays of a record by name.
+
+    Raises:
+        PacketError: If an array cannot be read.
+    """
+    try:
+        return {name: array.numpy() for name, array in record.items()}
+    except (TypeError, ValueError, EOFError, OSError) as error:
+        raise PacketError(f"an array of the reply cannot be read: {error}") from None
+
+
+def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Return an ArrayRecord of NumPy arrays, in the mapping's order."""
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})

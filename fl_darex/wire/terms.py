@@ -1,0 +1,97 @@
+"""The terms of a round: what the server tells a client about the reply it expects.
+
+They ride in the message's own ConfigRecord as one JSON text, so clients need no settings and
+records that other Flower mods expect are left alone. The server keeps its own copy and only
+compares what a packet claims with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import MutableMapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fl_darex.errors import PacketError
+from fl_darex.masks import ONE
+from fl_darex.survivors import SeededMask
+from fl_darex.wire.values import CODINGS
+
+CONFIG_KEY = "darex"
+"""Key of the terms in a message's ConfigRecord."""
+
+WIRE_VERSION = 1
+SHARED = -1
+"""The mask slot that stands for all clients of a round."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What one client's reply in one round must look like.
+
+    Attributes:
+        method: A row of `fl_darex.compressors.COMPRESSORS`.
+        kept: Keep threshold in units of 2**-32.
+        q: The number by which the server divides survivors.
+        values: A row of `fl_darex.wire.values.CODINGS`.
+        seed: The run's seed.
+        round: The federated round, from 1.
+        slot: The client's partition, unique among the clients of the run.
+        shared: Whether all clients of the round use one mask.
+        dense: Names of tensors whose whole delta is sent.
+        version: Wire version; a client refuses one that it does not know.
+    """
+
+    method: str
+    kept: int
+    q: float
+    values: str
+    seed: int
+    round: int
+    slot: int
+    shared: bool = False
+    dense: tuple[str, ...] = ()
+    version: int = WIRE_VERSION
+
+    @property
+    def mask(self) -> SeededMask:
+        """The mask of this client in this round."""
+        return SeededMask(self.seed, self.round, SHARED if self.shared else self.slot, self.kept)
+
+    def attach(self, config: MutableMapping[str, Any]) -> None:
+        """Write the terms into a message's configuration."""
+        config[CONFIG_KEY] = json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def detach(cls, config: MutableMapping[str, Any]) -> Terms | None:
+        """Take the terms out of a message's configuration; None where there are none.
+
+        Raises:
+            PacketError: If they are not terms that this version understands.
+        """
+        text = config.pop(CONFIG_KEY, None)
+        if text is None:
+            return None
+        try:
+            fields = json.loads(text)
+            fields["dense"] = tuple(fields["dense"])
+            version = fields["version"]
+            if version != WIRE_VERSION:
+                raise PacketError(
+                    f"the server speaks wire version {version}, this client {WIRE_VERSION}; "
+                    "install the same fl-darex version on both"
+                )
+            terms = cls(**fields)
+        except (TypeError, KeyError, json.JSONDecodeError) as error:
+            raise PacketError(f"the server's terms are not readable: {error}") from None
+        _check(terms)
+        return terms
+
+
+def _check(terms: Terms) -> None:
+    if terms.values not in CODINGS:
+        raise PacketError(f"unknown value coding {terms.values!r}; known: {sorted(CODINGS)}")
+    if not 0 < terms.kept <= ONE:
+        raise PacketError(f"the keep threshold must be in [1, 2**32], got {terms.kept}")
+    if not 0.0 < terms.q <= 1.0:
+        raise PacketError(f"q must be in (0, 1], got {terms.q}")

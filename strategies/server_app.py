@@ -1,0 +1,212 @@
+"""The ServerApp of this repository: a configuration becomes rounds."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+
+from fl_darex.config import RunConfig, make_config
+from fl_darex.observers import Observer, RoundReport, RunStart
+from fl_darex.run_folder import RunFolder
+from fl_darex.training.evaluation import evaluate
+from fl_darex.training.session import Session
+from fl_darex.training.session import session as session_for
+from fl_darex.training.settings import settings_record
+from fl_darex.training.state import to_numpy, write
+from fl_darex.wire.ledger import Entry
+from fl_darex.wire.records import to_arrays, to_record
+
+from .darex_strategy import DarexStrategy
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run what ``flwr run`` configured, into ``runs/<run id>``."""
+    serve(grid, make_config(context.run_config), [RunFolder(Path("runs") / str(context.run_id))])
+
+
+def make_app(config: RunConfig, observers: Sequence[Observer]) -> ServerApp:
+    """Return a ServerApp that runs one configuration and reports to observers."""
+    made = ServerApp()
+
+    @made.main()
+    def run(grid: Grid, context: Context) -> None:
+        serve(grid, config, observers)
+
+    return made
+
+
+def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
+    """Run all rounds of a configuration on a grid.
+
+    Raises:
+        ConfigError: If the task's model or data cannot be used.
+    """
+    server = _Server(session_for(config), observers)
+    strategy = DarexStrategy(
+        server.flower_strategy(),
+        config.compress.p,
+        q=config.compress.q,
+        values=config.compress.values,
+        mask=config.compress.mask,
+        method=config.compress.method,
+        seed=config.federation.seed,
+        dense=server.session.dense,
+        on_reply=server.replied,
+    )
+    server.strategy = strategy
+    strategy.start(
+        grid,
+        to_record(to_numpy(server.session.tensors)),
+        num_rounds=config.federation.rounds,
+        timeout=config.federation.timeout,
+        train_config=settings_record(config),
+        evaluate_config=settings_record(config),
+        evaluate_fn=server.round_closed,
+    )
+
+
+class _Server:
+    """Evaluates after each round and tells the observers."""
+
+    strategy: DarexStrategy
+
+    def __init__(self, session: Session, observers: Sequence[Observer]) -> None:
+        self.session = session
+        self.config = session.config
+        self.observers = observers
+        self._train: MetricRecord = MetricRecord()
+        self._scores: dict[str, float] = {}
+        self._clock = time.monotonic()
+
+    def flower_strategy(self) -> FedAvg:
+        """Return the Flower strategy that takes the server's step."""
+        federation, server = self.config.federation, self.config.server
+        options: dict[str, Any] = {
+            "fraction_train": federation.sample_size / federation.clients,
+            "min_train_nodes": federation.sample_size,
+            "min_evaluate_nodes": federation.clients,
+            "min_available_nodes": federation.clients,
+            "train_metrics_aggr_fn": self._train_metrics,
+            "evaluate_metrics_aggr_fn": self._client_scores,
+        }
+        if server.strategy == "fedavgm":
+            options |= {"server_learning_rate": server.lr, "server_momentum": server.momentum}
+            strategy: FedAvg = FedAvgM(**options)
+        elif server.strategy == "fedadam":
+            options |= {"eta": server.lr, "beta_1": server.beta_1, "beta_2": server.beta_2}
+            strategy = FedAdam(tau=server.tau, **options)
+        else:
+            strategy = FedAvg(**options)
+        if federation.evaluate != "clients":
+            # Set here, not above: Flower's constructor warns of what is meant.
+            strategy.fraction_evaluate = 0.0
+        return strategy
+
+    def replied(self, entry: Entry) -> None:
+        """Pass a reply on to the observers."""
+        for observer in self.observers:
+            observer.replied(entry)
+
+    def round_closed(self, round_: int, arrays: ArrayRecord) -> MetricRecord | None:
+        """Evaluate and report; round 0 is the model before the first round."""
+        write(_cast(arrays, self.session), self.session.tensors)
+        scores = self._evaluate(round_)
+        metric = scores.get(self.session.task.metric_name)
+        if round_ == 0:
+            parameters = sum(tensor.numel() for tensor in self.session.tensors.values())
+            start = RunStart(
+                config=self.config,
+                metric_name=self.session.task.metric_name,
+                initial_metric=metric,
+                parameters=parameters,
+            )
+            for observer in self.observers:
+                observer.started(start)
+        else:
+            report = self._report(round_, metric, scores.get("loss"))
+            entries = self.strategy.ledger.of_round(round_)
+            for observer in self.observers:
+                observer.round_closed(report, entries, self.session.save_model)
+        self._clock = time.monotonic()
+        self._train, self._scores = MetricRecord(), {}
+        return MetricRecord({**scores}) if scores else None
+
+    def _evaluate(self, round_: int) -> dict[str, float]:
+        federation = self.config.federation
+        if federation.evaluate != "server":
+            return self._scores
+        if round_ % federation.evaluate_every and round_ != federation.rounds:
+            return {}
+        # Clients wait now, so the server may use every core.
+        threads = os.cpu_count() or 1
+        return evaluate(self.session, self.session.evaluation_examples(), threads)
+
+    def _report(self, round_: int, metric: float | None, loss: float | None) -> RoundReport:
+        entries = self.strategy.ledger.of_round(round_)
+        trained = [entry for entry in entries if entry.kind == "train"]
+        pruned = self.config.compress.method != "dense"
+        adamr = self.config.train.optimizer == "adamr"
+        return RoundReport(
+            round=round_,
+            metric=metric,
+            loss=loss,
+            train_loss=_number(self._train.get("loss")),
+            clients=len(trained),
+            failures=len(trained) - self.strategy.counted,
+            up_bytes=sum(entry.up_bytes for entry in entries),
+            down_bytes=sum(entry.down_bytes for entry in entries),
+            dense_up_bytes=sum(entry.dense_up_bytes for entry in entries),
+            dense_down_bytes=sum(entry.dense_down_bytes for entry in entries),
+            q=self.strategy.q if pruned else None,
+            pull=_number(self._train.get("pull")) if adamr else None,
+            seconds=time.monotonic() - self._clock,
+        )
+
+    def _train_metrics(self, contents: list[RecordDict], key: str) -> MetricRecord:
+        self._train = _mean_metrics(contents, key)
+        if self._train:
+            rows = [r for content in contents for r in content.metric_records.values()]
+            self._train["pull"] = max(_numbers(row).get("pull", 0.0) for row in rows)
+        return self._train
+
+    def _client_scores(self, contents: list[RecordDict], key: str) -> MetricRecord:
+        metrics = _mean_metrics(contents, key)
+        self._scores = _numbers(metrics)
+        return metrics
+
+
+def _mean_metrics(contents: list[RecordDict], key: str) -> MetricRecord:
+    """Return the weighted mean of each metric that all replies have."""
+    rows = [_numbers(next(iter(content.metric_records.values()))) for content in contents]
+    weights = [row.pop(key) for row in rows]
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    return MetricRecord(
+        {name: float(np.average([row[name] for row in rows], weights=weights)) for name in names}
+    )
+
+
+def _numbers(metrics: MetricRecord) -> dict[str, float]:
+    return {name: float(v) for name, v in metrics.items() if isinstance(v, int | float)}
+
+
+def _cast(arrays: ArrayRecord, session: Session) -> dict[str, Any]:
+    """Return arrays in the model's own types; Flower's averages may be wider."""
+    return {
+        name: array.astype(str(session.tensors[name].dtype).removeprefix("torch."), copy=False)
+        for name, array in to_arrays(arrays).items()
+    }
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
