@@ -318,6 +318,11 @@ def test_a_subset_of_a_local_folder_is_a_folder_and_chooses_the_metric_of_glue(m
     assert task.metric_name == "matthews"
 
 
+def test_files_that_lie_in_the_folder_itself_may_have_the_name_of_a_subset(model, data):
+    task = load(model, data, task__subset="cola")
+    assert (task.metric_name, len(task.train)) == ("matthews", 40)
+
+
 def test_a_dataset_of_the_hub_goes_through_the_same_checks(model, monkeypatch):
     rows = sentences(10)
     hidden = [{**row, "label": -1} for row in rows]
@@ -426,10 +431,10 @@ def test_weights_that_are_missing_broken_or_of_another_model_are_refused(model, 
 
 def test_a_dataset_without_training_or_evaluation_examples_is_refused(model, data, tmp_path):
     refused("no training data; found no file named train", model, tmp_path)
+    refused("task.subset = 'x': no such folder in", model, tmp_path, task__subset="x")
     (data / "validation.jsonl").unlink()
     refused("has no examples to evaluate on; set task.holdout", model, data)
     refused("task.holdout = 40 leaves nothing.*0 to 39", model, data, task__holdout=40)
-    refused("task.subset = 'x': no such folder in", model, data, task__subset="x")
     (data / "train.jsonl").rename(data / "test.jsonl")
     refused("no training data; found test", model, data)
 

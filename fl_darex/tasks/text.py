@@ -52,6 +52,7 @@ def load_text_task(config: RunConfig) -> Task:
             build_encoder, task.model, data.label_names, derive(federation.seed, "head")
         ),
         metric=METRICS[metric],
+        processor=tokenizer,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -22,7 +24,7 @@ def evaluate(session: Session, examples: Examples, threads: int) -> dict[str, fl
     torch.set_num_threads(threads)
     session.model.train(False)
     # Texts of like length in one batch need little padding; metrics do not see the order.
-    ordered = sorted(examples, key=lambda example: len(example.get("input_ids", ())))
+    ordered = sorted(examples, key=_text_length)
     logits, labels, loss = [], [], 0.0
     autocast = torch.autocast(
         session.device.type, AUTOCAST[config.precision], enabled=config.precision != "fp32"
@@ -37,3 +39,7 @@ def evaluate(session: Session, examples: Examples, threads: int) -> dict[str, fl
         labels.append(inputs["labels"].cpu().numpy())
     scores = session.task.score(np.concatenate(logits), np.concatenate(labels))
     return {"loss": loss / len(ordered), **scores}
+
+
+def _text_length(example: dict[str, Any]) -> int:
+    return sum(len(value) for value in example.values() if isinstance(value, str))

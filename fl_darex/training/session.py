@@ -46,6 +46,8 @@ class Session:
     def save_model(self, folder: Path) -> None:
         """Write the model, as it is now, so that ``from_pretrained`` loads it."""
         self.model.save_pretrained(folder)
+        if self.task.processor is not None:
+            self.task.processor.save_pretrained(folder)
 
     def _examples(self, partition: int) -> Examples:
         return list(self.task.partition(partition))

@@ -1,0 +1,102 @@
+"""Accuracy and bytes on digits: dense, DARE and DAREx, over seeds, with paired intervals.
+
+    python benchmarks/digits.py                # runs everything, writes benchmarks/results/
+    python benchmarks/digits.py --table        # prints the table of the committed results
+
+Each run is one ``fl-darex run configs/quickstart.toml ...``; nothing else enters the table.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "digits.json"
+CONFIG = "configs/quickstart.toml"
+# delta-decay was chosen on seed 0, which is therefore not among the seeds of the table.
+SEEDS = (1, 2, 3, 4, 5)
+VARIANTS = {
+    "dense, AdamW": ["compress.method=dense", "train.optimizer=adamw"],
+    "DARE p=.99, AdamW": ["compress.p=0.99", "train.optimizer=adamw"],
+    "DAREx p=.99, AdamR": ["compress.p=0.99", "train.delta-decay=0.1"],
+    "DARE p=.999, AdamW": ["compress.p=0.999", "train.optimizer=adamw"],
+    "DAREx p=.999, AdamR": ["compress.p=0.999", "train.delta-decay=1.0"],
+}
+KEPT = ("initial_metric", "final_metric", "up_bytes", "down_bytes", "up_ratio", "total_ratio")
+
+
+def run_one(variant: str, seed: int) -> dict[str, Any]:
+    """Run one variant with one seed and return what the table needs."""
+    # One worker each, so that two runs share two cores; the result does not depend on it.
+    settings = [*VARIANTS[variant], f"federation.seed={seed}", "federation.evaluate-every=20"]
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        command = [sys.executable, "-c", "from fl_darex.cli import main; main()", "run", CONFIG]
+        subprocess.run(
+            [*command, *settings, "resources.actors=1", "--out", str(out)],
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        summary = json.loads((out / "summary.json").read_text())
+    shown = f"fl-darex run {CONFIG} {' '.join(settings)}"
+    return {
+        "variant": variant,
+        "seed": seed,
+        "command": shown,
+        **{key: summary[key] for key in KEPT},
+        "versions": summary["versions"],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Return mean accuracy, its paired difference to dense with a 95 % interval, and bytes."""
+    metric = {(row["variant"], row["seed"]): row["final_metric"] for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    shown = Table(title=f"digits, 10 clients, 20 rounds, fp16 values, {len(seeds)} seeds")
+    for column in ("", "accuracy", "difference to dense (95 %)", "up ratio", "MB up per run"):
+        shown.add_column(column, justify="left" if not column else "right")
+    dense = next(iter(VARIANTS))
+    for variant in VARIANTS:
+        mine = [row for row in rows if row["variant"] == variant]
+        gaps = [metric[variant, seed] - metric[dense, seed] for seed in seeds]
+        half = student.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5
+        difference = "" if variant == dense else f"{mean(gaps):+.4f} ± {half:.4f}"
+        shown.add_row(
+            variant,
+            f"{mean(row['final_metric'] for row in mine):.4f}",
+            difference,
+            f"{mean(row['up_ratio'] for row in mine):.0f}x",
+            f"{mean(row['up_bytes'] for row in mine) / 1e6:.3f}",
+        )
+    return shown
+
+
+def main(
+    table_only: Annotated[bool, typer.Option("--table", help="print, do not run")] = False,
+    parallel: Annotated[int, typer.Option(help="runs at once")] = 2,
+) -> None:
+    """Run all variants and seeds, write the results and print the table."""
+    if not table_only:
+        jobs = [(variant, seed) for seed in SEEDS for variant in VARIANTS]
+        with ThreadPoolExecutor(parallel) as pool:
+            rows = list(pool.map(lambda job: run_one(*job), jobs))
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    Console(width=100).print(table(json.loads(RESULTS.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    typer.run(main)

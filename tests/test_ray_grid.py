@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from apps import BASE, numpy_app, server_app
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+from fl_darex.clients import DarexMod
+from fl_darex.errors import ConfigError
+from fl_darex.simulation import RayGrid, Resources, simulate
+from fl_darex.strategies import DarexStrategy
+from fl_darex.wire.records import to_arrays, to_record
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_cores() -> Iterator[None]:
+    """One Ray for the module; grids must neither need their own nor stop this one."""
+    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": path}},
+    )
+    yield
+    ray.shutdown()
+
+
+def query_all(grid: Grid, content: RecordDict | None = None) -> list[Message]:
+    messages = [
+        Message(content or RecordDict(), node, "query") for node in grid.get_node_ids()
+    ]
+    return list(grid.send_and_receive(messages, timeout=60))
+
+
+def reporting_app() -> ClientApp:
+    """Answers a query with what the worker sees."""
+    app = ClientApp()
+
+    @app.query()
+    def report(message: Message, context: Context) -> Message:
+        context.state["calls"] = MetricRecord(
+            {"n": int(context.state.metric_records.get("calls", {"n": 0})["n"]) + 1}  # type: ignore
+        )
+        seen = MetricRecord(
+            {
+                "partition": int(context.node_config["partition-id"]),
+                "partitions": int(context.node_config["num-partitions"]),
+                "pid": os.getpid(),
+                "calls": context.state["calls"]["n"],  # type: ignore[index]
+                "names": [len(name) for name in message.content],
+            }
+        )
+        # Apps may empty what they get; the next client must not notice.
+        for record in message.content.array_records.values():
+            seen["sum"] = float(sum(a.numpy().sum() for a in record.values()))
+            record.clear()
+        return Message(RecordDict({"seen": seen}), reply_to=message)
+
+    return app
+
+
+def seen(replies: list[Message]) -> list[dict[str, Any]]:
+    return [dict(reply.content.metric_records["seen"]) for reply in replies]
+
+
+def test_every_node_has_its_own_partition() -> None:
+    with RayGrid(reporting_app(), clients=5) as grid:
+        rows = seen(query_all(grid))
+    assert sorted(row["partition"] for row in rows) == list(range(5))
+    assert {row["partitions"] for row in rows} == {5}
+
+
+def test_no_more_workers_than_resources_allow_and_they_are_kept() -> None:
+    with RayGrid(reporting_app(), 6, Resources(num_cpus=1)) as grid:
+        first, second = (seen(query_all(grid)) for _ in range(2))
+    assert {row["pid"] for row in first} == {row["pid"] for row in second}
+    assert len({row["pid"] for row in first}) == 2
+    with RayGrid(reporting_app(), 6, Resources(num_cpus=1, actors=1)) as grid:
+        assert len({row["pid"] for row in seen(query_all(grid))}) == 1
+
+
+def test_a_fraction_of_a_core_gives_more_workers() -> None:
+    with RayGrid(reporting_app(), 4, Resources(num_cpus=0.5)) as grid:
+        grid.send_and_receive([])
+        assert len(grid._idle) == 4
+
+
+def test_a_clients_state_follows_it_from_worker_to_worker() -> None:
+    with RayGrid(reporting_app(), 5) as grid:
+        for call in (1, 2, 3):
+            assert {row["calls"] for row in seen(query_all(grid))} == {call}
+
+
+def test_the_model_of_a_round_goes_into_the_object_store_once() -> None:
+    arrays = to_record(BASE)
+    content = RecordDict({"first": MetricRecord({"x": 1}), "model": arrays})
+    with RayGrid(reporting_app(), 5) as grid:
+        messages = [Message(content, node, "query") for node in grid.get_node_ids()]
+        stored: list[Any] = []
+        put = ray.put
+        ray.put = lambda value, **kw: stored.append(value) or put(value, **kw)  # type: ignore
+        try:
+            replies = list(grid.send_and_receive(messages, timeout=60))
+        finally:
+            ray.put = put
+    assert stored == [arrays]
+    rows = seen(replies)
+    # Every client saw the whole model, although each one emptied the record it was given.
+    assert {row["sum"] for row in rows} == {float(sum(v.sum() for v in BASE.values()))}
+    assert all(row["names"] == [5, 5] for row in rows)
+    assert list(content) == ["first", "model"] and len(arrays) == len(BASE)
+
+
+def fragile_app() -> ClientApp:
+    app = ClientApp()
+
+    @app.query()
+    def fall(message: Message, context: Context) -> Message:
+        partition = context.node_config["partition-id"]
+        if partition == 1:
+            raise ValueError("no data here")
+        if partition == 2:
+            os._exit(1)
+        return Message(RecordDict(), reply_to=message)
+
+    return app
+
+
+def test_a_client_that_raises_and_one_that_kills_its_worker_cost_one_reply_each() -> None:
+    with RayGrid(fragile_app(), 6, Resources(num_cpus=1)) as grid:
+        for _ in range(2):  # a dead worker is not used again
+            replies = {grid._partitions[r.metadata.src_node_id]: r for r in query_all(grid)}
+            failed = {index for index, reply in replies.items() if reply.has_error()}
+            assert set(replies) == set(range(6))
+            assert failed == {1, 2}
+            assert replies[1].error.reason == "ValueError: no data here"
+            assert "the worker died" in replies[2].error.reason
+
+
+def test_a_slow_client_is_not_waited_for_beyond_the_timeout() -> None:
+    app = ClientApp()
+
+    @app.query()
+    def sleep(message: Message, context: Context) -> Message:
+        import time
+
+        time.sleep(30 if context.node_config["partition-id"] == 0 else 0)
+        return Message(RecordDict(), reply_to=message)
+
+    with RayGrid(app, 2) as grid:
+        nodes = list(grid.get_node_ids())
+        warm = [Message(RecordDict(), nodes[1], "query")]
+        grid.send_and_receive(warm, timeout=60)
+        messages = [Message(RecordDict(), node, "query") for node in nodes]
+        replies = list(grid.send_and_receive(messages, timeout=5))
+    assert [grid._partitions[reply.metadata.src_node_id] for reply in replies] == [1]
+
+
+def test_a_message_to_a_node_that_is_not_there_is_refused() -> None:
+    with RayGrid(reporting_app(), 1) as grid, pytest.raises(ValueError, match="no such node: 42"):
+        grid.push_messages([Message(RecordDict(), 42, "query")])
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        (Resources(num_gpus=64), r"resources.num-gpus = 64, but the largest node has 0 GPUs"),
+        (Resources(num_cpus=64), r"resources.num-cpus = 64, but the largest node has 2 cores"),
+    ],
+)
+def test_resources_that_are_not_there_are_a_clear_error(
+    resources: Resources, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RayGrid(reporting_app(), 2, resources)
+
+
+def test_zero_clients_are_refused() -> None:
+    with pytest.raises(ValueError, match="clients must be 1 or more, got 0"):
+        RayGrid(reporting_app(), 0)
+
+
+def test_any_server_app_runs_unchanged_and_gets_its_run_config() -> None:
+    app = ServerApp()
+    told: list[Any] = []
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        told.append((len(list(grid.get_node_ids())), dict(context.run_config)))
+        told.append(len(query_all(grid)))
+
+    simulate(app, reporting_app(), clients=3, run_config={"rounds": 2})
+    assert told == [(3, {"rounds": 2}), 3]
+    assert ray.is_initialized()  # it was there before
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_flowers_fedavg_and_ours_run_on_it_with_equal_bits_for_any_number_of_workers(
+    actors: int,
+) -> None:
+    def final(strategy: Any, app: ClientApp) -> dict[str, np.ndarray]:
+        results: list[Any] = []
+        simulate(server_app(strategy, 2, results), app, clients=4, resources=resources)
+        return to_arrays(results[0].arrays)
+
+    resources = Resources(actors=actors)
+    plain = final(FedAvg(min_train_nodes=4), numpy_app())
+    ours = final(DarexStrategy(FedAvg(min_train_nodes=4), p=0.0, values="fp32"), pruned())
+    for name in BASE:
+        np.testing.assert_allclose(ours[name], plain[name], rtol=0, atol=2e-6)
+    again = final(DarexStrategy(FedAvg(min_train_nodes=4), p=0.0, values="fp32"), pruned())
+    assert all(ours[name].tobytes() == again[name].tobytes() for name in BASE)
+
+
+def pruned() -> ClientApp:
+    return numpy_app([DarexMod()])

@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+from apps import BASE, DirectGrid, numpy_app, rounds, step_of
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
+from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+
+from fl_darex.clients import DarexMod
+from fl_darex.pruning import dare
+from fl_darex.simulation.identity import node_id_of
+from fl_darex.strategies import DarexStrategy
+from fl_darex.wire.records import packet_of, packet_record, to_arrays, to_record
+
+CLIENTS = 4
+WEIGHTS = np.arange(1, CLIENTS + 1)
+
+
+def quiet(strategy: type[FedAvg] = FedAvg, **options: Any) -> FedAvg:
+    made = strategy(**{"min_train_nodes": CLIENTS, "min_available_nodes": CLIENTS} | options)
+    made.fraction_evaluate = 0.0
+    return made
+
+
+def run(strategy: Strategy, count: int = 1, **grid: Any) -> dict[str, np.ndarray]:
+    app = numpy_app([DarexMod()], **{k: grid.pop(k) for k in list(grid) if k == "broken"})
+    return to_arrays(rounds(strategy, DirectGrid(app, CLIENTS, **grid), count).arrays)
+
+
+def dense_mean(round_: int = 1) -> dict[str, np.ndarray]:
+    return {
+        name: base.astype(np.float64)
+        + sum(w * step_of(i, round_, base.shape) for i, w in enumerate(WEIGHTS)) / WEIGHTS.sum()
+        for name, base in BASE.items()
+    }
+
+
+def same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and one[name].tobytes() == other[name].tobytes()
+        for name in one
+    )
+
+
+def test_p_zero_equals_dense_averaging_to_float32_round_off() -> None:
+    found = run(DarexStrategy(quiet(), p=0.0, values="fp32"))
+    for name, mean in dense_mean().items():
+        # A delta, K weighted additions, a division and the final addition: each rounds once,
+        # relative to numbers of at most |base| + sum of |weight * step|.
+        size = np.abs(BASE[name]).max() + 1.0
+        bound = (CLIENTS + 4) * np.finfo(np.float32).eps * size
+        assert np.abs(found[name] - mean).max() <= bound
+
+
+def test_the_null_compressor_has_the_bits_of_flowers_fedavg_in_partition_order() -> None:
+    found = run(DarexStrategy(quiet(), method="dense"), reverse=True)
+    contents = [
+        RecordDict(
+            {
+                "arrays": to_record({k: v + step_of(i, 1, v.shape) for k, v in BASE.items()}),
+                "metrics": MetricRecord({"num-examples": i + 1}),
+            }
+        )
+        for i in range(CLIENTS)
+    ]
+    assert same_bits(found, to_arrays(aggregate_arrayrecords(contents, "num-examples")))
+
+
+@pytest.mark.parametrize("mask", ["client", "round"])
+def test_the_average_is_the_mean_of_what_each_client_pruned(mask: str) -> None:
+    found = run(DarexStrategy(quiet(), p=0.9, q=0.2, values="fp32", mask=mask, seed=5))
+    expected = {name: base.astype(np.float64) for name, base in BASE.items()}
+    for i, weight in enumerate(WEIGHTS):
+        steps = {k: (v + step_of(i, 1, v.shape)) - v for k, v in BASE.items()}
+        slot = i if mask == "client" else -1
+        kept = dare(steps, 0.9, seed=5, round_=1, slot=slot)
+        for name, change in kept.rescaled().items():
+            expected[name] += weight / WEIGHTS.sum() * change * kept.q / 0.2
+    for name, mean in expected.items():
+        np.testing.assert_allclose(found[name], mean, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 0.99])
+def test_the_result_does_not_depend_on_who_answers_first(p: float) -> None:
+    one, other = (run(DarexStrategy(quiet(), p=p), 3, reverse=r) for r in (False, True))
+    assert same_bits(one, other)
+
+
+def test_equal_seeds_give_equal_bits_and_other_seeds_do_not() -> None:
+    one, again, other = (run(DarexStrategy(quiet(), p=0.9, seed=s), 2) for s in (3, 3, 4))
+    assert same_bits(one, again)
+    assert not same_bits(one, other)
+
+
+def test_tensors_named_dense_arrive_whole() -> None:
+    strategy = DarexStrategy(quiet(), p=0.99, values="fp32", dense=["head.weight"])
+    found = run(strategy)["head.weight"]
+    np.testing.assert_allclose(found, dense_mean()["head.weight"], rtol=0, atol=1e-6)
+
+
+def test_naming_a_dense_tensor_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dense names no such tensor: \['nose'\]"):
+        run(DarexStrategy(quiet(), dense=["nose"]))
+
+
+@pytest.mark.parametrize("kind", [FedAvgM, FedAdam])
+def test_a_server_optimizer_takes_its_own_step_on_the_averaged_change(kind: type[FedAvg]) -> None:
+    options: dict[str, Any] = (
+        {"server_learning_rate": 0.7, "server_momentum": 0.9} if kind is FedAvgM else {"eta": 0.01}
+    )
+    found = run(DarexStrategy(quiet(kind, **options), p=0.0, values="fp32"), 3)
+    # The same optimizer, given one dense reply a round that is the mean of the clients.
+    plain = quiet(kind, **options, min_train_nodes=1, min_available_nodes=1)
+    arrays = to_record(BASE)
+    for round_ in (1, 2, 3):
+        grid = DirectGrid(numpy_app(), 1)
+        list(plain.configure_train(round_, arrays, ConfigRecord(), grid))
+        now = to_arrays(arrays)
+        steps = {
+            k: sum(w * step_of(i, round_, v.shape) for i, w in enumerate(WEIGHTS)) / WEIGHTS.sum()
+            for k, v in now.items()
+        }
+        mean = {k: (v + steps[k]).astype(np.float32) for k, v in now.items()}
+        reply = Message(
+            RecordDict({"arrays": to_record(mean), "m": MetricRecord({"num-examples": 1})}),
+            dst_node_id=1,
+            message_type="train",
+        )
+        arrays, _ = plain.aggregate_train(round_, [reply])
+    for name, array in to_arrays(arrays).items():
+        # Adam divides by the root of a second moment: round-off in a small step grows.
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=2e-5)
+
+
+def test_a_client_without_the_mod_counts_with_its_dense_reply() -> None:
+    strategy = DarexStrategy(quiet(), p=0.99)
+    grid = DirectGrid(numpy_app(), CLIENTS)
+    found = to_arrays(rounds(strategy, grid, 1).arrays)
+    for name, mean in dense_mean().items():
+        np.testing.assert_allclose(found[name], mean, rtol=0, atol=1e-6)
+
+
+def test_dense_and_packed_replies_average_together() -> None:
+    class Mixed(DarexMod):
+        def __call__(self, message: Any, context: Any, call_next: Any) -> Any:
+            if context.node_config["partition-id"] % 2:
+                return call_next(message, context)
+            return super().__call__(message, context, call_next)
+
+    strategy = DarexStrategy(quiet(), p=0.0, values="fp32")
+    found = to_arrays(rounds(strategy, DirectGrid(numpy_app([Mixed()]), CLIENTS), 1).arrays)
+    for name, mean in dense_mean().items():
+        np.testing.assert_allclose(found[name], mean, rtol=0, atol=1e-6)
+
+
+def test_a_client_that_raises_costs_its_reply_and_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    strategy = DarexStrategy(quiet(), p=0.0, values="fp32")
+    with _heard(caplog):
+        found = run(strategy, broken=(2,))
+    assert strategy.counted == CLIENTS - 1
+    assert "client 2 does not count this round: client 2 is broken" in caplog.text
+    for name, base in BASE.items():
+        mean = base + sum(w * step_of(i, 1, base.shape) for i, w in enumerate(WEIGHTS) if i != 2) / (
+            WEIGHTS.sum() - WEIGHTS[2]
+        )
+        np.testing.assert_allclose(found[name], mean, rtol=0, atol=1e-6)
+
+
+def test_a_round_in_which_all_clients_fail_leaves_the_model_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    strategy = DarexStrategy(quiet(), p=0.9)
+    with _heard(caplog):
+        result = rounds(strategy, DirectGrid(numpy_app([DarexMod()], tuple(range(4))), 4), 2)
+    assert "no reply of this round can be used" in caplog.text
+    assert not result.arrays
+
+
+class Spoiler:
+    """A client that is honest but for one thing, which a function does to its reply."""
+
+    def __init__(self, spoil: Any, partition: int = 1) -> None:
+        self.spoil, self.partition = spoil, partition
+
+    def __call__(self, message: Any, context: Any, call_next: Any) -> Any:
+        reply = call_next(message, context)
+        if context.node_config["partition-id"] == self.partition:
+            self.spoil(reply)
+        return reply
+
+
+def _packet(reply: Message) -> tuple[str, bytes]:
+    name, record = next(iter(reply.content.array_records.items()))
+    packet = packet_of(record)
+    assert packet is not None
+    return name, packet
+
+
+def _truncate(reply: Message) -> None:
+    name, packet = _packet(reply)
+    reply.content[name] = packet_record(packet[:-3])
+
+
+def _flip(reply: Message) -> None:
+    name, packet = _packet(reply)
+    reply.content[name] = packet_record(packet[:-1] + bytes([packet[-1] ^ 1]))
+
+
+def _metric(value: Any) -> Any:
+    def spoil(reply: Message) -> None:
+        next(iter(reply.content.metric_records.values()))["num-examples"] = value
+
+    return spoil
+
+
+def _other_model(reply: Message) -> None:
+    reply.content["arrays"] = to_record({"other": np.zeros(3, np.float32)})
+
+
+def _nan(reply: Message) -> None:
+    reply.content["arrays"] = to_record({k: np.full_like(v, np.nan) for k, v in BASE.items()})
+
+
+def _extra_record(reply: Message) -> None:
+    reply.content["more"] = ArrayRecord()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_truncate, "checksum"),
+        (_flip, "checksum"),
+        (_metric(float("nan")), "the weight 'num-examples' is nan"),
+        (_metric(-1), "the weight 'num-examples' is -1"),
+        (_metric([1, 2]), r"the weight 'num-examples' is \[1, 2\]"),
+        (_other_model, "tensors differ from those sent"),
+        (_nan, "NaN or infinite"),
+        (_extra_record, "must hold one ArrayRecord"),
+    ],
+)
+def test_a_bad_reply_costs_that_reply_never_the_round(
+    spoil: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    import re
+
+    strategy = DarexStrategy(quiet(), p=0.9)
+    app = numpy_app([Spoiler(spoil), DarexMod()])
+    with _heard(caplog):
+        found = to_arrays(rounds(strategy, DirectGrid(app, CLIENTS), 1).arrays)
+    assert strategy.counted == CLIENTS - 1
+    assert re.search(f"client 1 does not count this round:.*{reason}", caplog.text)
+    honest = run(DarexStrategy(quiet(), p=0.9), broken=(1,))
+    assert same_bits(found, honest)
+
+
+def test_a_second_reply_of_the_same_client_does_not_count() -> None:
+    strategy = DarexStrategy(quiet(), p=0.9)
+    grid = DirectGrid(numpy_app([DarexMod()]), CLIENTS)
+    messages = list(strategy.configure_train(1, to_record(BASE), ConfigRecord(), grid))
+    replies = list(grid.send_and_receive(messages))
+    once, _ = strategy.aggregate_train(1, replies)
+    strategy.configure_train(1, to_record(BASE), ConfigRecord(), grid)
+    twice, _ = strategy.aggregate_train(1, [*replies, replies[0]])
+    assert same_bits(to_arrays(once), to_arrays(twice))
+
+
+def test_the_users_own_metric_function_sees_every_reply_without_arrays() -> None:
+    seen: list[Any] = []
+
+    def mine(contents: list[RecordDict], key: str) -> MetricRecord:
+        seen.append([dict(c.metric_records["metrics"]) for c in contents])
+        assert all(not c.array_records for c in contents)
+        return MetricRecord({"clients": len(contents), "key": float(key == "num-examples")})
+
+    strategy = DarexStrategy(quiet(train_metrics_aggr_fn=mine), p=0.9)
+    result = rounds(strategy, DirectGrid(numpy_app([DarexMod()]), CLIENTS), 1)
+    assert [row["num-examples"] for row in seen[0]] == [1, 2, 3, 4]
+    assert result.train_metrics_clientapp[1] == {"clients": CLIENTS, "key": 1.0}
+
+
+def test_clients_are_sampled_by_partition_from_the_runs_own_seed() -> None:
+    def asked(seed: int, offset: int) -> list[list[int]]:
+        inner = quiet(fraction_train=0.5, min_train_nodes=2)
+        strategy = DarexStrategy(inner, p=0.9, seed=seed)
+        grid = DirectGrid(numpy_app([DarexMod()]), CLIENTS)
+        # Other node ids, as a new deployment has them, in another order.
+        grid.partitions = {node_id_of(i + offset): i for i in reversed(range(CLIENTS))}
+        rounds(strategy, grid, 6)
+        entries = strategy.ledger.entries
+        return [[e.client for e in entries if e.round == r] for r in range(1, 7)]
+
+    assert asked(1, 0) == asked(1, 50)
+    assert asked(1, 0) != asked(2, 0)
+    assert all(len(clients) == 2 for clients in asked(1, 0))
+
+
+def test_sampling_leaves_the_global_random_generator_alone() -> None:
+    import random
+
+    random.seed(7)
+    expected = random.random()
+    random.seed(7)
+    run(DarexStrategy(quiet(), p=0.9))
+    assert random.random() == expected
+
+
+def test_settings_ride_in_the_existing_records_and_the_app_does_not_see_them() -> None:
+    seen: list[Any] = []
+
+    def spy(message: Any, context: Any, call_next: Any) -> Any:
+        seen.append({k: dict(v) for k, v in message.content.config_records.items()})
+        return call_next(message, context)
+
+    grid = DirectGrid(numpy_app([DarexMod(), spy]), CLIENTS)
+    rounds(DarexStrategy(quiet(), p=0.9), grid, 1)
+    trained = [m for m in grid.pushed if m.metadata.message_type == "train"]
+    assert all(list(m.content.config_records) == ["config"] for m in trained)
+    assert all("darex" in m.content.config_records["config"] for m in trained)
+    assert {str(row) for row in seen if row} == {"{'config': {'server-round': 1}}"}
+
+
+def test_the_model_of_a_round_is_one_record_in_all_messages() -> None:
+    grid = DirectGrid(numpy_app([DarexMod()]), CLIENTS)
+    rounds(DarexStrategy(quiet(), p=0.9), grid, 1)
+    trained = [m for m in grid.pushed if m.metadata.message_type == "train"]
+    assert len({id(m.content["arrays"]) for m in trained}) == 1
+    assert len({m.content["config"]["darex"] for m in trained}) == CLIENTS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"p": 1.0}, r"p must be in \[0, 1\), got 1.0"),
+        ({"p": -0.1}, r"p must be in \[0, 1\)"),
+        ({"q": 0.0}, "q must be 'dare'"),
+        ({"q": "dear"}, "q must be 'dare'"),
+        ({"values": "fp61"}, "values must be one of .*did you mean 'fp16'"),
+        ({"mask": "none"}, "mask must be one of"),
+        ({"method": "dara"}, "method must be one of .*did you mean 'dare'"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*63\)"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_by_name(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        DarexStrategy(quiet(), **options)
+
+
+class _heard:
+    """Lets pytest hear Flower's logger, which does not pass records on."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self.handler = caplog.handler
+
+    def __enter__(self) -> None:
+        logging.getLogger("flwr").addHandler(self.handler)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("flwr").removeHandler(self.handler)
