@@ -8,23 +8,16 @@ Each run is one ``fl-darex run configs/quickstart.toml ...``; nothing else enter
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from runs import load, run, save
 from scipy.stats import t as student
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "digits.json"
-CONFIG = "configs/quickstart.toml"
 # delta-decay was chosen on seed 0, which is therefore not among the seeds of the table.
 SEEDS = (1, 2, 3, 4, 5)
 VARIANTS = {
@@ -34,31 +27,14 @@ VARIANTS = {
     "DARE p=.999, AdamW": ["compress.p=0.999", "train.optimizer=adamw"],
     "DAREx p=.999, AdamR": ["compress.p=0.999", "train.delta-decay=1.0"],
 }
-KEPT = ("initial_metric", "final_metric", "up_bytes", "down_bytes", "up_ratio", "total_ratio")
 
 
 def run_one(variant: str, seed: int) -> dict[str, Any]:
-    """Run one variant with one seed and return what the table needs."""
-    # One worker each, so that two runs share two cores; the result does not depend on it.
-    settings = [*VARIANTS[variant], f"federation.seed={seed}", "federation.evaluate-every=20"]
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "run"
-        command = [sys.executable, "-c", "from fl_darex.cli import main; main()", "run", CONFIG]
-        subprocess.run(
-            [*command, *settings, "resources.actors=1", "--out", str(out)],
-            cwd=ROOT,
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        summary = json.loads((out / "summary.json").read_text())
-    shown = f"fl-darex run {CONFIG} {' '.join(settings)}"
-    return {
-        "variant": variant,
-        "seed": seed,
-        "command": shown,
-        **{key: summary[key] for key in KEPT},
-        "versions": summary["versions"],
-    }
+    """Run one variant with one seed."""
+    settings = [*VARIANTS[variant], f"federation.seed={seed}"]
+    # One worker each, so that runs share the cores; the result does not depend on it.
+    private = ["resources.actors=1", "federation.evaluate-every=20"]
+    return {"variant": variant, **run("configs/quickstart.toml", settings, private)}
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
@@ -92,10 +68,8 @@ def main(
     if not table_only:
         jobs = [(variant, seed) for seed in SEEDS for variant in VARIANTS]
         with ThreadPoolExecutor(parallel) as pool:
-            rows = list(pool.map(lambda job: run_one(*job), jobs))
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    Console(width=100).print(table(json.loads(RESULTS.read_text(encoding="utf-8"))))
+            save("digits", list(pool.map(lambda job: run_one(*job), jobs)))
+    Console(width=100).print(table(load("digits")))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fl_darex.errors import ConfigError, nearest
 
 Scalar = str | int | float | bool
+Rate = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 def _kebab(name: str) -> str:
@@ -127,18 +128,10 @@ class CompressConfig(Section):
 
     method: Literal["dare", "dense"] = "dare"
     p: float = Field(0.99, ge=0.0, lt=1.0, description="fraction of the delta that is dropped")
-    q: Literal["dare"] | float = Field("dare", gt=0.0, le=1.0, description="1/q rescales")
+    q: Literal["dare"] | Rate = Field("dare", description="survivors are divided by q")
     values: Literal["fp32", "fp16"] = "fp16"
     mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
     downlink: Literal["dense"] = "dense"
-
-    @model_validator(mode="after")
-    def _q_in_range(self) -> CompressConfig:
-        if self.q != "dare" and not 0.0 < float(self.q) <= 1.0:
-            raise ValueError(
-                f"compress.q = {self.q} must be 'dare' (q = 1-p) or a number in (0, 1]"
-            )
-        return self
 
 
 class ServerConfig(Section):
@@ -302,17 +295,23 @@ def _allowed(key: str, found: Any) -> str:
     )
     kind = field.annotation
     choices = [option for arg in (kind, *get_args(kind)) for option in _options(arg)]
-    if choices and not any(k in (float, int) for k in get_args(kind)):
+    if choices and get_origin(kind) is Literal:
         return f"allowed: {', '.join(map(repr, choices))}{nearest(str(found), choices)}"
     number = "a whole number" if kind is int else "a number"
     words = [" or ".join(map(repr, choices))] if choices else []
     if kind is str:
         return "it must be text"
-    return f"it must be {' or '.join([*words, number])}{_range(field.metadata)}"
+    return f"it must be {' or '.join([*words, number])}{_range([*field.metadata, *_nested(kind)])}"
 
 
 def _options(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _nested(kind: Any) -> list[Any]:
+    """Return the limits that a member of a union declares."""
+    fields = [field for arg in get_args(kind) for field in getattr(arg, "__metadata__", ())]
+    return [limit for field in fields for limit in field.metadata]
 
 
 def _range(limits: Iterable[Any]) -> str:

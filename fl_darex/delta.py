@@ -114,11 +114,13 @@ class Delta:
         base: Mapping[str, Any] | None = None,
         dense: Iterable[str] = (),
     ) -> None:
-        self.layout = Layout.of(tuned, dense)
+        # A trainer may answer in another type; what was sent decides.
+        self.layout = Layout.of(tuned if base is None else base, dense)
+        self._dtypes = {spec.name: spec.dtype for spec in self.layout}
         self._tuned = tuned
         self._base = base
         if base is not None:
-            _check_same(self.layout, base)
+            _check_same(self.layout, tuned)
 
     def take(self, name: str, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the delta at flat positions of one tensor, as float32."""
@@ -135,8 +137,11 @@ class Delta:
         return tuned.astype(np.float32, copy=False)
 
     def raw(self, name: str) -> NDArray[Any]:
-        """Return the new values of a tensor that is not floating point, in its own shape."""
-        return np.ascontiguousarray(_numpy(self._tuned[name]))
+        """Return the new values of a tensor that is not floating point, in its shape and type."""
+        values = _numpy(self._tuned[name])
+        dtype = self._dtypes[name]
+        whole = values.dtype.kind == "f" and np.dtype(dtype).kind in "iu"
+        return np.asarray(np.rint(values) if whole else values, dtype=dtype)
 
 
 def as_delta(delta: Delta | Mapping[str, Any]) -> Delta:
@@ -154,18 +159,16 @@ def _describe(name: str, tensor: Any, dense: bool) -> TensorSpec:
     return TensorSpec(name, tuple(int(size) for size in tensor.shape), dtype, role)
 
 
-def _check_same(layout: Layout, base: Mapping[str, Any]) -> None:
+def _check_same(layout: Layout, tuned: Mapping[str, Any]) -> None:
     names = {spec.name for spec in layout}
-    if difference := names.symmetric_difference(base):
+    if difference := names.symmetric_difference(tuned):
         raise DeltaError(
             f"tuned and base tensors differ in names: {sorted(difference)[:5]}; "
             "a client must return the tensors that it was sent"
         )
     for spec in layout:
-        if spec.shape != tuple(base[spec.name].shape):
-            raise DeltaError(
-                f"{spec.name!r} has shape {spec.shape}, its base {tuple(base[spec.name].shape)}"
-            )
+        if spec.shape != (shape := tuple(tuned[spec.name].shape)):
+            raise DeltaError(f"{spec.name!r} has shape {shape}, its base {spec.shape}")
 
 
 def _gather(tensor: Any, positions: NDArray[np.int64]) -> NDArray[Any]:

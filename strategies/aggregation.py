@@ -104,11 +104,7 @@ def _combine(
         for name in base:
             mean = adder.mean(name, base[name], adder.weight)
             result[name] = result[name] + mean * factor
-    raw = {spec.name for spec in layout.raw} if adder.weight else set()
-    return {
-        name: np.rint(array).astype(base[name].dtype) if name in raw else array
-        for name, array in result.items()
-    }
+    return result
 
 
 class _PacketSum:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from logging import INFO, WARNING
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
@@ -137,7 +138,8 @@ class DarexStrategy(Strategy):
             return None, None
         averaged = _averaged(used, to_record(mean), self.strategy)
         with _metrics_of_all(self.strategy, used):
-            return self.strategy.aggregate_train(server_round, [averaged])
+            arrays, metrics = self.strategy.aggregate_train(server_round, [averaged])
+        return _in_types_of(self._base, arrays), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -215,6 +217,17 @@ def _refuse(reply: Reply, error: PacketError) -> None:
 
 def _log_refused(partition: int, error: PacketError) -> None:
     log(WARNING, "client %s does not count this round: %s", partition, error)
+
+
+def _in_types_of(base: Mapping[str, Any], record: ArrayRecord | None) -> ArrayRecord | None:
+    """Return arrays in the types that the model has: Flower's optimizers answer in float64."""
+    if record is None or all(str(base[k].dtype) == a.dtype for k, a in record.items()):
+        return record
+    cast = {}
+    for name, array in to_arrays(record).items():
+        whole = base[name].dtype.kind in "iu" and array.dtype.kind == "f"
+        cast[name] = (np.rint(array) if whole else array).astype(base[name].dtype)
+    return to_record(cast)
 
 
 def _averaged(used: list[Reply], arrays: ArrayRecord, strategy: FedAvg) -> Message:

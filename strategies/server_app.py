@@ -120,7 +120,7 @@ class _Server:
 
     def round_closed(self, round_: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Evaluate and report; round 0 is the model before the first round."""
-        write(_cast(arrays, self.session), self.session.tensors)
+        write(to_arrays(arrays), self.session.tensors)
         scores = self._evaluate(round_)
         metric = scores.get(self.session.task.metric_name)
         if round_ == 0:
@@ -198,14 +198,6 @@ def _mean_metrics(contents: list[RecordDict], key: str) -> MetricRecord:
 
 def _numbers(metrics: MetricRecord) -> dict[str, float]:
     return {name: float(v) for name, v in metrics.items() if isinstance(v, int | float)}
-
-
-def _cast(arrays: ArrayRecord, session: Session) -> dict[str, Any]:
-    """Return arrays in the model's own types; Flower's averages may be wider."""
-    return {
-        name: array.astype(str(session.tensors[name].dtype).removeprefix("torch."), copy=False)
-        for name, array in to_arrays(arrays).items()
-    }
 
 
 def _number(value: Any) -> float | None:

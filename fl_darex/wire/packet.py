@@ -96,7 +96,7 @@ def decode(packet: bytes, layout: Layout, mask: SeededMask, *, q: float, values:
         "keep threshold": (head[8], mask.kept),
         "q": (head[9], q),
         "count of q": (q_count, 1),
-        "layout fingerprint": (fingerprint, layout.fingerprint),
+        "layout fingerprint": (fingerprint.hex(), layout.fingerprint.hex()),
         "dense count": (dense, sum(spec.numel for spec in layout.dense)),
         "raw size": (raw, sum(_raw_size(spec) for spec in layout.raw)),
     }

@@ -1,0 +1,53 @@
+"""One run of the command, and what a table needs of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+KEPT = (
+    *("metric_name", "initial_metric", "final_metric", "rounds", "parameters", "seed"),
+    *("up_bytes", "down_bytes", "dense_up_bytes", "dense_down_bytes", "up_ratio", "total_ratio"),
+)
+
+
+def run(config: str, settings: list[str], private: list[str] | None = None) -> dict[str, Any]:
+    """Run ``fl-darex run CONFIG SETTINGS`` and return the command with its summary.
+
+    Args:
+        config: Path of the TOML file, from the repository's root.
+        settings: Overrides that belong to the result.
+        private: Overrides that do not change it, such as paths; not part of the command shown.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        command = [sys.executable, "-c", "from fl_darex.cli import main; main()", "run", config]
+        subprocess.run(
+            [*command, *settings, *(private or []), "--out", str(out)],
+            cwd=ROOT,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    result = {key: summary[key] for key in KEPT}
+    shown = " ".join(["fl-darex run", config, *settings])
+    return {"command": shown, **result, "versions": summary["versions"]}
+
+
+def save(name: str, rows: list[dict[str, Any]]) -> None:
+    """Write rows to ``benchmarks/results/NAME.json``."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(rows, indent=1) + "\n"
+    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    """Read ``benchmarks/results/NAME.json``."""
+    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return rows
