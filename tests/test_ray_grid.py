@@ -35,9 +35,7 @@ def two_cores() -> Iterator[None]:
 
 
 def query_all(grid: Grid, content: RecordDict | None = None) -> list[Message]:
-    messages = [
-        Message(content or RecordDict(), node, "query") for node in grid.get_node_ids()
-    ]
+    messages = [Message(content or RecordDict(), node, "query") for node in grid.get_node_ids()]
     return list(grid.send_and_receive(messages, timeout=60))
 
 
@@ -177,9 +175,7 @@ def test_a_message_to_a_node_that_is_not_there_is_refused() -> None:
         (Resources(num_cpus=64), r"resources.num-cpus = 64, but the largest node has 2 cores"),
     ],
 )
-def test_resources_that_are_not_there_are_a_clear_error(
-    resources: Resources, message: str
-) -> None:
+def test_resources_that_are_not_there_are_a_clear_error(resources: Resources, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RayGrid(reporting_app(), 2, resources)
 

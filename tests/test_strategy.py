@@ -166,9 +166,8 @@ def test_a_client_that_raises_costs_its_reply_and_is_named(
     assert strategy.counted == CLIENTS - 1
     assert "client 2 does not count this round: client 2 is broken" in caplog.text
     for name, base in BASE.items():
-        mean = base + sum(w * step_of(i, 1, base.shape) for i, w in enumerate(WEIGHTS) if i != 2) / (
-            WEIGHTS.sum() - WEIGHTS[2]
-        )
+        steps = [w * step_of(i, 1, base.shape) for i, w in enumerate(WEIGHTS) if i != 2]
+        mean = base + sum(steps) / (WEIGHTS.sum() - WEIGHTS[2])
         np.testing.assert_allclose(found[name], mean, rtol=0, atol=1e-6)
 
 
@@ -346,9 +345,7 @@ def test_the_model_of_a_round_is_one_record_in_all_messages() -> None:
         ({"seed": -1}, r"seed must be in \[0, 2\*\*63\)"),
     ],
 )
-def test_arguments_out_of_range_are_refused_by_name(
-    options: dict[str, Any], message: str
-) -> None:
+def test_arguments_out_of_range_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DarexStrategy(quiet(), **options)
 

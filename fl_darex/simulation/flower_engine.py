@@ -6,6 +6,7 @@ needs Ray; `fl-darex run --engine flower` does.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -41,6 +42,8 @@ def simulate_with_flower(
     connect(resources)
     capacity(resources)  # a clear error before Flower's own
     client: Any = {"num_cpus": math.ceil(resources.num_cpus), "num_gpus": resources.num_gpus}
+    logger, quiet = logging.getLogger("flwr"), _NoDeprecation()
+    logger.addFilter(quiet)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -53,3 +56,12 @@ def simulate_with_flower(
     except RuntimeError as error:
         cause = error.__cause__ or error
         raise EngineError(f"Flower's engine failed: {cause}") from error
+    finally:
+        logger.removeFilter(quiet)
+
+
+class _NoDeprecation(logging.Filter):
+    """Drops Flower's advice to use ``flwr run``: this entry was chosen on purpose."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "DEPRECATED FEATURE" not in str(record.msg)
