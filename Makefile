@@ -1,0 +1,57 @@
+# Python 3.11 or newer and make are enough: every target first sets up what it needs in .venv.
+#
+# pip's own settings are honoured. On Linux pip takes torch with CUDA, which is some gigabytes; for
+# the small CPU build set PIP_EXTRA_INDEX_URL to the address of PyTorch's CPU wheel index.
+
+PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
+VENV := .venv
+IN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help quickstart test lint clean moved
+
+help:
+	@echo "make quickstart   fine-tune on digits with ten simulated clients; the result is in runs/"
+	@echo "make test         run the tests; make test ARGS=tests/test_adamr.py runs some of them"
+	@echo "make lint         check format, style and types"
+	@echo "make clean        remove caches and build output; .venv and runs/ stay"
+
+quickstart: $(VENV)/.ready-all
+	$(IN)/fl-darex run configs/quickstart.toml $(ARGS)
+
+test: $(VENV)/.ready-dev
+	$(IN)/pytest $(ARGS)
+
+lint: $(VENV)/.ready-dev
+	$(IN)/ruff format --check .
+	$(IN)/ruff check .
+	$(IN)/mypy
+
+clean:
+	rm -rf build dist *.egg-info *.fab .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# Stamps: .ready-EXTRA says that this extra is installed. The extra dev contains all.
+# .unfinished says that an installation was killed, .made-in says for which folder .venv was made:
+# in a copied or moved checkout it would run the code of the old place. Both start .venv afresh.
+MOVED := $(shell [ ! -e $(VENV)/.made-in ] || [ "$$(cat $(VENV)/.made-in)" = "$$(pwd -P)" ] || echo moved)
+
+$(VENV)/.ready-all $(VENV)/.ready-dev: $(VENV)/.ready-%: pyproject.toml constraints.txt $(MOVED)
+	@if [ -n "$(MOVED)" ] || [ -e $(VENV)/.unfinished ] || ! \
+	    $(IN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then \
+	    $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	        echo "fl-darex needs Python 3.11 or newer; $(PYTHON) says:" \
+	            "$$($(PYTHON) --version 2>&1)." \
+	            "Name another one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	    echo "making $(VENV)"; \
+	    $(PYTHON) -m venv --clear $(VENV) || exit 1; \
+	fi
+	@pwd -P > $(VENV)/.made-in
+	@touch $(VENV)/.unfinished
+	$(IN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$*]'; \
+	    code=$$?; rm -f $(VENV)/.unfinished; exit $$code
+	@touch $(VENV)/.ready-all $@

@@ -1,0 +1,150 @@
+"""Who may import whom. A new module or folder of fl_darex needs a row in this table."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HALVES = {"strategies", "clients"}
+
+# A room is a module or a folder of fl_darex. Every room may import errors, itself and the package's
+# version; what else it may import stands here. Imports inside functions count, and so do modules
+# that are named as text, to be imported later.
+ROOMS = {
+    "errors": set(),
+    "seeds": set(),
+    "masks": set(),
+    "delta": set(),
+    "survivors": {"masks", "delta"},
+    "pruning": {"masks", "delta", "survivors"},
+    "rescaling": {"masks", "delta", "survivors", "pruning"},
+    "optim": set(),
+    "wire": {"masks", "delta", "survivors"},
+    "compressors": {"delta", "survivors", "pruning", "rescaling", "wire"},
+    "config": set(),
+    "tasks": {"config", "seeds"},
+    "training": {"config", "optim", "seeds", "tasks", "wire"},
+    "simulation": {"seeds", "wire"},
+    "observers": {"config", "wire"},
+    "run_folder": {"observers", "wire"},
+    "display": {"observers", "wire"},
+    "study": {"run_folder"},
+    # The lazy exports of `import fl_darex`.
+    "__init__": {"optim", "simulation"},
+}
+ABOVE_ALL = "cli"
+
+
+def python_files(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def package_of(file: Path) -> list[str]:
+    """The dotted package that a file's relative imports start from."""
+    folders = file.relative_to(ROOT).parent.parts
+    return [*(["fl_darex"] if folders[0] in HALVES else []), *folders]
+
+
+def imported(file: Path) -> Iterator[str]:
+    """The dotted name of everything of ours that a file imports, as ``fl_darex.room...``."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package_of(file)[: 1 - node.level or None] if node.level else []
+            base += (node.module or "").split(".") if node.module else []
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def named_in_text(file: Path) -> Iterator[str]:
+    """Modules named as ``"fl_darex.module"`` or ``"fl_darex.module:attribute"``."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            module = node.value.partition(":")[0]
+            if module.startswith("fl_darex.") and all(map(str.isidentifier, module.split("."))):
+                yield module
+
+
+def rooms(names: Iterator[str]) -> set[str]:
+    """The rooms that dotted names lie in; ``__init__`` for names of fl_darex itself."""
+    known = set(ROOMS) | HALVES | {ABOVE_ALL}
+    found = set()
+    for name in names:
+        head, *tail = name.split(".")
+        if head == "fl_darex" and tail != ["__version__"]:
+            found.add(tail[0] if tail and tail[0] in known else "__init__")
+    return found
+
+
+def files_of_room(room: str) -> list[Path]:
+    path = ROOT / "fl_darex" / room
+    return python_files(f"fl_darex/{room}") if path.is_dir() else [path.with_suffix(".py")]
+
+
+def test_the_table_names_every_module_and_folder_of_the_library():
+    on_disk = {
+        path.stem
+        for path in (ROOT / "fl_darex").iterdir()
+        if path.suffix == ".py" or list(path.glob("*.py"))
+    }
+    assert on_disk == set(ROOMS) | {ABOVE_ALL}
+
+
+def test_the_table_has_no_circles():
+    remaining = {room: set(allowed) for room, allowed in ROOMS.items()}
+    while free := [room for room, allowed in remaining.items() if not allowed & set(remaining)]:
+        for room in free:
+            del remaining[room]
+    assert not remaining
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_imports_only_what_lies_below_it(room):
+    for file in files_of_room(room):
+        found = rooms(imported(file)) | rooms(named_in_text(file))
+        odd = found - ROOMS[room] - {room, "errors"}
+        assert not odd, f"{file.relative_to(ROOT)} imports {sorted(odd)}"
+
+
+def test_the_command_names_the_two_halves_only_as_text():
+    cli = ROOT / "fl_darex" / "cli.py"
+    assert not rooms(imported(cli)) & HALVES
+    assert rooms(named_in_text(cli)) >= HALVES
+
+
+@pytest.mark.parametrize("half", sorted(HALVES))
+def test_a_half_imports_the_library_and_itself_but_neither_the_other_half_nor_the_command(half):
+    assert python_files(half)
+    for file in python_files(half):
+        found = rooms(imported(file)) | rooms(named_in_text(file))
+        odd = found & (HALVES - {half} | {ABOVE_ALL})
+        assert not odd, f"{file.relative_to(ROOT)} imports {sorted(odd)}"
+
+
+def test_nobody_imports_the_halves_by_their_bare_folder_names():
+    folders = ["fl_darex", *sorted(HALVES), "tests", "benchmarks", "examples"]
+    for file in (file for folder in folders for file in python_files(folder)):
+        odd = {name.split(".")[0] for name in imported(file)} & HALVES
+        assert not odd, f"{file.relative_to(ROOT)} imports {sorted(odd)} without fl_darex"
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "expected"),
+    [
+        ("fl_darex/x.py", "from fl_darex import masks, AdamR", {"masks", "__init__"}),
+        ("fl_darex/x.py", "from . import masks", {"masks"}),
+        ("fl_darex/wire/x.py", "from ..tasks import Task", {"tasks"}),
+        ("fl_darex/wire/x.py", "from .ledger import Entry", {"wire"}),
+        ("strategies/x.py", "from ..clients import DarexMod", {"clients"}),
+        ("strategies/x.py", "from .aggregation import Reply", {"strategies"}),
+        ("fl_darex/x.py", "def f():\n    import fl_darex.cli as c", {"cli"}),
+        ("fl_darex/x.py", "from fl_darex import __version__\nimport numpy", set()),
+    ],
+)
+def test_imports_of_every_form_are_seen(monkeypatch, tmp_path, file, source, expected):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(source)
+    assert rooms(imported(tmp_path / file)) == expected

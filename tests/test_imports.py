@@ -1,0 +1,137 @@
+"""What runs where only numpy and flwr are installed."""
+
+import subprocess
+import sys
+
+WITHOUT_HEAVY_PACKAGES = """
+import sys
+from importlib.abc import MetaPathFinder
+
+HEAVY = {"torch", "ray", "transformers", "datasets", "pydantic"}
+
+
+class NotInstalled(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HEAVY:
+            raise ImportError(f"{name} is not installed")
+
+
+sys.meta_path.insert(0, NotInstalled())
+"""
+
+# The smallest Grid: it calls the ClientApp at once and keeps the replies until they are asked for.
+ONE_ROUND = """
+from itertools import count
+
+import numpy as np
+from flwr.app import ArrayRecord, Array, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+from fl_darex.clients import DarexMod
+from fl_darex.strategies import DarexStrategy
+from fl_darex.wire.handshake import answer
+from fl_darex.wire.ledger import HANDSHAKE
+
+CLIENTS, SIZE = 4, 10_000
+app = ClientApp(mods=[DarexMod()])
+
+
+@app.query(HANDSHAKE)
+def handshake(message, context):
+    return answer(message, context.node_config["partition-id"])
+
+
+@app.train()
+def train(message, context):
+    (name, record), = message.content.array_records.items()
+    moved = {key: Array(array.numpy() + np.float32(1)) for key, array in record.items()}
+    metrics = MetricRecord({"num-examples": 1})
+    return Message(RecordDict({name: ArrayRecord(moved), "m": metrics}), reply_to=message)
+
+
+class InProcessGrid(Grid):
+    def __init__(self):
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        self._run = Run.create_empty(run_id=1)
+        self.ids, self.replies = count(1), {}
+
+    @property
+    def run(self):
+        return self._run
+
+    def set_run(self, run):
+        self._run = run
+
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self):
+        return list(range(10, 10 + CLIENTS))
+
+    def push_messages(self, messages):
+        pushed = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = key = str(next(self.ids))
+            node = message.metadata.dst_node_id
+            config = {"partition-id": node - 10}
+            context = Context(1, node, config, state=RecordDict(), run_config={})
+            self.replies[key] = app(message, context)
+            pushed.append(key)
+        return pushed
+
+    def pull_messages(self, message_ids):
+        return [self.replies.pop(key) for key in list(message_ids) if key in self.replies]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        return self.pull_messages(self.push_messages(messages))
+
+
+flower = FedAvg(min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, fraction_evaluate=0.0)
+strategy = DarexStrategy(flower, p=0.75, values="fp32", seed=7)
+start = ArrayRecord({"w": Array(np.zeros(SIZE, dtype=np.float32))})
+result = strategy.start(InProcessGrid(), start, num_rounds=1)
+
+w = result.arrays["w"].numpy()
+assert strategy.counted == CLIENTS
+# Each client adds 1/q = 4 to a quarter of the entries, so an entry is the number of clients that
+# kept it, of mean 1 and variance CLIENTS * 3/16.
+assert set(np.unique(w)) <= set(range(CLIENTS + 1)), np.unique(w)
+assert abs(w.mean() - 1) < 5 * (CLIENTS * 3 / 16 / SIZE) ** 0.5, w.mean()
+up = sum(entry.up_bytes for entry in strategy.ledger.of_round(1))
+assert 0 < up < CLIENTS * SIZE * 4 * 0.26 + 4_000, up
+assert not HEAVY & set(sys.modules)
+"""
+
+
+def run(code):
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:fl_darex", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_importing_the_package_costs_numpy_at_most():
+    loaded = run(
+        "import sys; before = set(sys.modules); import fl_darex\n"
+        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+    ).split()
+    outside = set(loaded) - set(sys.stdlib_module_names) - {"fl_darex"}
+    assert outside <= {"numpy"}
+
+
+def test_masks_wire_and_both_halves_import_without_the_heavy_packages():
+    names = ["fl_darex", *(f"fl_darex.{n}" for n in ("masks", "wire", "clients", "strategies"))]
+    imports = "".join(f"import {name}\n" for name in names)
+    run(WITHOUT_HEAVY_PACKAGES + imports + "assert not HEAVY & set(sys.modules)")
+
+
+def test_mod_and_strategy_carry_a_round_without_the_heavy_packages():
+    run(WITHOUT_HEAVY_PACKAGES + ONE_ROUND)
