@@ -56,7 +56,7 @@ def test_q_of_one_minus_p_is_unbiased_on_a_skewed_delta(p):
     assert abs(small - 1e-3) <= 5 * 1e-3 * ((1 - q) / q / draws / 999) ** 0.5
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(DELTAS, st.floats(0, 0.999), st.floats(1e-3, 1))
 def test_survivors_are_the_values_divided_by_exactly_the_given_q(delta, p, q):
     pruned = rescale(dare(delta, p, seed=3), q)
@@ -69,7 +69,7 @@ def test_survivors_are_the_values_divided_by_exactly_the_given_q(delta, p, q):
         assert bits(full[name]) == bits(expected)
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(
     st.dictionaries(
         st.text(max_size=5),
@@ -86,7 +86,7 @@ def test_p_of_zero_is_the_identity_bit_for_bit(delta):
         assert full[name].view(np.uint32).tolist() == values.view(np.uint32).tolist()
 
 
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 @given(DELTAS, st.floats(0, 0.9999))
 def test_sent_and_dropped_make_up_the_whole(delta, p):
     pruned = dare(delta, p, seed=11)

@@ -132,7 +132,7 @@ def test_masks_are_those_of_the_plain_reference_across_a_block_boundary(p):
     assert survivors(KEY, BLOCK + 1000, kept).tolist() == reference(KEY, BLOCK + 1000, kept)
 
 
-@settings(max_examples=150)
+@settings(deadline=None, max_examples=150)
 @given(KEYS, st.integers(0, 3000), st.sampled_from([0.05, 0.3, 0.7, 0.95, 0.998]))
 def test_masks_are_those_of_the_plain_reference_for_any_key(key, numel, p):
     kept = keep_threshold(p)
@@ -160,7 +160,7 @@ def test_a_mask_that_needs_more_draws_than_expected_is_still_that_of_the_referen
 
 
 @given(KEYS, st.integers(0, 5), st.integers(1, BLOCK), st.sampled_from(RATES))
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 def test_the_number_of_draws_made_at_once_does_not_matter(key, block, length, p):
     # A shorter block draws fewer numbers at once; it must be the start of the whole block.
     kept = keep_threshold(p)
@@ -181,7 +181,7 @@ def test_any_block_can_be_drawn_alone(p):
 
 
 @given(KEYS, st.integers(0, 3 * BLOCK), st.sampled_from(RATES))
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 def test_positions_rise_without_repeats_inside_the_tensor(key, numel, p):
     positions = survivors(key, numel, keep_threshold(p))
     assert positions.dtype == np.int64
@@ -298,6 +298,7 @@ def test_blocks_of_one_tensor_are_independent():
 # --- the threshold ----------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1, exclude_max=True))
 def test_the_threshold_is_the_nearest_integer(p):
     exact = (1 - Fraction(p)) * ONE
@@ -311,6 +312,7 @@ def test_the_threshold_is_the_nearest_integer(p):
         assert abs(kept - exact) <= Fraction(1, 2)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1 - 2**-32), st.floats(0, 1 - 2**-32))
 def test_a_larger_p_never_keeps_more(one, other):
     low, high = sorted((one, other))

@@ -198,6 +198,7 @@ def reread(update: Survivors, values: str) -> Survivors:
     return decode(packet, update.layout, update.mask, q=update.q, values=values)
 
 
+@settings(deadline=None)
 @given(updates())
 def test_decode_inverts_encode_bit_for_bit_in_fp32(update):
     again = reread(update, "fp32")
@@ -210,6 +211,7 @@ def test_decode_inverts_encode_bit_for_bit_in_fp32(update):
             assert mine[name].tobytes() == theirs[name].tobytes()
 
 
+@settings(deadline=None)
 @given(updates())
 def test_fp16_is_within_half_an_ulp_of_the_shared_exponent(update):
     again = reread(update, "fp16")
@@ -234,6 +236,7 @@ def numbers(update: Survivors) -> list[np.ndarray]:
     return [*update.values.values(), *update.dense.values()]
 
 
+@settings(deadline=None)
 @given(updates(), st.sampled_from(["fp32", "fp16"]))
 def test_the_same_update_has_the_same_bytes_and_its_size_follows_from_the_counts(update, values):
     packet = encode(update, values)
@@ -528,7 +531,7 @@ def refused_or_golden(packet: bytes, values: str) -> None:
     assert len(body) == len(GOLDEN[values]) - 96
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=300), st.sampled_from(["fp32", "fp16"]))
 @example(b"", "fp32")
 @example(b"DARX", "fp32")
@@ -538,7 +541,7 @@ def test_arbitrary_bytes_raise_nothing_but_packet_errors(data, values):
     refused_or_golden(data, values)
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.binary(min_size=87, max_size=300), st.sampled_from(["fp32", "fp16"]))
 def test_arbitrary_bytes_with_a_sound_frame_raise_nothing_but_packet_errors(data, values):
     head = b"DARX\x01" + data[:87]
@@ -564,7 +567,7 @@ WRONG = {
 }
 
 
-@settings(max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(
     st.fixed_dictionaries({}, optional=WRONG),
     st.none() | st.binary(max_size=80),
@@ -574,6 +577,7 @@ def test_any_header_with_a_right_checksum_raises_nothing_but_packet_errors(chang
     refused_or_golden(forge(GOLDEN[values], body=body, **changes), values)
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32))
 def test_any_body_with_a_right_checksum_is_finite_or_refused(body):
     refused_or_golden(forge(GOLDEN["fp32"], body=body), "fp32")
@@ -665,6 +669,7 @@ def test_terms_never_change_on_the_wire():
     }
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         Terms,
@@ -778,13 +783,14 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=40) | JSON.map(json.dumps))
 def test_any_text_in_place_of_terms_raises_nothing_but_packet_errors(text):
     with pytest.raises(PacketError, match=r"terms|version"):
         Terms.detach({"darex": text})
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries({}, optional={name: JSON for name in SOUND}))
 @pytest.mark.xfail(reason="finding: TypeError for fields of a wrong type", strict=True)
 def test_any_field_in_place_of_a_right_one_raises_nothing_but_packet_errors(changes):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_darex.seeds import derive
@@ -34,16 +34,19 @@ def test_derived_seeds_never_change(labels, number):
     assert derive(*labels) == number
 
 
+@settings(deadline=None)
 @given(st.integers(), LABELS)
 def test_derive_is_the_plain_definition(seed, labels):
     assert derive(seed, *labels) == plain(seed, *labels)
 
 
+@settings(deadline=None)
 @given(st.integers(), LABELS)
 def test_a_derived_seed_fits_a_signed_64_bit_number(seed, labels):
     assert 0 <= derive(seed, *labels) < 2**63
 
 
+@settings(deadline=None)
 @given(st.tuples(st.integers(), LABELS), st.tuples(st.integers(), LABELS))
 def test_different_labels_have_different_seeds(one, other):
     # True with probability 1 - 2**-63 for each pair.

@@ -240,7 +240,7 @@ def arrays_differ_between_records(content: RecordDict) -> bool:
     return True
 
 
-@settings(suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(
     st.dictionaries(st.text(max_size=6), RECORD, max_size=5)
     .map(RecordDict)
@@ -251,7 +251,7 @@ def test_any_message_weighs_what_flower_sends(content, make):
     assert_counted_exactly(make(content))
 
 
-@settings(max_examples=30)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(0, CHUNK - 200))
 def test_any_pattern_of_chunks_weighs_what_flower_sends(pattern, cut):
     assert_counted_exactly(instruction(RecordDict({"a": record(w=chunks(*pattern)[cut:])})))

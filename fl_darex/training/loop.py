@@ -15,6 +15,8 @@ from fl_darex.optim import AdamR
 from fl_darex.seeds import derive
 from fl_darex.training.session import Session
 
+# A round has few steps and starts with a scale of its own: torch's 2**16 would lose the first ones.
+_FP16_SCALE, _FP16_SKIPS = 2.0**10, 20
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,7 +43,7 @@ def train(session: Session, partition: int, round_: int) -> TrainResult:
     """
     config, seed = session.config.train, session.config.federation.seed
     examples = session.examples(partition)
-    steps = steps_per_round(config, len(examples))
+    steps, accumulate = steps_per_round(config, len(examples)), config.grad_accumulation
     torch.set_num_threads(config.threads)
     torch.manual_seed(derive(seed, "dropout", round_, partition))
     session.model.train()
@@ -50,19 +52,25 @@ def train(session: Session, partition: int, round_: int) -> TrainResult:
         optimizer,
         LearningRate(config, first=(round_ - 1) * steps, total=session_steps(session, steps)),
     )
-    scaler = torch.amp.GradScaler(session.device.type, enabled=config.precision == "fp16")
+    scaler = torch.amp.GradScaler(
+        session.device.type, init_scale=_FP16_SCALE, enabled=config.precision == "fp16"
+    )
     batches = shuffled(examples, config.batch_size, derive(seed, "batches", round_, partition))
-    loss = 0.0
-    for _ in range(steps):
-        for _ in range(config.grad_accumulation):
-            loss += _backward(session, next(batches), scaler) / steps
+    loss, taken, skipped = 0.0, 0, 0
+    while taken < steps and skipped <= _FP16_SKIPS:
+        mean = sum(_backward(session, next(batches), scaler) for _ in range(accumulate))
         scaler.unscale_(optimizer)
         if config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(session.model.parameters(), config.max_grad_norm)
+        before = scaler.get_scale()
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        if scaler.get_scale() < before:  # fp16 overflowed; the optimizer took no step
+            skipped += 1
+            continue
         schedule.step()
+        loss, taken = loss + mean / steps, taken + 1
     pull = max(optimizer.last_pull, default=0.0) if isinstance(optimizer, AdamR) else 0.0
     return TrainResult(len(examples), loss, pull)
 
