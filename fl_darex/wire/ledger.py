@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
+from fl_darex.wire.grid_view import GridView
 from fl_darex.wire.records import packet_of
 from fl_darex.wire.sizes import RecordInfo, describe, describe_dense, message_bytes
 from fl_darex.wire.terms import CONFIG_KEY
@@ -68,7 +67,7 @@ class Ledger:
         return [entry for entry in self.entries if entry.round == round_]
 
 
-class LedgerGrid(Grid):
+class LedgerGrid(GridView):
     """A Grid that counts every message and passes it on.
 
     Args:
@@ -80,45 +79,17 @@ class LedgerGrid(Grid):
     def __init__(
         self, grid: Grid, ledger: Ledger, on_reply: Callable[[Entry], None] | None = None
     ) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._ledger = ledger
         self._on_reply = on_reply
         self._open: dict[str, tuple[Entry, list[RecordInfo]]] = {}
         # The model of a round is one ArrayRecord in many messages: describe it once.
         self._described: dict[int, tuple[ArrayRecord, RecordInfo, RecordInfo]] = {}
 
-    def set_run(self, run: Run) -> None:
-        """See `Grid.set_run`."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """See `Grid.run`."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See `Grid.create_message`."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """See `Grid.get_node_ids`."""
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """See `Grid.get_nodes`."""
-        return self._grid.get_nodes()
-
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Count and push messages."""
         listed = list(messages)
-        ids = list(self._grid.push_messages(listed))
+        ids = list(self.grid.push_messages(listed))
         for message in listed:
             entry, dense = self._sent(message)
             self._ledger.entries.append(entry)
@@ -128,7 +99,7 @@ class LedgerGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pull and count replies."""
-        replies = list(self._grid.pull_messages(message_ids))
+        replies = list(self.grid.pull_messages(message_ids))
         for reply in replies:
             self._received(reply)
         return replies
@@ -146,7 +117,7 @@ class LedgerGrid(Grid):
             replies.extend(arrived)
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             if waiting and not arrived:
-                time.sleep(getattr(self._grid, "pull_interval", 3.0))
+                time.sleep(getattr(self.grid, "pull_interval", 3.0))
         self._open.clear()
         return replies
 

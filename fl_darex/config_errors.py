@@ -1,0 +1,64 @@
+"""What is wrong with a configuration, in one line for a person.
+
+Words and ranges come from the fields' own declarations, so they cannot drift from the checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from fl_darex.errors import nearest
+
+
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """Return one line about the first mistake: key, value, what is allowed, the nearest choice."""
+    # One clear line: the first mistake. A union (compress.q) reports once per member.
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][:2])
+    if first["type"] == "value_error":
+        return str(first["msg"]).removeprefix("Value error, ")
+    return f"{where} = {first['input']!r} is not allowed; {_allowed(root, where, first['input'])}"
+
+
+def _allowed(root: type[BaseModel], key: str, found: Any) -> str:
+    """Say in words what a key takes, from the field's own declaration."""
+    section, _, name = key.partition(".")
+    owner = root.model_fields[section].annotation
+    field = next(
+        f
+        for f in owner.model_fields.values()  # type: ignore[union-attr]
+        if f.alias == name
+    )
+    kind = field.annotation
+    choices = [option for arg in (kind, *get_args(kind)) for option in _options(arg)]
+    if choices and get_origin(kind) is Literal:
+        return f"allowed: {', '.join(map(repr, choices))}{nearest(str(found), choices)}"
+    number = "a whole number" if kind is int else "a number"
+    words = [" or ".join(map(repr, choices))] if choices else []
+    if kind is str:
+        return "it must be text"
+    return f"it must be {' or '.join([*words, number])}{_range([*field.metadata, *_nested(kind)])}"
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _nested(kind: Any) -> list[Any]:
+    """Return the limits that a member of a union declares."""
+    fields = [field for arg in get_args(kind) for field in getattr(arg, "__metadata__", ())]
+    return [limit for field in fields for limit in field.metadata]
+
+
+def _range(limits: Iterable[Any]) -> str:
+    signs = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
+    parts = [
+        f"{word} {getattr(limit, name):g}"
+        for name, word in signs.items()
+        for limit in limits
+        if hasattr(limit, name)
+    ]
+    return f" {' '.join(parts)}" if parts else ""
