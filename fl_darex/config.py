@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fl_darex.config_errors import explain
 from fl_darex.errors import ConfigError, nearest
+from fl_darex.masks import keep_threshold
 
 Scalar = str | int | float | bool
 Rate = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -134,6 +135,14 @@ class CompressConfig(Section):
     mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
     downlink: Literal["dense"] = "dense"
 
+    @model_validator(mode="after")
+    def _something_survives(self) -> CompressConfig:
+        try:
+            keep_threshold(self.p)
+        except ValueError as error:
+            raise ValueError(f"compress.p = {self.p!r} is not allowed; {error}") from None
+        return self
+
 
 class ServerConfig(Section):
     """What the server does with the averaged update."""
@@ -193,16 +202,16 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read the configuration {str(path)!r}: {error.strerror}"
-        ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{str(path)!r} is not UTF-8 text, so not a TOML file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read the configuration {str(path)!r}: {reason}") from None
     try:
-        values = flatten(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        tree = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{str(path)!r} is not valid TOML: {error}") from None
+    values = flatten(tree)
     for item in overrides:
         key, value = parse_override(item)
         values[key] = value
@@ -219,6 +228,8 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     keys = known_keys()
     nested: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
+        if key in RunConfig.model_fields and value == {}:
+            continue  # a section without keys
         if key not in keys:
             raise ConfigError(f"unknown key {key!r}{_nearest_key(key, keys)}")
         section, _, name = key.partition(".")
@@ -230,13 +241,18 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested TOML tables as dotted keys; dotted keys in the input stay as they are."""
+    """Return nested TOML tables as dotted keys; an empty table stays, so that it can be refused.
+
+    Raises:
+        ConfigError: If a key is given twice, as ``"a.b" = 1`` and in a table ``[a]``.
+    """
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        path = f"{prefix}{key}"
+        more = flatten(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+        if twice := set(flat) & set(more):
+            raise ConfigError(f"{min(twice)} is given twice; keep one of them")
+        flat |= more
     return flat
 
 
@@ -245,20 +261,28 @@ def parse_override(item: str) -> tuple[str, Any]:
     key, sign, text = item.partition("=")
     if not sign or not key.strip():
         raise ConfigError(f"{item!r} is not an override; write key=value, e.g. compress.p=0.999")
-    return key.strip(), _read_value(text.strip())
+    key, text = key.strip(), text.strip()
+    value = _read_value(text)
+    if isinstance(RunConfig().flat().get(key), str) and not isinstance(value, str):
+        # A folder may be called 2024; compress.q alone takes both.
+        value = text if key != "compress.q" else value
+    return key, value
 
 
 def _read_value(text: str) -> Any:
     for read in (_read_toml, float):  # TOML itself has no ".999"
         try:
             return read(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return text
 
 
 def _read_toml(text: str) -> Any:
-    return tomllib.loads(f"v = {text}")["v"]
+    found = tomllib.loads(f"v = {text}")
+    if list(found) != ["v"]:
+        raise ValueError("more than one value")
+    return found["v"]
 
 
 def _nearest_key(key: str, keys: list[str]) -> str:
@@ -273,4 +297,4 @@ def _toml_scalar(value: Scalar) -> str:
     if isinstance(value, int | float):
         return repr(value)
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if c >= " " else f"\\u{ord(c):04x}" for c in escaped) + '"'
+    return '"' + "".join(c if " " <= c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'

@@ -134,14 +134,14 @@ class Delta:
         tuned = _flat(self._tuned[name])
         if self._base is not None:
             tuned = tuned - _flat(self._base[name])
-        return tuned.astype(np.float32, copy=False)
+        return tuned.astype(np.float32)  # a copy: training may go on
 
     def raw(self, name: str) -> NDArray[Any]:
         """Return the new values of a tensor that is not floating point, in its shape and type."""
         values = _numpy(self._tuned[name])
         dtype = self._dtypes[name]
         whole = values.dtype.kind == "f" and np.dtype(dtype).kind in "iu"
-        return np.asarray(np.rint(values) if whole else values, dtype=dtype)
+        return np.array(np.rint(values) if whole else values, dtype=dtype)
 
 
 def as_delta(delta: Delta | Mapping[str, Any]) -> Delta:
@@ -150,7 +150,8 @@ def as_delta(delta: Delta | Mapping[str, Any]) -> Delta:
 
 
 def _describe(name: str, tensor: Any, dense: bool) -> TensorSpec:
-    dtype = str(tensor.dtype).removeprefix("torch.")
+    # NumPy's name leaves out the byte order; torch's types have none.
+    dtype = getattr(tensor.dtype, "name", None) or str(tensor.dtype).removeprefix("torch.")
     role: Role = "pruned"
     if "float" not in dtype:
         role = "raw"

@@ -24,7 +24,7 @@ ROOMS = {
     "wire": {"masks", "delta", "survivors"},
     "compressors": {"delta", "survivors", "pruning", "rescaling", "wire"},
     "config_errors": set(),
-    "config": {"config_errors"},
+    "config": {"config_errors", "masks"},
     "tasks": {"config", "seeds"},
     "training": {"config", "optim", "seeds", "tasks", "wire"},
     "simulation": {"seeds", "wire"},

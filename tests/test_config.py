@@ -38,7 +38,7 @@ compress.values compress.mask compress.downlink server.strategy resources.num-cp
 resources.num-gpus
 """.split()
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7f"), max_size=20)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 def written(folder: Path, text: str | bytes, name: str = "run.toml") -> Path:
@@ -64,6 +64,8 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
     """Every value that the field's own declaration allows."""
     field = FIELDS[key]
     kind = field.annotation
+    if key == "compress.p":
+        return st.floats(0, 1 - 2**-32)
     if key == "compress.q":
         return st.just("dare") | st.floats(0, 1, exclude_min=True)
     if get_origin(kind) is Literal:
@@ -177,7 +179,6 @@ def test_text_with_special_characters_is_written_and_read_back(text, tmp_path):
     assert load_config(written(tmp_path, config.to_toml())).task.model == text
 
 
-@pytest.mark.xfail(reason="finding: TOML wants U+007F escaped too", strict=True)
 def test_the_delete_character_is_written_and_read_back(tmp_path):
     config = make_config({"task.model": "a\x7fb"})
     assert load_config(written(tmp_path, config.to_toml())) == config
@@ -234,7 +235,6 @@ def test_a_key_that_is_like_no_other_is_refused_as_well(key):
 
 
 @pytest.mark.parametrize("section", ["trian", "compression", "task.extra"])
-@pytest.mark.xfail(reason="finding: a section without keys is never looked at", strict=True)
 def test_an_unknown_section_is_refused_even_when_it_is_empty(section, tmp_path):
     with pytest.raises(ConfigError, match="unknown"):
         load_config(written(tmp_path, f"[{section}]\n"))
@@ -245,7 +245,6 @@ def test_a_key_that_is_given_twice_is_refused(tmp_path):
         load_config(written(tmp_path, "[compress]\np = 0.9\np = 0.5\n"))
 
 
-@pytest.mark.xfail(reason="finding: the last of two spellings wins without a word", strict=True)
 def test_a_key_that_is_given_in_two_spellings_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"compress\.p"):
         load_config(written(tmp_path, '"compress.p" = 0.5\n[compress]\np = 0.9\n'))
@@ -330,10 +329,6 @@ def test_the_ends_of_ranges_are_allowed(key, value):
 
 
 @pytest.mark.parametrize("p", [1 - 2**-40, 1 - 2**-53])
-@pytest.mark.xfail(
-    reason="finding: p so near 1 that nothing survives passes here and fails in the strategy",
-    strict=True,
-)
 def test_p_that_keeps_nothing_is_refused(p):
     with pytest.raises(ConfigError, match=r"compress\.p"):
         make_config({"compress.p": p})
@@ -464,15 +459,11 @@ def test_a_bad_override_is_refused_like_a_bad_file(item, message, tmp_path):
 
 
 @pytest.mark.parametrize("item", ["task.model=true", "task.model=2024", "task.dataset=1e3"])
-@pytest.mark.xfail(
-    reason="finding: a folder named 2024 must be quoted twice in a shell", strict=True
-)
 def test_an_override_of_text_is_text(item, tmp_path):
     key, _, value = item.partition("=")
     assert load_config(written(tmp_path, ""), [item]).flat()[key] == value
 
 
-@pytest.mark.xfail(reason="finding: what follows a line break is dropped", strict=True)
 def test_an_override_of_two_lines_is_refused():
     key, value = parse_override("compress.p=0.5\ntrain.lr=1")
     with pytest.raises(ConfigError, match=r"compress\.p"):
@@ -560,14 +551,10 @@ def test_a_file_that_is_not_toml_is_one_clear_line(text, tmp_path):
 @pytest.mark.parametrize(
     "text", ["[federation]\nseed = " + "1" * 5000, "[federation]\nseed = " + "[" * 20_000]
 )
-@pytest.mark.xfail(
-    reason="finding: tomllib's ValueError and RecursionError get through", strict=True
-)
 def test_a_file_that_the_toml_parser_gives_up_on_is_one_clear_line(text, tmp_path):
     assert refused_file(written(tmp_path, text))
 
 
-@pytest.mark.xfail(reason="finding: ValueError, embedded null byte", strict=True)
 def test_a_path_that_no_system_allows_is_one_clear_line():
     assert refused_file("a\0b")
 
@@ -620,4 +607,4 @@ def test_only_the_first_mistake_is_told():
 
 def test_flattening_leaves_flat_keys_alone():
     tree = {"a": {"b": {"c": 1}, "d": "x"}, "e.f": 2.5, "g": {}}
-    assert flatten(tree) == {"a.b.c": 1, "a.d": "x", "e.f": 2.5}
+    assert flatten(tree) == {"a.b.c": 1, "a.d": "x", "e.f": 2.5, "g": {}}

@@ -364,14 +364,9 @@ def test_pruning_changes_neither_tensor(dense):
     ("tensor", "dense"),
     [
         (gaussian((9,)), ()),
-        pytest.param(
-            *(gaussian((9,)), ("w",)),
-            marks=pytest.mark.xfail(reason="finding: a dense delta is a view", strict=True),
-        ),
-        pytest.param(
-            *(torch.arange(9), ()),
-            marks=pytest.mark.xfail(reason="finding: a raw tensor is a view", strict=True),
-        ),
+        (gaussian((9,)), ("w",)),
+        (torch.arange(9), ()),
+        (np.arange(9), ()),
     ],
 )
 def test_survivors_stay_as_they_were_when_training_goes_on(tensor, dense):
@@ -424,11 +419,11 @@ def test_a_layout_never_changes():
 
 
 @pytest.mark.parametrize("dtype", [">f4", ">f8"])
-@pytest.mark.xfail(
-    reason="finding: '>f4' has no 'float' in its name, so it is sent raw", strict=True
-)
 def test_big_endian_floats_are_floats(dtype):
-    assert Layout.of({"w": np.ones(3, dtype)}).pruned
+    layout = Layout.of({"w": np.ones(3, dtype)})
+    assert layout == Layout.of({"w": np.ones(3, dtype[1:])})
+    pruned = dare({"w": np.arange(3).astype(dtype)}, 0.0, seed=0)
+    assert pruned.values["w"].tolist() == [0.0, 1.0, 2.0]
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -502,10 +497,16 @@ def test_q_outside_its_range_is_refused(q):
 
 
 @pytest.mark.parametrize("q", [None, [0.5], {}])
-@pytest.mark.xfail(reason="finding: TypeError, not the documented ValueError", strict=True)
 def test_q_that_is_neither_text_nor_a_number_is_refused(q):
     with pytest.raises(ValueError, match=r"q must be 'dare' \(q = 1-p\) or a number in \(0, 1\]"):
         resolve_q(q, 5)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning")
+@pytest.mark.xfail(reason="finding: q below 2**-150 is 0 in float32", strict=True)
+def test_every_q_that_is_allowed_gives_finite_numbers():
+    full = rescale(dare({"w": np.full(5, 1e-20, np.float32)}, 0.0, seed=0), 1e-50).rescaled()
+    assert np.isfinite(full["w"]).all()
 
 
 def test_rescaling_changes_q_and_nothing_else():

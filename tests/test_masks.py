@@ -169,6 +169,40 @@ def test_the_number_of_draws_made_at_once_does_not_matter(key, block, length, p)
     assert part.tolist() == whole[whole < length].tolist()
 
 
+def unfinalize(z: int) -> int:
+    """The inverse of `finalize`: the state whose output is z."""
+
+    def unshift(value: int, shift: int) -> int:
+        found = value
+        for _ in range(64 // shift):
+            found = value ^ found >> shift
+        return found
+
+    z = unshift(z, 31) * pow(0x94D049BB133111EB, -1, WORD) % WORD
+    z = unshift(z, 27) * pow(0xBF58476D1CE4E5B9, -1, WORD) % WORD
+    return unshift(z, 30)
+
+
+def key_that_draws_first(low: int, high: int) -> int:
+    """A key whose first two uniform numbers in block 0 are these."""
+    stream = unfinalize(high << 32 | low)
+    return (unfinalize(stream) - GOLDEN_GAMMA) % WORD
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.97])
+def test_draws_on_the_border_between_two_gaps_fall_on_the_right_side(p):
+    # A border is hit once in 2**32 draws, so these keys are made, not found.
+    kept = keep_threshold(p)
+    borders = [*powers(kept), 0, 1, 2, ONE - 1]
+    for border in borders:
+        for low in {max(border - 1, 0), border % ONE, min(border + 1, ONE - 1)}:
+            key = key_that_draws_first(low, ONE // 3)
+            found = survivors(key, 800, kept).tolist()
+            assert found == reference(key, 800, kept)
+            first = gap(low, kept) - 1
+            assert (found or [800])[0] == first or first >= 800
+
+
 @pytest.mark.parametrize("p", RATES)
 def test_any_block_can_be_drawn_alone(p):
     kept, numel = keep_threshold(p), 3 * BLOCK + 12345

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import struct
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -28,6 +30,7 @@ from fl_darex.rescaling import rescale
 from fl_darex.survivors import SeededMask, Survivors
 from fl_darex.wire import Terms, decode, encode
 from fl_darex.wire.packet import HEADER_BYTES
+from fl_darex.wire.records import packet_of, packet_record, to_arrays, to_record
 
 # --- a second description of the header, independent of the library's -------------------------
 
@@ -168,11 +171,10 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=8) | st.sampl
     ["bn.running_mean", "running_var", "a.weight"]
 )
 SHAPES = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)
-# Up to 2**127: see test_a_number_near_the_end_of_float32 for the rest.
-FINITE32 = st.floats(-(2.0**127), 2.0**127, width=32)
+# Up to 2**90, and q from 1e-9: what comes near float32's end has a test of its own.
 RAW = st.sampled_from([np.bool_, np.int8, np.uint8, np.int16, np.int64, np.uint64])
 ARRAYS = st.one_of(
-    npst.arrays(np.float32, SHAPES, elements=FINITE32),
+    npst.arrays(np.float32, SHAPES, elements=st.floats(-(2.0**90), 2.0**90, width=32)),
     npst.arrays(np.float16, SHAPES, elements=st.floats(-6e4, 6e4, width=16)),
     npst.arrays(np.float64, SHAPES, elements=st.floats(-1e30, 1e30)),
     RAW.flatmap(lambda dtype: npst.arrays(dtype, SHAPES)),
@@ -265,6 +267,16 @@ def test_the_exponent_is_shared_by_pruned_and_dense_tensors():
     assert take_apart(encode(update, "fp16"))[0]["exponent"] == -1
 
 
+@pytest.mark.xfail(
+    reason="finding: one huge entry leaves no bits for all others, and nobody is told", strict=True
+)
+def test_one_huge_dense_number_does_not_spoil_the_pruned_ones():
+    # A running variance can move by 1e6 where weights move by 1e-6: float16 has 2**30 in all.
+    tensors = {"w": np.full(4, 1e-6, np.float32), "bn.running_var": np.array([1e6])}
+    again = reread(dare(tensors, 0.0, seed=0), "fp16").values["w"]
+    assert (np.abs(again / np.float32(1e-6) - 1) <= 2**-10).all()
+
+
 @pytest.mark.parametrize("values", ["fp32", "fp16"])
 def test_a_packet_of_nothing_is_a_header(values):
     for delta in ({}, {"w": np.zeros(0, np.float32)}):
@@ -273,19 +285,27 @@ def test_a_packet_of_nothing_is_a_header(values):
         assert reread(update, values).count == 0
 
 
-@pytest.mark.parametrize("largest", [2.0**127, 3.0e38, float(np.finfo(np.float32).max)])
-def test_a_number_near_the_end_of_float32_survives_fp32(largest):
-    update = dare({"w": np.full(3, largest, np.float32)}, 0.0, seed=0)
-    assert reread(update, "fp32").values["w"].tolist() == [np.float32(largest)] * 3
-
-
-@pytest.mark.xfail(
-    reason="finding: above (2 - 2**-11) * 2**127 fp16 rounds to 2**128 and the decoder refuses it",
-    strict=True,
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=4),
+    st.floats(1e-30, 1),
+    st.booleans(),
+    st.sampled_from(["fp32", "fp16"]),
 )
-def test_what_the_encoder_writes_the_decoder_reads():
-    update = dare({"w": np.full(3, np.finfo(np.float32).max)}, 0.0, seed=0)
-    assert np.isfinite(reread(update, "fp16").values["w"]).all()
+@example([float(np.finfo(np.float32).max)], 1.0, False, "fp16")  # would be rounded up to 2**128
+@example([float(np.finfo(np.float32).max)], 1.0, True, "fp16")
+@example([3e38, 1.0], 0.01, False, "fp32")  # infinite once divided by q
+def test_what_the_encoder_writes_the_decoder_reads_as_finite_numbers(numbers_, q, dense, values):
+    delta = Delta({"w": np.array(numbers_, np.float32)}, dense=["w"] if dense else [])
+    update = rescale(dare(delta, 0.0, seed=0), q)
+    try:
+        packet = encode(update, values)
+    except DeltaError as error:
+        assert np.abs(numbers_).max() / (1 if dense else q) > 2.0**126
+        assert "infinite" in str(error)
+        return
+    again = decode(packet, update.layout, update.mask, q=q, values=values)
+    assert np.isfinite(again.rescaled()["w"]).all()
 
 
 @pytest.mark.parametrize("sign", [0.0, -0.0])
@@ -343,26 +363,23 @@ def test_an_exponent_outside_its_range_is_refused(exponent, values):
         read(forge(GOLDEN[values], exponent=exponent), values=values)
 
 
-@pytest.mark.xfail(reason="finding: fp32 packets may carry any exponent in range", strict=True)
 def test_an_exponent_in_an_fp32_packet_is_refused():
     with pytest.raises(PacketError, match="exponent"):
         read(forge(GOLDEN["fp32"], exponent=5))
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-@pytest.mark.xfail(
-    reason="finding: finite values overflow once divided by q, and infinity reaches the model",
-    strict=True,
-)
-def test_values_that_are_infinite_once_divided_by_q_are_refused():
-    kept = keep_threshold(0.99)
-    update = dare({"w": np.full(400, 3e38, np.float32)}, 0.99, seed=0)
-    packet = encode(update, "fp32")
-    with pytest.raises(PacketError, match="infinite"):
-        decode(packet, update.layout, update.mask, q=kept / ONE, values="fp32")
+@pytest.mark.parametrize(("values", "number"), [("fp32", "<f"), ("fp16", "<e")])
+def test_values_that_are_infinite_once_divided_by_q_are_refused(values, number):
+    # Finite themselves: 3e38, or 60000 * 2**112 = 3.1e38 by the exponent.
+    update = dare({"w": np.ones(400, np.float32)}, 0.99, seed=0)
+    body = struct.pack(number, 3e38 if values == "fp32" else 6e4) * update.count
+    exponent = {"fp32": 0, "fp16": -112}[values]
+    packet = forge(encode(update, values), body=body, exponent=exponent)
+    with pytest.raises(PacketError, match="infinite once divided by q"):
+        decode(packet, update.layout, update.mask, q=update.q, values=values)
+    assert update.count > 0
 
 
-@pytest.mark.xfail(reason="finding: a bool of 2 to 255 is passed on as it is", strict=True)
 def test_a_raw_byte_that_is_no_bool_is_refused_or_made_one():
     update = dare({"flags": np.array([True, False])}, 0.0, seed=0)
     packet = forge(encode(update), body=b"\x07\x00")
@@ -800,6 +817,87 @@ def test_any_field_in_place_of_a_right_one_raises_nothing_but_packet_errors(chan
         return
     assert terms is not None
     assert isinstance(terms.mask.kept, int) and isinstance(terms.values, str)
+
+
+# --- Flower records ---------------------------------------------------------------------------
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    text = header.encode()
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, np.ones(3))
+    return buffer.getvalue()
+
+
+NO_ARRAY = {
+    "nothing": b"",
+    "text": b"hello",
+    "a pickle": b"\x80\x04N.",
+    "a header alone": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (3,), }"),
+    "objects": npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }", b"\x80\x04N."),
+    "a negative size": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-3,), }"),
+    "no dictionary": npy("[1, 2]"),
+}
+# What numpy.load raises, or returns, for these is no ValueError.
+NO_ARRAY_AND_NO_VALUE_ERROR = {
+    "a broken zip file": b"PK\x03\x04junk",
+    "a zip file": zipped(),
+    "a huge size": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (9" + "0" * 15 + ",), }"),
+    "an open bracket": npy("{'descr': '<f4', 'shape': ("),
+    "a broken type": npy("{'descr': '<,4', 'fortran_order': False, 'shape': (3,), }"),
+}
+
+
+def stranger(data: bytes) -> ArrayRecord:
+    return ArrayRecord({"w": Array("float32", (3,), "numpy.ndarray", data)})
+
+
+@pytest.mark.parametrize("what", NO_ARRAY)
+def test_bytes_that_are_no_array_are_refused(what):
+    with pytest.raises(PacketError, match="an array of the reply cannot be read"):
+        to_arrays(stranger(NO_ARRAY[what]))
+
+
+@pytest.mark.parametrize("what", NO_ARRAY_AND_NO_VALUE_ERROR)
+@pytest.mark.xfail(
+    reason="finding: BadZipFile, MemoryError, TokenError and SyntaxError end the whole run",
+    strict=True,
+)
+def test_bytes_on_which_numpy_stumbles_are_refused(what):
+    with pytest.raises(PacketError, match="an array of the reply cannot be read"):
+        to_arrays(stranger(NO_ARRAY_AND_NO_VALUE_ERROR[what]))
+
+
+def test_arrays_go_into_a_record_and_come_back():
+    tensors = {**TENSORS, "flag": np.array([True]), "half": np.ones((2, 0), np.float16)}
+    again = to_arrays(to_record(tensors))
+    assert list(again) == list(tensors)
+    for name, array in tensors.items():
+        assert (again[name].dtype, again[name].shape) == (array.dtype, array.shape)
+        assert again[name].tobytes() == array.tobytes()
+
+
+def test_a_packet_goes_into_a_record_and_comes_back():
+    record = packet_record(GOLDEN["fp32"])
+    assert packet_of(record) == GOLDEN["fp32"]
+    (array,) = record.values()
+    assert (array.stype, array.dtype, array.shape) == ("darex.v1", "uint8", (len(GOLDEN["fp32"]),))
+    with pytest.raises(PacketError, match=r"Unsupported serialization type .*darex\.v1"):
+        to_arrays(record)
+    with pytest.raises(
+        TypeError, match=r"darex\.v1"
+    ):  # plain Flower does not mistake it for a model
+        record.to_numpy_ndarrays()
+
+
+def test_a_record_of_ordinary_arrays_has_no_packet():
+    (packet,) = packet_record(GOLDEN["fp32"]).values()
+    for arrays in ({}, {"w": Array(np.ones(3))}, {"a": packet, "b": packet}):
+        assert packet_of(ArrayRecord(arrays)) is None
 
 
 # --- compressors ------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -118,7 +117,8 @@ class LedgerGrid(GridView):
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             if waiting and not arrived:
                 time.sleep(getattr(self.grid, "pull_interval", 3.0))
-        self._open.clear()
+        for key in waiting:  # what comes after the timeout belongs to no round
+            self._open.pop(key, None)
         return replies
 
     def _sent(self, message: Message) -> tuple[Entry, list[RecordInfo]]:
@@ -161,13 +161,9 @@ class LedgerGrid(GridView):
 def _dense_info(record: ArrayRecord) -> RecordInfo:
     """Describe a record of the same arrays with values that all differ, as after training."""
     return describe_dense(
-        (name, array.dtype, tuple(array.shape), _data_bytes(array.dtype, array.shape))
+        (name, array.dtype, tuple(array.shape), array.stype, len(array.data))
         for name, array in record.items()
     )
-
-
-def _data_bytes(dtype: str, shape: Iterable[int]) -> int:
-    return int(np.prod(tuple(shape), dtype=np.int64)) * np.dtype(dtype).itemsize
 
 
 def _round_of(content: RecordDict) -> int:

@@ -58,6 +58,8 @@ def encode(survivors: Survivors, values: str = "fp16") -> bytes:
     dense = _joined(survivors.dense[spec.name] for spec in layout.dense)
     raw = b"".join(_raw_bytes(survivors.raw[spec.name]) for spec in layout.raw)
     exponent = coding.exponent(max(_largest(kept), _largest(dense)))
+    _check_sendable(_largest(kept), survivors.q, coding, exponent)
+    _check_sendable(_largest(dense), 1.0, coding, exponent)
     mask = survivors.mask
     fields = (
         *(MAGIC, VERSION, METHOD_DARE, RNG_SPLITMIX64, coding.code),
@@ -111,6 +113,8 @@ def decode(packet: bytes, layout: Layout, mask: SeededMask, *, q: float, values:
         raise PacketError(f"the packet has {len(packet)} bytes, its header says otherwise")
     body = memoryview(packet)[HEADER_BYTES:]
     numbers = _numbers(body[: (kept + dense) * coding.width], coding, exponent)
+    _check_finite(numbers[:kept], q)
+    _check_finite(numbers[kept:], 1.0)
     return Survivors(
         layout=layout,
         positions=positions,
@@ -137,13 +141,22 @@ def _check_frame(packet: bytes) -> None:
 
 
 def _numbers(data: memoryview, coding: Coding, exponent: int) -> NDArray[np.float32]:
-    if not -128 <= exponent <= 127:
-        raise PacketError(f"the packet's exponent is {exponent}, allowed: -128 to 127")
+    allowed = coding.exponents
+    if exponent not in allowed:
+        raise PacketError(
+            f"the packet's exponent is {exponent}, allowed: {allowed[0]} to {allowed[-1]}"
+        )
     with np.errstate(over="ignore"):
-        numbers = coding.read(data, exponent)
-    if not np.isfinite(numbers).all():
+        return coding.read(data, exponent)
+
+
+def _check_finite(numbers: NDArray[np.float32], q: float) -> None:
+    largest = np.max(np.abs(numbers)) if numbers.size else np.float32(0)
+    if not np.isfinite(largest):
         raise PacketError("the packet holds NaN or infinite values")
-    return numbers
+    with np.errstate(over="ignore"):
+        if not np.isfinite(largest / np.float32(q)):
+            raise PacketError("the packet holds values that are infinite once divided by q")
 
 
 def _joined(parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -151,11 +164,19 @@ def _joined(parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.concatenate(listed) if listed else np.empty(0, dtype=np.float32)
 
 
-def _largest(numbers: NDArray[np.float32]) -> float:
-    largest = float(np.max(np.abs(numbers))) if numbers.size else 0.0
+def _largest(numbers: NDArray[np.float32]) -> np.float32:
+    largest = np.max(np.abs(numbers)) if numbers.size else np.float32(0)
     if not np.isfinite(largest):
         raise DeltaError("the update holds NaN or infinite values; training has diverged")
     return largest
+
+
+def _check_sendable(largest: np.float32, q: float, coding: Coding, exponent: int) -> None:
+    sent = coding.write(np.array([largest], dtype=np.float32), exponent)
+    with np.errstate(over="ignore"):
+        read = coding.read(memoryview(sent), exponent)[0] / np.float32(q)
+    if not np.isfinite(read):
+        raise DeltaError(f"the update holds {largest}, which is infinite once divided by q = {q}")
 
 
 def _split(
@@ -182,6 +203,8 @@ def _raw_arrays(data: memoryview, layout: Layout) -> dict[str, NDArray[Any]]:
     for spec in layout.raw:
         end = start + _raw_size(spec)
         flat = np.frombuffer(data[start:end], dtype=_raw_dtype(spec))
+        if flat.dtype.kind == "b" and (flat.view(np.uint8) > 1).any():
+            raise PacketError(f"{spec.name!r} holds bytes that are no booleans")
         arrays[spec.name] = flat.astype(spec.dtype).reshape(spec.shape)
         start = end
     return arrays

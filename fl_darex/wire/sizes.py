@@ -3,7 +3,8 @@
 A deployment sends a message as its unique *objects* (message, record dict, records, arrays and
 5 MiB chunks of array data, each under the SHA-256 of its content) plus the tree of their ids.
 Ids have a fixed width, so sizes follow from lengths alone; only equality of arrays matters,
-because identical objects are sent once, and that is found by comparing, not by hashing.
+because identical objects are sent once, and that is found by comparing, not by hashing. What two
+*different* arrays or records have in common (whole 5 MiB chunks) is counted twice.
 A test holds these numbers against Flower's own serialisation.
 """
 
@@ -19,7 +20,6 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 
 _ID = "0" * 64  # a SHA-256 in hexadecimal
-_NPY_HEADER = 128  # numpy.save's header, for all shapes that models have
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,19 @@ def describe(record: ArrayRecord) -> RecordInfo:
     return RecordInfo(tuple(record), tuple(_info(array) for array in unique))
 
 
-def describe_dense(shapes: Iterable[tuple[str, str, tuple[int, ...], int]]) -> RecordInfo:
-    """Return the description of a record of distinct NumPy arrays that need not exist.
+def describe_dense(
+    shapes: Iterable[tuple[str, str, tuple[int, ...], str, int]],
+) -> RecordInfo:
+    """Return the description of a record of distinct arrays that need not exist.
 
     Args:
-        shapes: ``(name, dtype, shape, data bytes without the .npy header)`` of each array.
+        shapes: ``(name, dtype, shape, stype, length of data)`` of each array.
     """
     names, infos = [], []
-    for name, dtype, shape, size in shapes:
-        lengths = _chunk_lengths(size + _NPY_HEADER)
+    for name, dtype, shape, stype, size in shapes:
+        lengths = _chunk_lengths(size)
         names.append(name)
-        ids = tuple(range(len(lengths)))
-        infos.append(ArrayInfo(dtype, shape, "numpy.ndarray", lengths, ids))
+        infos.append(ArrayInfo(dtype, shape, stype, lengths, tuple(range(len(lengths)))))
     return RecordInfo(tuple(names), tuple(infos))
 
 

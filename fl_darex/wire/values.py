@@ -23,6 +23,7 @@ class Coding:
     Attributes:
         code: The byte that names it in a packet.
         width: Bytes per number.
+        exponents: The powers of two that a packet may carry.
         exponent: Returns the power of two for a packet, given its largest magnitude.
         write: ``(numbers, exponent) -> bytes``.
         read: ``(bytes, exponent) -> float32 numbers``; ``len(bytes)`` is a multiple of width.
@@ -30,7 +31,8 @@ class Coding:
 
     code: int
     width: int
-    exponent: Callable[[float], int]
+    exponents: range
+    exponent: Callable[[np.float32], int]
     write: Callable[[NDArray[np.float32], int], bytes]
     read: Callable[[memoryview, int], NDArray[np.float32]]
 
@@ -43,7 +45,7 @@ def _read_fp32(data: memoryview, exponent: int) -> NDArray[np.float32]:
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
 
 
-def _fp16_exponent(largest: float) -> int:
+def _fp16_exponent(largest: np.float32) -> int:
     if largest == 0.0:
         return 0
     return int(np.clip(_FP16_TOP - np.frexp(largest)[1], -128, 127))
@@ -58,6 +60,6 @@ def _read_fp16(data: memoryview, exponent: int) -> NDArray[np.float32]:
 
 
 CODINGS = {
-    "fp32": Coding(0, 4, lambda largest: 0, _write_fp32, _read_fp32),
-    "fp16": Coding(1, 2, _fp16_exponent, _write_fp16, _read_fp16),
+    "fp32": Coding(0, 4, range(1), lambda largest: 0, _write_fp32, _read_fp32),
+    "fp16": Coding(1, 2, range(-128, 128), _fp16_exponent, _write_fp16, _read_fp16),
 }
