@@ -17,7 +17,7 @@ from fl_darex.errors import ConfigError, nearest
 from fl_darex.masks import keep_threshold
 
 Scalar = str | int | float | bool
-Rate = Annotated[float, Field(gt=0.0, le=1.0)]
+Rate = Annotated[float, Field(ge=1e-9, le=1.0)]
 
 
 def _kebab(name: str) -> str:

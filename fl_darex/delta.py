@@ -63,8 +63,11 @@ class Layout:
             dense: Names whose whole delta is sent, such as a head that the base model lacks.
 
         Raises:
-            DeltaError: If ``dense`` names a tensor that is not there.
+            DeltaError: If ``dense`` names a tensor that is not there, or a tensor holds neither
+                real numbers nor booleans.
         """
+        if isinstance(dense, str):
+            raise DeltaError(f"dense must be a list of names, got the text {dense!r}")
         whole = set(dense)
         if missing := whole - set(tensors):
             raise DeltaError(f"dense names no such tensor: {sorted(missing)}")
@@ -93,7 +96,7 @@ class Layout:
     def fingerprint(self) -> bytes:
         """16 bytes that differ between any two layouts (BLAKE2b of names, shapes, types, roles)."""
         text = "\n".join(repr((s.name, s.shape, s.dtype, s.role)) for s in self.specs)
-        return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 class Delta:
@@ -141,6 +144,8 @@ class Delta:
         values = _numpy(self._tuned[name])
         dtype = self._dtypes[name]
         whole = values.dtype.kind == "f" and np.dtype(dtype).kind in "iu"
+        if whole and not np.isfinite(values).all():
+            raise DeltaError(f"{name!r} holds NaN or infinite values where integers were sent")
         return np.array(np.rint(values) if whole else values, dtype=dtype)
 
 
@@ -154,6 +159,8 @@ def _describe(name: str, tensor: Any, dense: bool) -> TensorSpec:
     dtype = getattr(tensor.dtype, "name", None) or str(tensor.dtype).removeprefix("torch.")
     role: Role = "pruned"
     if "float" not in dtype:
+        if not dtype.startswith(("int", "uint", "bool")):
+            raise DeltaError(f"{name!r} is of type {dtype}; real numbers and booleans can be sent")
         role = "raw"
     elif dense or name.rpartition(".")[2] in _STATISTICS:
         role = "dense"

@@ -44,6 +44,7 @@ def keep_threshold(p: float) -> int:
     Raises:
         ValueError: If ``p`` is outside [0, 1) or so close to 1 that nothing could survive.
     """
+    p = float(p)
     if not 0.0 <= p < 1.0:
         raise ValueError(f"p must be in [0, 1), got {p!r}; to send nothing, skip the client")
     kept = ONE - round(p * ONE)
@@ -62,7 +63,7 @@ def mask_key(seed: int, round_: int, slot: int, name: str) -> int:
         name: The tensor's name; only its hash enters, so masks do not depend on tensor order.
     """
     head = f"darex.mask.v1|{seed}|{round_}|{slot}|".encode()
-    digest = hashlib.blake2b(head + name.encode("utf-8"), digest_size=8).digest()
+    digest = hashlib.blake2b(head + name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 

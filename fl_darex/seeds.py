@@ -8,6 +8,7 @@ workers and in any order of arrival.
 from __future__ import annotations
 
 import hashlib
+from numbers import Integral
 
 
 def derive(seed: int, *labels: int | str) -> int:
@@ -22,6 +23,7 @@ def derive(seed: int, *labels: int | str) -> int:
     """
     digest = hashlib.blake2b(digest_size=8)
     for label in (seed, *labels):
-        text = f"{type(label).__name__}:{label}".encode()
+        # NumPy's integers are integers too: a partition may arrive as one.
+        text = (f"int:{int(label)}" if isinstance(label, Integral) else f"str:{label}").encode()
         digest.update(len(text).to_bytes(4, "little") + text)
     return int.from_bytes(digest.digest(), "little") >> 1

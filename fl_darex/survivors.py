@@ -18,16 +18,24 @@ class SeededMask:
     """The numbers from which both ends derive the same random mask.
 
     Attributes:
-        seed: The run's seed, in [0, 2**63).
+        seed: The run's seed, in [0, 2**64).
         round: The federated round, from 0.
         slot: The client's partition, or -1 for the mask that all clients of a round share.
         kept: Keep threshold in units of 2**-32 (`fl_darex.masks.keep_threshold`).
+
+    Raises:
+        ValueError: If seed or round is outside [0, 2**64), where a packet could not carry it.
     """
 
     seed: int
     round: int
     slot: int
     kept: int
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "round"):
+            if not 0 <= getattr(self, name) < 1 << 64:
+                raise ValueError(f"{name} must be in [0, 2**64), got {getattr(self, name)}")
 
 
 def seeded_positions(layout: Layout, mask: SeededMask) -> dict[str, NDArray[np.int64]]:

@@ -62,7 +62,9 @@ def weighted_mean(
     Raises:
         PacketError: If no reply can be used, or all weights are 0.
     """
-    adder = _PacketSum(base, layout)
+    # Shares of what was offered: they cannot overflow, whatever the weights are.
+    offered = sum(reply.weight for reply in replies)
+    changes = _Changes(base, layout)
     used: list[Reply] = []
     dense: list[tuple[Reply, Arrays]] = []
     for reply in replies:
@@ -72,7 +74,8 @@ def weighted_mean(
                 dense.append((reply, _dense_arrays(reply.record, base)))
             else:
                 method = compressor(reply.terms.method)
-                adder.add(method.decompress(packet, layout, reply.terms), reply.weight)
+                survivors = method.decompress(packet, layout, reply.terms)
+                changes.add(survivors, reply.weight / offered if offered else 0.0)
         except PacketError as error:
             refuse(reply, error)
         else:
@@ -80,63 +83,73 @@ def weighted_mean(
     total = sum(reply.weight for reply in used)
     if not total > 0.0:
         raise PacketError("no reply of this round can be used, or all of them have weight 0")
-    return _combine(base, layout, adder, dense, total), used
+    return _combine(base, layout, changes, dense, offered, total), used
 
 
 def _combine(
     base: Mapping[str, NDArray[Any]],
     layout: Layout,
-    adder: _PacketSum,
+    changes: _Changes,
     dense: list[tuple[Reply, Arrays]],
+    offered: float,
     total: float,
 ) -> Arrays:
-    if not dense:
-        return {name: adder.mean(name, base[name], total) for name in base}
-    # The order of operations of Flower's aggregate_arrayrecords, for equal bits.
+    raw = {spec.name for spec in layout.raw}
     result: Arrays = {}
     for reply, arrays in dense:
-        factor = reply.weight / total
         for name, array in arrays.items():
-            term = array * factor
+            if name in raw:
+                changes.add_raw(name, array, reply.weight / offered)
+                continue
+            # The order of operations of Flower's aggregate_arrayrecords, for equal bits.
+            term = array * (reply.weight / total)
             result[name] = result[name] + term if name in result else term
-    if adder.weight:
-        factor = adder.weight / total
-        for name in base:
-            mean = adder.mean(name, base[name], adder.weight)
-            result[name] = result[name] + mean * factor
-    return result
+    packed = total - sum(reply.weight for reply, _ in dense)
+    for name, array in base.items():
+        if name in result and packed > 0.0:
+            share = changes.moved(name, array, packed / offered) * (packed / total)
+            result[name] = (result[name] + share).astype(array.dtype)
+        elif name not in result:
+            result[name] = changes.moved(name, array, total / offered)
+    return {name: result[name] for name in base}
 
 
-class _PacketSum:
-    """Sum of ``weight * survivors / q`` over packets; float32, or wider where the model is."""
+class _Changes:
+    """Sum of ``share * change`` over replies; float32, or wider where the model is."""
 
     def __init__(self, base: Mapping[str, NDArray[Any]], layout: Layout) -> None:
-        self.weight = 0.0
         self._base = base
-        self._layout = layout
         self._raw = {spec.name for spec in layout.raw}
         self._sums: Arrays = {}
 
-    def add(self, survivors: Survivors, weight: float) -> None:
-        self.weight += weight
+    def add(self, survivors: Survivors, share: float) -> None:
+        """Add what a packet says, ``survivors / q``."""
         for name, values in survivors.values.items():
             total = self._sum(name)
             # A packet has each position once, so += on an index array adds them all.
-            total[survivors.positions[name]] += values * total.dtype.type(weight / survivors.q)
+            total[survivors.positions[name]] += values * total.dtype.type(share / survivors.q)
         for name, values in survivors.dense.items():
             total = self._sum(name)
-            total += values * total.dtype.type(weight)
+            total += values * total.dtype.type(share)
         for name, array in survivors.raw.items():
-            total = self._sum(name)
-            total += array.reshape(-1) * weight
+            self.add_raw(name, array, share)
 
-    def mean(self, name: str, base: NDArray[Any], total: float) -> NDArray[Any]:
-        """Return the tensor's new values: base + sum / total, or the mean where it is raw."""
+    def add_raw(self, name: str, array: NDArray[Any], share: float) -> None:
+        """Add new values of a tensor that is not floating point."""
+        if array.dtype.kind == "f":
+            array = np.rint(array)
+        with np.errstate(over="ignore"):
+            change = _integers(array) - _integers(self._base[name])
+        total = self._sum(name)
+        total += change.reshape(-1) * share
+
+    def moved(self, name: str, base: NDArray[Any], share: float) -> NDArray[Any]:
+        """Return a tensor's new values: base + sum / share; whole numbers where it is raw."""
         if name not in self._sums:
             return base
-        change = (self._sums[name] / total).reshape(base.shape)
+        change = (self._sums[name] / share).reshape(base.shape)
         if name in self._raw:
-            return np.rint(change).astype(base.dtype)
+            return (_integers(base) + np.rint(change).astype(np.int64)).astype(base.dtype)
         moved: NDArray[Any] = (base + change.astype(self._sums[name].dtype)).astype(base.dtype)
         return moved
 
@@ -148,14 +161,31 @@ class _PacketSum:
         return self._sums[name]
 
 
+def _integers(array: NDArray[Any]) -> NDArray[np.int64]:
+    # Differences are taken modulo 2**64, so that numbers above 2**53 keep every bit.
+    return array.astype(np.int64)
+
+
 def _dense_arrays(record: ArrayRecord, base: Mapping[str, NDArray[Any]]) -> Arrays:
-    arrays = to_arrays(record)
-    if set(arrays) != set(base):
-        odd = sorted(set(arrays).symmetric_difference(base))[:5]
+    if set(record) != set(base):
+        odd = sorted(set(record).symmetric_difference(base))[:5]
         raise PacketError(f"the reply's tensors differ from those sent: {odd}")
-    for name, array in arrays.items():
-        if array.shape != base[name].shape:
-            raise PacketError(f"{name!r} has shape {array.shape}, sent was {base[name].shape}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise PacketError(f"{name!r} holds NaN or infinite values")
+    for name, array in record.items():
+        if len(array.data) > _LARGEST_HEADER + base[name].size * _LARGEST_ITEM:
+            raise PacketError(f"{name!r} has {len(array.data)} bytes, far more than were sent")
+    arrays = to_arrays(record)
+    for name, found in arrays.items():
+        sent = base[name]
+        if found.shape != sent.shape:
+            raise PacketError(f"{name!r} has shape {found.shape}, sent was {sent.shape}")
+        if found.dtype.kind not in _FITS.get(sent.dtype.kind, ""):
+            raise PacketError(f"{name!r} is of type {found.dtype}, sent was {sent.dtype}")
+        with np.errstate(over="ignore"):
+            if found.dtype.kind == "f" and not np.isfinite(found.astype(sent.dtype)).all():
+                raise PacketError(f"{name!r} holds NaN or infinite values")
     return arrays
+
+
+_LARGEST_HEADER, _LARGEST_ITEM = 65536, 16
+# Kinds of NumPy types that a reply may have, by the kind that was sent.
+_FITS = {"f": "f", "i": "iubf", "u": "iubf", "b": "iubf"}

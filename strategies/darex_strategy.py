@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from logging import INFO, WARNING
@@ -29,6 +28,8 @@ from fl_darex.wire.values import CODINGS
 
 from .aggregation import Reply, weighted_mean
 from .ordered_grid import OrderedGrid, seeded_random
+
+_LARGEST_WEIGHT = 2**53
 
 
 class DarexStrategy(Strategy):
@@ -143,7 +144,7 @@ class DarexStrategy(Strategy):
         averaged = _averaged(used, to_record(mean), self.strategy)
         with _metrics_of_all(self.strategy, used):
             arrays, metrics = self.strategy.aggregate_train(server_round, [averaged])
-        return _in_types_of(self._base, arrays), metrics
+        return _typed(arrays, self._base, mean), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -210,8 +211,8 @@ def _read(message: Message, terms: Terms, weighted_by_key: str) -> Reply:
             f"found {len(records)} and {len(metrics)}"
         )
     weight = metrics[0].get(weighted_by_key)
-    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight < 0:
-        raise PacketError(f"the weight {weighted_by_key!r} is {weight!r}, not a number from 0")
+    if not isinstance(weight, int | float) or not 0 <= weight <= _LARGEST_WEIGHT:
+        raise PacketError(f"the weight {weighted_by_key!r} is {weight!r}, not in [0, 2**53]")
     return Reply(message, records[0], float(weight), terms)
 
 
@@ -223,15 +224,23 @@ def _log_refused(partition: int, error: PacketError) -> None:
     log(WARNING, "client %s does not count this round: %s", partition, error)
 
 
-def _in_types_of(base: Mapping[str, Any], record: ArrayRecord | None) -> ArrayRecord | None:
-    """Return arrays in the types that the model has: Flower's optimizers answer in float64."""
+def _typed(
+    record: ArrayRecord | None, base: Mapping[str, Any], mean: Mapping[str, Any]
+) -> ArrayRecord | None:
+    """Return the strategy's answer in the types that the model has.
+
+    Flower's optimizers answer in float64, and no optimizer's step makes sense on counters:
+    what is not floating point is the clients' mean itself.
+    """
     if record is None or all(str(base[k].dtype) == a.dtype for k, a in record.items()):
         return record
-    cast = {}
-    for name, array in to_arrays(record).items():
-        whole = base[name].dtype.kind in "iu" and array.dtype.kind == "f"
-        cast[name] = (np.rint(array) if whole else array).astype(base[name].dtype)
-    return to_record(cast)
+    whole = {name for name, array in base.items() if array.dtype.kind != "f"}
+    return to_record(
+        {
+            name: mean[name] if name in whole else array.astype(base[name].dtype)
+            for name, array in to_arrays(record).items()
+        }
+    )
 
 
 def _averaged(used: list[Reply], arrays: ArrayRecord, strategy: FedAvg) -> Message:
@@ -247,7 +256,15 @@ def _metrics_of_all(strategy: FedAvg, used: list[Reply]) -> Iterator[None]:
     """Let the strategy's own function for metrics see all replies, not their average."""
     own = strategy.train_metrics_aggr_fn
     contents = [_without_arrays(reply.message.content) for reply in used]
-    strategy.train_metrics_aggr_fn = lambda _, key: own(contents, key)
+
+    def of_all(_: list[RecordDict], key: str) -> MetricRecord:
+        try:
+            return own(contents, key)
+        except Exception as error:  # one client's odd metric must not end the run
+            log(WARNING, "the metrics of this round are lost: %s", error)
+            return MetricRecord()
+
+    strategy.train_metrics_aggr_fn = of_all
     try:
         yield
     finally:

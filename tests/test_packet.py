@@ -34,10 +34,10 @@ from fl_darex.wire.records import packet_of, packet_record, to_arrays, to_record
 
 # --- a second description of the header, independent of the library's -------------------------
 
-HEADER = struct.Struct("<4s B B B B Q Q q Q d h H 16s Q Q Q")
+HEADER = struct.Struct("<4s B B B B Q Q q Q d b b H 16s Q Q Q")
 FIELDS = [
     *("magic", "version", "method", "rng", "coding", "seed", "round", "slot", "kept", "q"),
-    *("exponent", "q_count", "fingerprint", "survivors", "dense", "raw"),
+    *("exponent", "dense_exponent", "q_count", "fingerprint", "survivors", "dense", "raw"),
 ]
 
 
@@ -81,7 +81,8 @@ GOLDEN = {
         "0200000000000000"  # slot
         "0000008000000000"  # keep threshold: 2**31 of 2**32
         "000000000000e03f"  # q: 0.5
-        "0000"  # exponent
+        "00"  # exponent of survivors
+        "00"  # exponent of dense numbers
         "0100"  # count of q
         + FINGERPRINT  # layout
         + "0400000000000000"  # survivors
@@ -107,19 +108,20 @@ GOLDEN = {
         "0200000000000000"  # slot
         "0000008000000000"  # keep threshold: 2**31 of 2**32
         "000000000000e03f"  # q: 0.5
-        "0d00"  # exponent 13: the largest, 3, becomes 24576, below 2**15
+        "0d"  # exponent 13: the largest survivor, 3, becomes 24576, below 2**15
+        "0f"  # exponent 15: the largest dense number, 0.5, becomes 16384
         "0100"  # count of q
         + FINGERPRINT  # layout
         + "0400000000000000"  # survivors
         "0200000000000000"  # dense numbers
         "0800000000000000"  # raw bytes
-        "cfee17b2"  # CRC-32
+        "95a1ad9f"  # CRC-32
         "006e"  # bias[2] = 6144 / 2**13
         "0070"  # weight[0] = 8192 / 2**13
         "0076"  # weight[2] = 24576 / 2**13
         "1948"  # weight[3] = 8.1953125 / 2**13
-        "0064"  # bn.running_var[0] = 1024 / 2**13
-        "00ec"  # bn.running_var[1] = -4096 / 2**13
+        "006c"  # bn.running_var[0] = 4096 / 2**15
+        "00f4"  # bn.running_var[1] = -16384 / 2**15
         "0201000000000000"  # steps = 258
     ),
 }
@@ -217,21 +219,30 @@ def test_decode_inverts_encode_bit_for_bit_in_fp32(update):
 @given(updates())
 def test_fp16_is_within_half_an_ulp_of_the_shared_exponent(update):
     again = reread(update, "fp16")
-    exponent = take_apart(encode(update, "fp16"))[0]["exponent"]
-    largest = max([0.0, *(float(np.abs(v).max(initial=0)) for v in numbers(update))])
+    fields = take_apart(encode(update, "fp16"))[0]
+    kinds = {
+        "exponent": (update.values, again.values),
+        "dense_exponent": (update.dense, again.dense),
+    }
+    for field, (mine, theirs) in kinds.items():
+        check_fp16(fields[field], list(mine.values()), list(theirs.values()))
+    for name, raw in update.raw.items():
+        assert raw.tobytes() == again.raw[name].tobytes()
+
+
+def check_fp16(exponent: int, sent: list[np.ndarray], read: list[np.ndarray]) -> None:
+    largest = max([0.0, *(float(np.abs(v).max(initial=0)) for v in sent)])
     assert -128 <= exponent <= 127
     if largest:
         # 2**15 is out of reach, and no power of two is given away where the range allows it.
         assert largest * 2.0**exponent <= 2**15
         assert largest * 2.0**exponent >= 2**14 or exponent == 127
-    for mine, theirs in zip(numbers(update), numbers(again), strict=True):
+    for mine, theirs in zip(sent, read, strict=True):
         scaled = np.abs(mine.astype(np.float64)) * 2.0**exponent
         ulp = np.maximum(2.0**-24, 2.0 ** (np.floor(np.log2(np.maximum(scaled, 1e-99))) - 10))
         # Below 2**-126 float32 itself has steps of 2**-149.
         bound = ulp / 2 / 2.0**exponent + (2.0**-150 if exponent == 127 else 0)
         assert (np.abs(theirs.astype(np.float64) - mine) <= bound).all()
-    for name, raw in update.raw.items():
-        assert raw.tobytes() == again.raw[name].tobytes()
 
 
 def numbers(update: Survivors) -> list[np.ndarray]:
@@ -260,16 +271,15 @@ def test_tiny_and_huge_deltas_survive_fp16(size):
     assert (np.abs(again / update.values["w"] - 1) <= 2**-11).all()
 
 
-def test_the_exponent_is_shared_by_pruned_and_dense_tensors():
+def test_pruned_and_dense_tensors_have_an_exponent_each():
     tensors = {"body": np.full(4, 1e-3, np.float32), "head": np.full(2, 40000.0)}
     update = dare(Delta(tensors, dense=["head"]), 0.0, seed=0)
     assert reread(update, "fp16").dense["head"].tolist() == [40000.0, 40000.0]
-    assert take_apart(encode(update, "fp16"))[0]["exponent"] == -1
+    fields = take_apart(encode(update, "fp16"))[0]
+    # 1e-3 * 2**24 = 16777.2 and 40000 / 2 = 20000 lie below 2**15, twice them do not.
+    assert (fields["exponent"], fields["dense_exponent"]) == (24, -1)
 
 
-@pytest.mark.xfail(
-    reason="finding: one huge entry leaves no bits for all others, and nobody is told", strict=True
-)
 def test_one_huge_dense_number_does_not_spoil_the_pruned_ones():
     # A running variance can move by 1e6 where weights move by 1e-6: float16 has 2**30 in all.
     tensors = {"w": np.full(4, 1e-6, np.float32), "bn.running_var": np.array([1e6])}
@@ -356,16 +366,11 @@ def test_an_exponent_that_makes_a_number_infinite_is_refused(exponent):
         read(packet, values="fp16")
 
 
-@pytest.mark.parametrize("exponent", [-129, 128, -32768, 32767])
-@pytest.mark.parametrize("values", GOLDEN)
-def test_an_exponent_outside_its_range_is_refused(exponent, values):
-    with pytest.raises(PacketError, match="exponent"):
-        read(forge(GOLDEN[values], exponent=exponent), values=values)
-
-
-def test_an_exponent_in_an_fp32_packet_is_refused():
-    with pytest.raises(PacketError, match="exponent"):
-        read(forge(GOLDEN["fp32"], exponent=5))
+@pytest.mark.parametrize("field", ["exponent", "dense_exponent"])
+@pytest.mark.parametrize("exponent", [-128, -1, 1, 5, 127])
+def test_an_exponent_in_an_fp32_packet_is_refused(field, exponent):
+    with pytest.raises(PacketError, match=f"exponent is {exponent}, allowed: 0 to 0"):
+        read(forge(GOLDEN["fp32"], **{field: exponent}))
 
 
 @pytest.mark.parametrize(("values", "number"), [("fp32", "<f"), ("fp16", "<e")])
@@ -575,7 +580,8 @@ WRONG = {
     "slot": st.integers(-(2**63), 2**63 - 1),
     "kept": st.integers(0, 2**64 - 1),
     "q": st.floats(),
-    "exponent": st.integers(-(2**15), 2**15 - 1),
+    "exponent": st.integers(-128, 127),
+    "dense_exponent": st.integers(-128, 127),
     "q_count": st.integers(0, 2**16 - 1),
     "fingerprint": st.binary(min_size=16, max_size=16),
     "survivors": st.integers(0, 2**64 - 1),
@@ -634,16 +640,12 @@ def test_an_unknown_coding_is_refused_when_writing():
 
 
 @pytest.mark.parametrize(("key", "value"), [("seed", -1), ("seed", 2**64), ("round_", -1)])
-@pytest.mark.xfail(
-    reason="finding: struct.error, where the mask is drawn without a word", strict=True
-)
 def test_a_seed_or_round_that_a_packet_cannot_carry_is_refused_with_a_message(key, value):
     with pytest.raises(ValueError, match=key.strip("_")):
         encode(dare(TENSORS, 0.5, **{"seed": 0, key: value}))
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
-@pytest.mark.xfail(reason="finding: NaN is rounded to an arbitrary integer", strict=True)
 def test_nan_where_the_model_has_integers_is_not_sent():
     delta = Delta({"n": np.array([np.nan])}, {"n": np.array([1])})
     with pytest.raises(DeltaError, match="NaN"):
@@ -726,17 +728,20 @@ def test_a_shared_mask_has_the_slot_of_nobody():
         ({"version": 0}, "speaks wire version 0"),
         ({"version": "1"}, "speaks wire version 1"),
         ({"version": None}, "speaks wire version None"),
-        ({"values": "int4"}, r"unknown value coding 'int4'; known: \['fp16', 'fp32'\]"),
-        ({"kept": 0}, r"keep threshold must be in \[1, 2\*\*32\], got 0"),
-        ({"kept": ONE + 1}, r"keep threshold must be in \[1, 2\*\*32\], got 4294967297"),
-        ({"kept": -1}, "keep threshold"),
-        ({"q": 0.0}, r"q must be in \(0, 1\], got 0.0"),
-        ({"q": 1.5}, r"q must be in \(0, 1\], got 1.5"),
-        ({"q": -0.5}, r"q must be in \(0, 1\]"),
-        ({"q": float("nan")}, r"q must be in \(0, 1\], got nan"),
-        ({"q": float("inf")}, r"q must be in \(0, 1\], got inf"),
-        ({"dense": None}, "not readable"),
-        ({"dense": 5}, "not readable"),
+        (
+            {"values": "int4"},
+            r"values in the server's terms is 'int4', not one of \['fp16', 'fp32'\]",
+        ),
+        ({"kept": 0}, r"kept in the server's terms is 0, not an integer in \[1, 2\*\*32\]"),
+        ({"kept": ONE + 1}, "kept in the server's terms is 4294967297"),
+        ({"kept": -1}, "kept in the server's terms is -1"),
+        ({"q": 0.0}, r"q in the server's terms is 0.0, not a number in \(0, 1\]"),
+        ({"q": 1.5}, "q in the server's terms is 1.5"),
+        ({"q": -0.5}, "q in the server's terms is -0.5"),
+        ({"q": float("nan")}, "q in the server's terms is nan"),
+        ({"q": float("inf")}, "q in the server's terms is inf"),
+        ({"dense": None}, "dense in the server's terms is None, not a list of names"),
+        ({"dense": 5}, "dense in the server's terms is 5"),
         ({"later": 1}, "not readable: .*later"),
     ],
 )
@@ -767,7 +772,6 @@ MISTYPED = [
 
 
 @pytest.mark.parametrize("changes", MISTYPED, ids=str)
-@pytest.mark.xfail(reason="finding: the types and ranges of terms are not checked", strict=True)
 def test_terms_of_a_wrong_type_or_range_are_refused(changes):
     (field,) = changes
     with pytest.raises(PacketError, match=field.replace("kept", "keep|kept")):
@@ -784,9 +788,6 @@ def test_garbage_in_place_of_terms_is_refused(garbage):
 
 @pytest.mark.parametrize(
     "garbage", [b"\xff", "[" * 100_000, "1" * 5000, b"\xff\xfe\xff"], ids=lambda g: repr(g[:3])
-)
-@pytest.mark.xfail(
-    reason="finding: UnicodeDecodeError, RecursionError and ValueError get through", strict=True
 )
 def test_garbage_that_the_json_parser_gives_up_on_is_refused(garbage):
     with pytest.raises(PacketError, match="the server's terms are not readable"):
@@ -809,7 +810,6 @@ def test_any_text_in_place_of_terms_raises_nothing_but_packet_errors(text):
 
 @settings(deadline=None)
 @given(st.fixed_dictionaries({}, optional={name: JSON for name in SOUND}))
-@pytest.mark.xfail(reason="finding: TypeError for fields of a wrong type", strict=True)
 def test_any_field_in_place_of_a_right_one_raises_nothing_but_packet_errors(changes):
     try:
         terms = detached(**changes)
@@ -858,17 +858,13 @@ def stranger(data: bytes) -> ArrayRecord:
 
 @pytest.mark.parametrize("what", NO_ARRAY)
 def test_bytes_that_are_no_array_are_refused(what):
-    with pytest.raises(PacketError, match="an array of the reply cannot be read"):
+    with pytest.raises(PacketError, match=r"the array '.*' (cannot be read|is not one array)"):
         to_arrays(stranger(NO_ARRAY[what]))
 
 
 @pytest.mark.parametrize("what", NO_ARRAY_AND_NO_VALUE_ERROR)
-@pytest.mark.xfail(
-    reason="finding: BadZipFile, MemoryError, TokenError and SyntaxError end the whole run",
-    strict=True,
-)
 def test_bytes_on_which_numpy_stumbles_are_refused(what):
-    with pytest.raises(PacketError, match="an array of the reply cannot be read"):
+    with pytest.raises(PacketError, match=r"the array '.*' (cannot be read|is not one array)"):
         to_arrays(stranger(NO_ARRAY_AND_NO_VALUE_ERROR[what]))
 
 

@@ -168,7 +168,7 @@ def test_a_message_weighs_what_flower_sends(what, make):
     ],
 )
 @pytest.mark.xfail(
-    reason="finding: what different arrays or records share is counted twice", strict=True
+    reason="known limit: what different arrays or records share is counted twice", strict=True
 )
 def test_what_is_shared_between_arrays_or_records_is_counted_once(what, content):
     assert_counted_exactly(instruction(content()))

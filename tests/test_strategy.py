@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from apps import BASE, DirectGrid, numpy_app, rounds, step_of
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
@@ -226,6 +226,27 @@ def _nan(reply: Message) -> None:
     reply.content["arrays"] = to_record({k: np.full_like(v, np.nan) for k, v in BASE.items()})
 
 
+def _of_type(dtype: str) -> Any:
+    def spoil(reply: Message) -> None:
+        reply.content["arrays"] = to_record({k: v.astype(dtype) for k, v in BASE.items()})
+
+    return spoil
+
+
+def _too_large_for_float32(reply: Message) -> None:
+    reply.content["arrays"] = to_record({k: np.full(v.shape, 1e308) for k, v in BASE.items()})
+
+
+def _a_zip_file(reply: Message) -> None:
+    array = Array("float32", (3,), "numpy.ndarray", b"PK\x03\x04 junk")
+    reply.content["arrays"] = ArrayRecord(dict.fromkeys(BASE, array))
+
+
+def _ten_thousand_times_the_size(reply: Message) -> None:
+    array = Array("float32", (50,), "numpy.ndarray", bytes(10_000 * 12_000))
+    reply.content["arrays"] = ArrayRecord(dict.fromkeys(BASE, array))
+
+
 def _extra_record(reply: Message) -> None:
     reply.content["more"] = ArrayRecord()
 
@@ -241,6 +262,13 @@ def _extra_record(reply: Message) -> None:
         (_other_model, "tensors differ from those sent"),
         (_nan, "NaN or infinite"),
         (_extra_record, "must hold one ArrayRecord"),
+        (_metric(1e300), "the weight 'num-examples' is 1e"),
+        (_of_type("U4"), "is of type <U4, sent was float32"),
+        (_of_type("datetime64[s]"), "is of type datetime64"),
+        (_of_type("complex64"), "is of type complex64"),
+        (_too_large_for_float32, "NaN or infinite"),
+        (_a_zip_file, "cannot be read"),
+        (_ten_thousand_times_the_size, "far more than were sent"),
     ],
 )
 def test_a_bad_reply_costs_that_reply_never_the_round(
@@ -256,6 +284,65 @@ def test_a_bad_reply_costs_that_reply_never_the_round(
     assert re.search(f"client 1 does not count this round:.*{reason}", caplog.text)
     honest = run(DarexStrategy(quiet(), p=0.9), broken=(1,))
     assert same_bits(found, honest)
+
+
+def test_a_client_with_an_odd_metric_costs_the_metrics_not_the_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def odd(reply: Message) -> None:
+        reply.content.metric_records["metrics"]["loss"] = [1.0, 2.0]
+
+    strategy = DarexStrategy(quiet(), p=0.9)
+    app = numpy_app([Spoiler(odd), DarexMod()])
+    with _heard(caplog):
+        found = to_arrays(rounds(strategy, DirectGrid(app, CLIENTS), 1).arrays)
+    assert "the metrics of this round are lost" in caplog.text
+    assert same_bits(found, run(DarexStrategy(quiet(), p=0.9)))
+
+
+def test_the_largest_allowed_weights_and_values_do_not_overflow() -> None:
+    def heavy(reply: Message) -> None:
+        reply.content.metric_records["metrics"]["num-examples"] = 2**53
+
+    app = numpy_app([*(Spoiler(heavy, i) for i in range(CLIENTS)), DarexMod()])
+    strategy = DarexStrategy(quiet(), p=0.0, values="fp32")
+    found = to_arrays(rounds(strategy, DirectGrid(app, CLIENTS), 1).arrays)
+    for name, base in BASE.items():
+        mean = base + sum(step_of(i, 1, base.shape) for i in range(CLIENTS)) / CLIENTS
+        np.testing.assert_allclose(found[name], mean, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mods", [[], [DarexMod()]], ids=["dense", "packed"])
+def test_integers_keep_every_bit_and_are_averaged_to_whole_numbers(mods: list[Any]) -> None:
+    def count(message: Any, context: Any, call_next: Any) -> Any:
+        sent = to_arrays(message.content["arrays"])
+        partition = context.node_config["partition-id"]
+        changed = {
+            "w": sent["w"] + np.float32(1),
+            "steps": sent["steps"] + partition,  # mean by weights 1..4: +2
+            "same": sent["same"],
+            "flag": sent["flag"] | (partition >= 1),
+        }
+        metrics = MetricRecord({"num-examples": partition + 1})
+        content = RecordDict({"arrays": to_record(changed), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    base = {
+        "w": np.zeros(4, np.float32),
+        "steps": np.array([2**60 + 1, 5]),
+        "same": np.array([2**64 - 1], np.uint64),
+        "flag": np.array([False]),
+    }
+    strategy = DarexStrategy(quiet(), p=0.0, values="fp32")
+    grid = DirectGrid(numpy_app([*mods, count]), CLIENTS)
+    found = to_arrays(rounds(strategy, grid, 1, base).arrays)
+    assert {name: array.dtype for name, array in found.items()} == {
+        name: array.dtype for name, array in base.items()
+    }
+    assert found["w"].tolist() == [1.0] * 4
+    assert found["steps"].tolist() == [2**60 + 3, 7]
+    assert found["same"].tolist() == [2**64 - 1]
+    assert found["flag"].tolist() == [True]
 
 
 def test_a_second_reply_of_the_same_client_does_not_count() -> None:

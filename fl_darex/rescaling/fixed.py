@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from numbers import Real
 
+import numpy as np
+
 from fl_darex.masks import ONE
 from fl_darex.survivors import Survivors
 
@@ -29,6 +31,6 @@ def resolve_q(q: float | str, kept: int) -> float:
     """
     if q == "dare":
         return kept / ONE
-    if not isinstance(q, Real) or isinstance(q, bool) or not 0.0 < q <= 1.0:
+    if not isinstance(q, Real) or isinstance(q, bool) or not 0.0 < np.float32(q) <= 1.0:
         raise ValueError(f"q must be 'dare' (q = 1-p) or a number in (0, 1], got {q!r}")
     return float(q)

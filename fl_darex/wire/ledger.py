@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import SType
 from flwr.serverapp import Grid
 
 from fl_darex.wire.grid_view import GridView
 from fl_darex.wire.records import packet_of
-from fl_darex.wire.sizes import RecordInfo, describe, describe_dense, message_bytes
+from fl_darex.wire.sizes import RecordInfo, describe, describe_dense, equal, message_bytes
 from fl_darex.wire.terms import CONFIG_KEY
 
 HANDSHAKE = "handshake"
@@ -34,7 +35,8 @@ class Entry:
         down_bytes: Server to client, as a deployment would serialise the message.
         up_bytes: Client to server; 0 while there is no reply.
         dense_down_bytes: The same message without the terms of fl-darex in it.
-        dense_up_bytes: The same reply with every tensor in full, in its own dtype.
+        dense_up_bytes: The same reply with every tensor in full, in its own dtype; tensors that
+            were sent equal count once if they are tied or counters.
         failed: Whether the reply is an error or never came.
     """
 
@@ -107,7 +109,7 @@ class LedgerGrid(GridView):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Push messages and wait for their replies, at most ``timeout`` seconds."""
-        waiting = set(self.push_messages(messages))
+        waiting = {key for key in self.push_messages(messages) if key}
         del messages
         end = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
@@ -159,11 +161,26 @@ class LedgerGrid(GridView):
 
 
 def _dense_info(record: ArrayRecord) -> RecordInfo:
-    """Describe a record of the same arrays with values that all differ, as after training."""
-    return describe_dense(
-        (name, array.dtype, tuple(array.shape), array.stype, len(array.data))
-        for name, array in record.items()
+    """Describe the record that would come back whole, after training."""
+    unique: list[Array] = []
+    for array in record.values():
+        if not any(equal(array, seen) and _stays_equal(seen) for seen in unique):
+            unique.append(array)
+    info = describe_dense(
+        ("", array.dtype, tuple(array.shape), array.stype, len(array.data)) for array in unique
     )
+    return replace(info, names=tuple(record))
+
+
+def _stays_equal(array: Array) -> bool:
+    """Whether arrays equal to this one are so on purpose (tied, counters), not by their start.
+
+    Many biases begin as zeros and scales as ones; training tells them apart.
+    """
+    if "float" not in array.dtype or array.stype != SType.NUMPY:
+        return True
+    values = array.numpy()
+    return values.size > 1 and bool((values != values.flat[0]).any())
 
 
 def _round_of(content: RecordDict) -> int:

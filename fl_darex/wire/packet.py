@@ -33,9 +33,10 @@ VERSION = 1
 METHOD_DARE = 1
 RNG_SPLITMIX64 = 1
 
-# magic, version, method, RNG, value coding | seed, round, slot, keep threshold | q, exponent,
-# count of q | layout fingerprint | counts: survivors, dense numbers, raw bytes | CRC-32
-_HEADER = struct.Struct("<4sBBBBQQqQdhH16sQQQI")
+# magic, version, method, RNG, value coding | seed, round, slot, keep threshold | q, exponents of
+# survivors and of dense numbers, count of q | layout fingerprint | counts: survivors, dense
+# numbers, raw bytes | CRC-32
+_HEADER = struct.Struct("<4sBBBBQQqQdbbH16sQQQI")
 _CHECKSUM = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size
 
@@ -57,16 +58,16 @@ def encode(survivors: Survivors, values: str = "fp16") -> bytes:
     kept = _joined(survivors.values[spec.name] for spec in layout.pruned)
     dense = _joined(survivors.dense[spec.name] for spec in layout.dense)
     raw = b"".join(_raw_bytes(survivors.raw[spec.name]) for spec in layout.raw)
-    exponent = coding.exponent(max(_largest(kept), _largest(dense)))
-    _check_sendable(_largest(kept), survivors.q, coding, exponent)
-    _check_sendable(_largest(dense), 1.0, coding, exponent)
+    # One exponent each: a running variance may move a million times as far as a weight.
+    exponent, dense_exponent = _exponent(kept, survivors.q, coding), _exponent(dense, 1.0, coding)
     mask = survivors.mask
     fields = (
         *(MAGIC, VERSION, METHOD_DARE, RNG_SPLITMIX64, coding.code),
         *(mask.seed, mask.round, mask.slot, mask.kept),
-        *(survivors.q, exponent, 1, layout.fingerprint, kept.size, dense.size, len(raw)),
+        *(survivors.q, exponent, dense_exponent, 1, layout.fingerprint),
+        *(kept.size, dense.size, len(raw)),
     )
-    body = coding.write(kept, exponent) + coding.write(dense, exponent) + raw
+    body = coding.write(kept, exponent) + coding.write(dense, dense_exponent) + raw
     head = _HEADER.pack(*fields, 0)[: -_CHECKSUM.size]
     return head + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(head))) + body
 
@@ -87,7 +88,9 @@ def decode(packet: bytes, layout: Layout, mask: SeededMask, *, q: float, values:
     """
     coding = CODINGS[values]
     _check_frame(packet)
-    *head, exponent, q_count, fingerprint, kept, dense, raw, _ = _HEADER.unpack_from(packet)
+    *head, exponent, dense_exponent, q_count, fingerprint, kept, dense, raw, _ = (
+        _HEADER.unpack_from(packet)
+    )
     expected = {
         "method": (head[2], METHOD_DARE),
         "RNG": (head[3], RNG_SPLITMIX64),
@@ -112,15 +115,15 @@ def decode(packet: bytes, layout: Layout, mask: SeededMask, *, q: float, values:
     if len(packet) != HEADER_BYTES + (kept + dense) * coding.width + raw:
         raise PacketError(f"the packet has {len(packet)} bytes, its header says otherwise")
     body = memoryview(packet)[HEADER_BYTES:]
-    numbers = _numbers(body[: (kept + dense) * coding.width], coding, exponent)
-    _check_finite(numbers[:kept], q)
-    _check_finite(numbers[kept:], 1.0)
+    middle, end = kept * coding.width, (kept + dense) * coding.width
+    survivor_values = _numbers(body[:middle], coding, exponent, q)
+    dense_values = _numbers(body[middle:end], coding, dense_exponent, 1.0)
     return Survivors(
         layout=layout,
         positions=positions,
-        values=_split(numbers[:kept], sizes),
-        dense=_split(numbers[kept:], {spec.name: spec.numel for spec in layout.dense}),
-        raw=_raw_arrays(body[(kept + dense) * coding.width :], layout),
+        values=_split(survivor_values, sizes),
+        dense=_split(dense_values, {spec.name: spec.numel for spec in layout.dense}),
+        raw=_raw_arrays(body[end:], layout),
         q=q,
         mask=mask,
     )
@@ -140,23 +143,20 @@ def _check_frame(packet: bytes) -> None:
         raise PacketError("the packet's checksum does not match: it was damaged on the way")
 
 
-def _numbers(data: memoryview, coding: Coding, exponent: int) -> NDArray[np.float32]:
+def _numbers(data: memoryview, coding: Coding, exponent: int, q: float) -> NDArray[np.float32]:
     allowed = coding.exponents
     if exponent not in allowed:
         raise PacketError(
             f"the packet's exponent is {exponent}, allowed: {allowed[0]} to {allowed[-1]}"
         )
     with np.errstate(over="ignore"):
-        return coding.read(data, exponent)
-
-
-def _check_finite(numbers: NDArray[np.float32], q: float) -> None:
-    largest = np.max(np.abs(numbers)) if numbers.size else np.float32(0)
-    if not np.isfinite(largest):
-        raise PacketError("the packet holds NaN or infinite values")
-    with np.errstate(over="ignore"):
+        numbers = coding.read(data, exponent)
+        largest = np.max(np.abs(numbers)) if numbers.size else np.float32(0)
+        if not np.isfinite(largest):
+            raise PacketError("the packet holds NaN or infinite values")
         if not np.isfinite(largest / np.float32(q)):
             raise PacketError("the packet holds values that are infinite once divided by q")
+    return numbers
 
 
 def _joined(parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -164,19 +164,18 @@ def _joined(parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
     return np.concatenate(listed) if listed else np.empty(0, dtype=np.float32)
 
 
-def _largest(numbers: NDArray[np.float32]) -> np.float32:
+def _exponent(numbers: NDArray[np.float32], q: float, coding: Coding) -> int:
+    """Return the power of two to write numbers with; refuse what the decoder would refuse."""
     largest = np.max(np.abs(numbers)) if numbers.size else np.float32(0)
     if not np.isfinite(largest):
         raise DeltaError("the update holds NaN or infinite values; training has diverged")
-    return largest
-
-
-def _check_sendable(largest: np.float32, q: float, coding: Coding, exponent: int) -> None:
+    exponent = coding.exponent(largest)
     sent = coding.write(np.array([largest], dtype=np.float32), exponent)
     with np.errstate(over="ignore"):
         read = coding.read(memoryview(sent), exponent)[0] / np.float32(q)
     if not np.isfinite(read):
         raise DeltaError(f"the update holds {largest}, which is infinite once divided by q = {q}")
+    return exponent
 
 
 def _split(

@@ -37,10 +37,17 @@ def to_arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
     Raises:
         PacketError: If an array cannot be read.
     """
+    return {name: _to_array(name, array) for name, array in record.items()}
+
+
+def _to_array(name: str, array: Array) -> NDArray[Any]:
     try:
-        return {name: array.numpy() for name, array in record.items()}
-    except (TypeError, ValueError, EOFError, OSError) as error:
-        raise PacketError(f"an array of the reply cannot be read: {error}") from None
+        found = array.numpy()
+    except Exception as error:  # bytes from strangers: numpy raises what its parts raise
+        raise PacketError(f"the array {name!r} cannot be read: {error}") from None
+    if not isinstance(found, np.ndarray):
+        raise PacketError(f"the array {name!r} is not one array but a {type(found).__name__}")
+    return found
 
 
 def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:

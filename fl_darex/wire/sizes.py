@@ -58,7 +58,7 @@ def describe(record: ArrayRecord) -> RecordInfo:
     """Return what determines a record's size."""
     unique: list[Array] = []
     for array in record.values():
-        if not any(_equal(array, seen) for seen in unique):
+        if not any(equal(array, seen) for seen in unique):
             unique.append(array)
     return RecordInfo(tuple(record), tuple(_info(array) for array in unique))
 
@@ -135,7 +135,8 @@ def _info(array: Array) -> ArrayInfo:
     return ArrayInfo(array.dtype, tuple(array.shape), array.stype, lengths, tuple(ids))
 
 
-def _equal(one: Array, other: Array) -> bool:
+def equal(one: Array, other: Array) -> bool:
+    """Return whether two arrays are one object on the wire."""
     return (
         len(one.data) == len(other.data)
         and one.dtype == other.dtype

@@ -8,7 +8,7 @@ compares what a packet claims with it.
 from __future__ import annotations
 
 import json
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,24 +74,40 @@ class Terms:
             return None
         try:
             fields = json.loads(text)
-            fields["dense"] = tuple(fields["dense"])
             version = fields["version"]
-            if version != WIRE_VERSION:
-                raise PacketError(
-                    f"the server speaks wire version {version}, this client {WIRE_VERSION}; "
-                    "install the same fl-darex version on both"
-                )
-            terms = cls(**fields)
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
+        except (TypeError, KeyError, ValueError, RecursionError) as error:
             raise PacketError(f"the server's terms are not readable: {error}") from None
-        _check(terms)
-        return terms
+        if version != WIRE_VERSION or type(version) is not int:
+            raise PacketError(
+                f"the server speaks wire version {version}, this client {WIRE_VERSION}; "
+                "install the same fl-darex version on both"
+            )
+        return cls(**_checked(fields))
 
 
-def _check(terms: Terms) -> None:
-    if terms.values not in CODINGS:
-        raise PacketError(f"unknown value coding {terms.values!r}; known: {sorted(CODINGS)}")
-    if not 0 < terms.kept <= ONE:
-        raise PacketError(f"the keep threshold must be in [1, 2**32], got {terms.kept}")
-    if not 0.0 < terms.q <= 1.0:
-        raise PacketError(f"q must be in (0, 1], got {terms.q}")
+_WORD = 1 << 63
+# Per field: what it must be, in words, and how to tell.
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "method": ("text", lambda v: isinstance(v, str)),
+    "kept": ("an integer in [1, 2**32]", lambda v: type(v) is int and 0 < v <= ONE),
+    "q": ("a number in (0, 1]", lambda v: type(v) in (int, float) and 0.0 < v <= 1.0),
+    "values": (f"one of {sorted(CODINGS)}", lambda v: isinstance(v, str) and v in CODINGS),
+    "seed": ("an integer in [0, 2**63)", lambda v: type(v) is int and 0 <= v < _WORD),
+    "round": ("an integer in [0, 2**63)", lambda v: type(v) is int and 0 <= v < _WORD),
+    "slot": ("an integer in [0, 2**63)", lambda v: type(v) is int and 0 <= v < _WORD),
+    "shared": ("true or false", lambda v: type(v) is bool),
+    "dense": (
+        "a list of names",
+        lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
+    ),
+    "version": ("an integer", lambda v: type(v) is int),
+}
+
+
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    if odd := set(fields).symmetric_difference(_RULES):
+        raise PacketError(f"the server's terms are not readable: {sorted(odd)} missing or unknown")
+    for name, (words, holds) in _RULES.items():
+        if not holds(fields[name]):
+            raise PacketError(f"{name} in the server's terms is {fields[name]!r}, not {words}")
+    return fields | {"dense": tuple(fields["dense"]), "q": float(fields["q"])}
