@@ -66,12 +66,13 @@ def weighted_mean(
     offered = sum(reply.weight for reply in replies)
     changes = _Changes(base, layout)
     used: list[Reply] = []
-    dense: list[tuple[Reply, Arrays]] = []
+    dense: list[Reply] = []
     for reply in replies:
         try:
             packet = packet_of(reply.record)
             if packet is None:
-                dense.append((reply, _dense_arrays(reply.record, base)))
+                _check_dense(reply.record, base)  # read again when it is added: one at a time
+                dense.append(reply)
             else:
                 method = compressor(reply.terms.method)
                 survivors = method.decompress(packet, layout, reply.terms)
@@ -90,21 +91,21 @@ def _combine(
     base: Mapping[str, NDArray[Any]],
     layout: Layout,
     changes: _Changes,
-    dense: list[tuple[Reply, Arrays]],
+    dense: list[Reply],
     offered: float,
     total: float,
 ) -> Arrays:
     raw = {spec.name for spec in layout.raw}
     result: Arrays = {}
-    for reply, arrays in dense:
-        for name, array in arrays.items():
+    for reply in dense:
+        for name, array in to_arrays(reply.record).items():
             if name in raw:
                 changes.add_raw(name, array, reply.weight / offered)
                 continue
             # The order of operations of Flower's aggregate_arrayrecords, for equal bits.
             term = array * (reply.weight / total)
             result[name] = result[name] + term if name in result else term
-    packed = total - sum(reply.weight for reply, _ in dense)
+    packed = total - sum(reply.weight for reply in dense)
     for name, array in base.items():
         if name in result and packed > 0.0:
             share = changes.moved(name, array, packed / offered) * (packed / total)
@@ -166,24 +167,23 @@ def _integers(array: NDArray[Any]) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _dense_arrays(record: ArrayRecord, base: Mapping[str, NDArray[Any]]) -> Arrays:
+def _check_dense(record: ArrayRecord, base: Mapping[str, NDArray[Any]]) -> None:
     if set(record) != set(base):
         odd = sorted(set(record).symmetric_difference(base))[:5]
         raise PacketError(f"the reply's tensors differ from those sent: {odd}")
     for name, array in record.items():
         if len(array.data) > _LARGEST_HEADER + base[name].size * _LARGEST_ITEM:
             raise PacketError(f"{name!r} has {len(array.data)} bytes, far more than were sent")
-    arrays = to_arrays(record)
-    for name, found in arrays.items():
+    for name, found in to_arrays(record).items():
         sent = base[name]
         if found.shape != sent.shape:
             raise PacketError(f"{name!r} has shape {found.shape}, sent was {sent.shape}")
         if found.dtype.kind not in _FITS.get(sent.dtype.kind, ""):
             raise PacketError(f"{name!r} is of type {found.dtype}, sent was {sent.dtype}")
         with np.errstate(over="ignore"):
-            if found.dtype.kind == "f" and not np.isfinite(found.astype(sent.dtype)).all():
+            values = found.astype(sent.dtype) if sent.dtype.kind == "f" else found
+            if not np.isfinite(values).all():
                 raise PacketError(f"{name!r} holds NaN or infinite values")
-    return arrays
 
 
 _LARGEST_HEADER, _LARGEST_ITEM = 65536, 16
