@@ -169,6 +169,7 @@ MISTAKES = {
     "too many clients": (["federation.clients-per-round=9"], "federation.clients-per-round = 9"),
     "no override": (["compress.p"], "write key=value"),
     "too many GPUs": (["resources.num-gpus=64"], "resources.num-gpus = 64"),
+    "no such cluster": (["resources.ray-address=127.0.0.1:9"], "nobody answers there"),
     "more clients than data": (["federation.clients=5000"], "federation.clients"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import warnings
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 import ray
 
 from fl_darex.errors import ConfigError, EngineError
+
+_ANSWER_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +37,12 @@ def connect(resources: Resources) -> bool:
     """Connect to Ray and return whether this call did it, so that the caller disconnects.
 
     Raises:
-        EngineError: If Ray cannot be started or the cluster cannot be reached.
+        ConfigError: If nobody answers at the cluster's address.
+        EngineError: If Ray cannot be started.
     """
     if ray.is_initialized():
         return False
+    _check_address(resources.ray_address)
     # Workers inherit the environment but not this process's sys.path.
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
     try:
@@ -54,6 +59,20 @@ def connect(resources: Resources) -> bool:
         where = resources.ray_address or "a local Ray"
         raise EngineError(f"cannot connect to {where}: {error}") from error
     return True
+
+
+def _check_address(address: str) -> None:
+    """Refuse an address where nobody answers; Ray itself would try for many minutes."""
+    if address in ("", "auto", "local"):
+        return  # Ray's own words
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"resources.ray-address = {address!r}: nobody answers there ({error}); "
+            "give HOST:PORT of a running Ray cluster, or leave it empty to start one"
+        ) from None
 
 
 def capacity(resources: Resources) -> int:
