@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 
@@ -51,7 +49,7 @@ def _take_terms(message: Message) -> Terms | None:
     for name, config in list(message.content.config_records.items()):
         if CONFIG_KEY in config:
             # In a simulation records may be shared between clients: change a copy.
-            plain = ConfigRecord(copy.copy(dict(config)))
+            plain = ConfigRecord(dict(config))
             message.content[name] = plain
             return Terms.detach(plain)
     return None

@@ -15,7 +15,7 @@ from fl_darex.errors import nearest
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
     """Return one line about the first mistake: key, value, what is allowed, the nearest choice."""
-    # One clear line: the first mistake. A union (compress.q) reports once per member.
+    # A union (compress.q) reports once per member; the first report is enough.
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][:2])
     if first["type"] == "value_error":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from apps import DirectGrid
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -27,7 +28,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 
 from fl_darex.clients import DarexMod
 from fl_darex.masks import keep_threshold
-from fl_darex.simulation.identity import adopt_run, node_id_of
+from fl_darex.simulation.identity import adopt_run
 from fl_darex.wire import Terms
 from fl_darex.wire.handshake import HANDSHAKE, Roster, answer
 from fl_darex.wire.ledger import Entry, Ledger, LedgerGrid
@@ -47,36 +48,19 @@ def flower_bytes(message: Message) -> int:
     return sum(len(o.deflate()) for o in objects) + int(get_object_tree(message).ByteSize())
 
 
-class PlainGrid(Grid):
+class PlainGrid(DirectGrid):
     """Calls a ClientApp in this process; ``lost`` nodes never answer, ``late`` ones not at once."""
-
-    pull_interval = 0.0
 
     def __init__(
         self, app: ClientApp, clients: int = 3, lost: Iterable[int] = (), late: Iterable[int] = ()
     ) -> None:
-        self._run = adopt_run("test-ledger")
-        self._app = app
-        self._partition = {node_id_of(index): index for index in range(clients)}
+        super().__init__(app, clients)
         self._lost, self._late = set(lost), set(late)
         self._ready: dict[str, Message] = {}
         self._held: dict[str, Message] = {}
         self.sent: list[Message] = []
         self.received: list[Message] = []
         self.wire: list[int] = []  # what Flower itself sends for each message, as it is pushed
-
-    def set_run(self, run: Any) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        return self._run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        return Message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self._partition)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []
@@ -86,7 +70,7 @@ class PlainGrid(Grid):
             self.wire.append(flower_bytes(message))
             key = message.metadata.message_id
             ids.append(key)
-            partition = self._partition[message.metadata.dst_node_id]
+            partition = self.partitions[message.metadata.dst_node_id]
             if partition not in self._lost:
                 place = self._held if partition in self._late else self._ready
                 place[key] = self._answer(message, partition)
@@ -101,11 +85,6 @@ class PlainGrid(Grid):
         found = [self._ready.pop(key) for key in list(message_ids) if key in self._ready]
         self.received.extend(found)
         return found
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self.pull_messages(self.push_messages(messages))
 
     def _answer(self, message: Message, partition: int) -> Message:
         content = RecordDict()  # nothing is shared with the server, as on a network

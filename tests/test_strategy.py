@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,10 +11,13 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
 from fl_darex.clients import DarexMod
+from fl_darex.compressors import COMPRESSORS
+from fl_darex.config import CompressConfig
 from fl_darex.pruning import dare
 from fl_darex.simulation.identity import node_id_of
 from fl_darex.strategies import DarexStrategy
 from fl_darex.wire.records import packet_of, packet_record, to_arrays, to_record
+from fl_darex.wire.values import CODINGS
 
 CLIENTS = 4
 WEIGHTS = np.arange(1, CLIENTS + 1)
@@ -435,6 +438,12 @@ def test_the_model_of_a_round_is_one_record_in_all_messages() -> None:
 def test_arguments_out_of_range_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DarexStrategy(quiet(), **options)
+
+
+def test_every_method_and_coding_can_be_configured() -> None:
+    fields = CompressConfig.model_fields
+    assert set(get_args(fields["method"].annotation)) == set(COMPRESSORS)
+    assert set(get_args(fields["values"].annotation)) == set(CODINGS)
 
 
 class _heard:

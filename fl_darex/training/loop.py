@@ -50,7 +50,9 @@ def train(session: Session, partition: int, round_: int) -> TrainResult:
     optimizer = make_optimizer(session)
     schedule = LambdaLR(
         optimizer,
-        LearningRate(config, first=(round_ - 1) * steps, total=session_steps(session, steps)),
+        LearningRate(
+            config, first=(round_ - 1) * steps, total=steps * session.config.federation.rounds
+        ),
     )
     scaler = torch.amp.GradScaler(
         session.device.type, init_scale=_FP16_SCALE, enabled=config.precision == "fp16"
@@ -112,11 +114,6 @@ def steps_per_round(config: TrainConfig, examples: int) -> int:
     return config.local_epochs * math.ceil(
         examples / (config.batch_size * config.grad_accumulation)
     )
-
-
-def session_steps(session: Session, per_round: int) -> int:
-    """Return the steps that a client would take if it took part in every round."""
-    return per_round * session.config.federation.rounds
 
 
 class LearningRate:
