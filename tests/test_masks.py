@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_darex import masks
 from fl_darex.masks import BLOCK, ONE, block_survivors, keep_threshold, mask_key, survivors
+from fl_darex.masks.gaps import tables
 
 RATES = [0.1, 0.5, 0.9, 0.99, 0.999, 0.9999]
 KEY = 0x7E0A39886D826C1C
@@ -410,7 +410,7 @@ def test_a_longer_tensor_starts_with_the_mask_of_a_shorter_one():
 
 
 def test_the_shared_tables_cannot_be_changed_from_outside():
-    guide, table = masks._gap_tables(keep_threshold(0.9))
+    guide, table = tables(keep_threshold(0.9))
     for array in (guide, table):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1

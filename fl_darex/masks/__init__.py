@@ -1,0 +1,28 @@
+"""Seeded random masks from integers alone: the same on every machine.
+
+DARE drops entries without looking at them, so a mask need not be sent: both ends derive it from
+(run seed, round, slot, tensor name). Only integer additions, multiplications, shifts and look-ups
+are used: no floating point, no library distribution whose stream may change. NumPy is all it
+needs; `fl_darex.masks.on_torch` draws the same masks where a torch tensor lives.
+
+Source: DARE is Yu et al., "Language Models are Super Mario", https://arxiv.org/abs/2311.03099.
+"""
+
+from fl_darex.masks.bernoulli import block_survivors, draw, survivors
+from fl_darex.masks.exact import draw_exact, exact_survivors
+from fl_darex.masks.keys import BLOCK, ONE, keep_threshold, mask_key
+from fl_darex.masks.splitmix import streams, words
+
+__all__ = [
+    "BLOCK",
+    "ONE",
+    "block_survivors",
+    "draw",
+    "draw_exact",
+    "exact_survivors",
+    "keep_threshold",
+    "mask_key",
+    "streams",
+    "survivors",
+    "words",
+]

@@ -1,0 +1,66 @@
+"""Geometric gaps from uniform integers, by table.
+
+Gaps between survivors are sampled instead of one draw per entry, so work is proportional to the
+survivors. Gap g has probability ``p**(g-1) * (1-p)``: it is 1 + the number of g with
+``u < p**g``, where u is uniform.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_darex.masks.keys import BLOCK, ONE
+
+_FRACTION_BITS = 96  # of the fixed-point powers p**g: far below the 32 bits that are kept
+
+
+def gaps(uniform: NDArray[np.uint32], kept: int) -> NDArray[np.int32]:
+    """Return the gap that each 32-bit number stands for, in the same shape; 1 is the next entry."""
+    guide, table = tables(kept)
+    found: NDArray[np.int32] = guide.take(uniform >> np.uint32(16))
+    flat = found.reshape(-1)
+    unsure = np.flatnonzero(flat == 0)
+    if unsure.size:
+        # The table falls; a gap is 1 + the number of entries above the draw.
+        at = np.searchsorted(table[::-1], uniform.reshape(-1)[unsure], "right")
+        flat[unsure] = 1 + table.size - at
+    return found
+
+
+@lru_cache(maxsize=16)
+def tables(kept: int) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+    """Return a 16-bit guide (0 = look closer) and the falling table ``p**g`` in units of 2**-32.
+
+    A gap longer than a block is as good as any other, so the table ends there.
+    """
+    dropped = (ONE - kept) << (_FRACTION_BITS - 32)
+    power = dropped
+    powers: list[int] = []
+    while len(powers) < BLOCK:
+        rounded = (power + (1 << (_FRACTION_BITS - 33))) >> (_FRACTION_BITS - 32)
+        if rounded == 0:
+            break
+        powers.append(rounded)
+        power = (power * dropped) >> _FRACTION_BITS
+    table = np.array(powers, dtype=np.uint32)
+    rising = table[::-1]
+    lowest = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
+    at_low = 1 + table.size - np.searchsorted(rising, lowest, "right")
+    at_high = 1 + table.size - np.searchsorted(rising, lowest | np.uint32(0xFFFF), "right")
+    guide = np.where(at_low == at_high, at_low, 0).astype(np.int32)
+    for array in (guide, table):
+        array.setflags(write=False)
+    return guide, table
+
+
+def draws(length: int, kept: int) -> int:
+    """Return how many gaps to draw for ``length`` entries: enough to pass the end nearly always.
+
+    The mean and four deviations. It is rounded up to even because one 64-bit output gives two
+    draws. The number drawn does not change the result, only the work.
+    """
+    mean = length * kept // ONE
+    return (mean + 4 * int(mean**0.5) + 5) & ~1
