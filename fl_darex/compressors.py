@@ -1,6 +1,6 @@
 """A compressor: one object with a client half and a server half, built from the same terms.
 
-``delta -> prune -> scale -> packet`` on the client, ``packet -> survivors`` on the server. The
+``delta -> prune -> scale -> packet`` on the client, ``packet -> checked packet`` on the server. The
 null compressor sends the new values as they are, so "off" is not a special case anywhere else.
 A new method is one class and one row in `COMPRESSORS`.
 """
@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Protocol
 
 from fl_darex.delta import Delta, Layout
-from fl_darex.errors import PacketError, nearest
+from fl_darex.errors import PacketError, Reason, nearest
 from fl_darex.pruning import draw
 from fl_darex.rescaling import rescale
-from fl_darex.survivors import Survivors
-from fl_darex.wire.packet import decode, encode
+from fl_darex.wire.packet import encode, open_packet
+from fl_darex.wire.reader import Packet
 from fl_darex.wire.terms import Terms
 
 
@@ -24,8 +24,8 @@ class Compressor(Protocol):
     def compress(self, delta: Delta, terms: Terms) -> bytes | None:
         """Return the packet that stands for ``delta``; None: send the tensors themselves."""
 
-    def decompress(self, packet: bytes, layout: Layout, terms: Terms) -> Survivors:
-        """Return what a packet says, or raise `PacketError`."""
+    def decompress(self, packet: bytes, layout: Layout, terms: Terms) -> Packet:
+        """Return a packet that was checked from end to end, or raise `PacketError`."""
 
 
 class Dense:
@@ -35,9 +35,11 @@ class Dense:
         """Return None: the reply is left as it is."""
         return None
 
-    def decompress(self, packet: bytes, layout: Layout, terms: Terms) -> Survivors:
+    def decompress(self, packet: bytes, layout: Layout, terms: Terms) -> Packet:
         """Refuse: a dense round has no packets."""
-        raise PacketError("a packet came although this round asked for dense replies")
+        raise PacketError(
+            "a packet came although this round asked for dense replies", Reason.UNEXPECTED
+        )
 
 
 class Dare:
@@ -45,11 +47,13 @@ class Dare:
 
     def compress(self, delta: Delta, terms: Terms) -> bytes:
         """Prune, scale and encode."""
-        return encode(rescale(draw(delta, terms.mask), terms.q), terms.values)
+        survivors = rescale(draw(delta, terms.mask), terms.q)
+        return encode(survivors, terms.values, base=bytes.fromhex(terms.base))
 
-    def decompress(self, packet: bytes, layout: Layout, terms: Terms) -> Survivors:
-        """Decode against the server's own mask, q and coding."""
-        return decode(packet, layout, terms.mask, q=terms.q, values=terms.values)
+    def decompress(self, packet: bytes, layout: Layout, terms: Terms) -> Packet:
+        """Check against the server's own mask, q and coding."""
+        base = bytes.fromhex(terms.base)
+        return open_packet(packet, layout, terms.mask, q=terms.q, values=terms.values, base=base)
 
 
 COMPRESSORS: dict[str, Compressor] = {"dense": Dense(), "dare": Dare()}
@@ -63,5 +67,7 @@ def compressor(method: str) -> Compressor:
     """
     if method not in COMPRESSORS:
         hint = nearest(method, COMPRESSORS)
-        raise PacketError(f"unknown method {method!r}; known: {sorted(COMPRESSORS)}{hint}")
+        raise PacketError(
+            f"unknown method {method!r}; known: {sorted(COMPRESSORS)}{hint}", Reason.TERMS
+        )
     return COMPRESSORS[method]

@@ -131,8 +131,9 @@ class CompressConfig(Section):
     method: Literal["dare", "dense"] = "dare"
     p: float = Field(0.99, ge=0.0, lt=1.0, description="fraction of the delta that is dropped")
     q: Literal["dare"] | Rate = Field("dare", description="survivors are divided by q")
-    values: Literal["fp32", "fp16"] = "fp16"
+    values: Literal["fp32", "fp16", "bf16", "int8", "int4", "sign"] = "fp16"
     mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
+    count: Literal["random", "exact"] = Field("random", description="survivors of each tensor")
     downlink: Literal["dense"] = "dense"
 
     @model_validator(mode="after")

@@ -125,8 +125,19 @@ class Delta:
         if base is not None:
             _check_same(self.layout, tuned)
 
-    def take(self, name: str, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the delta at flat positions of one tensor, as float32."""
+    def accelerator(self, name: str) -> Any | None:
+        """Return the torch device of a tensor that is not on the CPU; None for all others."""
+        device = getattr(self._tuned[name], "device", None)
+        # NumPy 2's arrays have a device, too: the text "cpu".
+        return device if getattr(device, "type", "cpu") != "cpu" else None
+
+    def take(self, name: str, positions: Any) -> NDArray[np.float32]:
+        """Return the delta at flat positions of one tensor, as float32.
+
+        Args:
+            name: The tensor.
+            positions: int64, a NumPy array or a torch tensor.
+        """
         tuned = _gather(self._tuned[name], positions)
         if self._base is not None:
             tuned = tuned - _gather(self._base[name], positions)
@@ -179,11 +190,11 @@ def _check_same(layout: Layout, tuned: Mapping[str, Any]) -> None:
             raise DeltaError(f"{spec.name!r} has shape {shape}, its base {spec.shape}")
 
 
-def _gather(tensor: Any, positions: NDArray[np.int64]) -> NDArray[Any]:
-    if hasattr(tensor, "detach"):
-        flat = tensor.detach().reshape(-1)
-        return _numpy(flat[_torch_index(positions, flat.device)])
-    return _widen(np.asarray(tensor).reshape(-1)[positions])
+def _gather(tensor: Any, positions: Any) -> NDArray[Any]:
+    if not hasattr(tensor, "detach"):
+        return _widen(np.asarray(tensor).reshape(-1)[_numpy(positions)])
+    flat = tensor.detach().reshape(-1)
+    return _numpy(flat[_torch_index(positions, flat.device)])
 
 
 def _flat(tensor: Any) -> NDArray[Any]:
@@ -206,7 +217,9 @@ def _widen(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.float32) if narrow else array
 
 
-def _torch_index(positions: NDArray[np.int64], device: Any) -> Any:
+def _torch_index(positions: Any, device: Any) -> Any:
     import torch  # a torch tensor came in, so torch is loaded already
 
-    return torch.from_numpy(np.array(positions)).to(device)
+    if not hasattr(positions, "detach"):
+        positions = torch.from_numpy(np.array(positions))
+    return positions.to(device)

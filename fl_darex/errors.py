@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from enum import StrEnum
 
 
 class DarexError(Exception):
@@ -18,8 +19,35 @@ class ConfigError(DarexError, ValueError):
     """A setting, or a file or resource that a setting points to, cannot be used."""
 
 
+class Reason(StrEnum):
+    """Why bytes from outside were refused; the closed set that programs may rely on."""
+
+    SIZE = "size"  # truncated, padded, or larger than the layout allows
+    FORMAT = "format"  # not a packet, or of an unknown version, method, generator or coding
+    CHECKSUM = "checksum"  # damaged on the way
+    UNEXPECTED = "unexpected"  # sound, but not what was asked for: another round, client, q, ...
+    LAYOUT = "layout"  # other tensors than the receiver's
+    POSITIONS = "positions"  # out of range, repeated, or not as many as announced
+    VALUES = "values"  # NaN, infinite, or codes that no encoder writes
+    TERMS = "terms"  # the server's instructions are not understood
+    REPLY = "reply"  # an error, no usable weight, not one model, or nobody asked
+    VERSION = "version"  # changes to a model that the receiver does not hold
+
+
 class PacketError(DarexError, ValueError):
-    """Bytes from outside are not a packet that this receiver can accept."""
+    """Bytes from outside are not something that this receiver can accept.
+
+    Attributes:
+        reason: Which kind of refusal, for programs; the message is for people.
+    """
+
+    def __init__(self, message: str, reason: Reason = Reason.FORMAT) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[PacketError], tuple[str, Reason]]:
+        """Survive the way between processes with the reason."""
+        return type(self), (str(self), self.reason)
 
 
 class DeltaError(DarexError, ValueError):

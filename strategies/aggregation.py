@@ -1,8 +1,7 @@
-"""The weighted mean of replies, packed or dense, in one accumulator.
+"""The weighted mean of replies, packed or dense.
 
-Replies stay packed until the round closes. Then each packet is decoded, added and forgotten, in
-partition order, so memory does not grow with the number of clients and the result does not
-depend on who answered first.
+Replies stay packed until the round closes, so memory does not grow with the number of clients
+beyond their packets, and the result does not depend on who answered first.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ from numpy.typing import NDArray
 
 from fl_darex.compressors import compressor
 from fl_darex.delta import Layout
-from fl_darex.errors import PacketError
-from fl_darex.survivors import Survivors
+from fl_darex.errors import PacketError, Reason
+from fl_darex.wire.reader import Packet
 from fl_darex.wire.records import packet_of, to_arrays
 from fl_darex.wire.terms import Terms
+
+from .block_sum import Share, weighted_sum
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -62,11 +63,9 @@ def weighted_mean(
     Raises:
         PacketError: If no reply can be used, or all weights are 0.
     """
-    # Shares of what was offered: they cannot overflow, whatever the weights are.
-    offered = sum(reply.weight for reply in replies)
-    changes = _Changes(base, layout)
-    used: list[Reply] = []
+    packed: list[tuple[Reply, Packet]] = []
     dense: list[Reply] = []
+    used: list[Reply] = []
     for reply in replies:
         try:
             packet = packet_of(reply.record)
@@ -75,91 +74,110 @@ def weighted_mean(
                 dense.append(reply)
             else:
                 method = compressor(reply.terms.method)
-                survivors = method.decompress(packet, layout, reply.terms)
-                changes.add(survivors, reply.weight / offered if offered else 0.0)
+                packed.append((reply, method.decompress(packet, layout, reply.terms)))
         except PacketError as error:
             refuse(reply, error)
         else:
             used.append(reply)
     total = sum(reply.weight for reply in used)
     if not total > 0.0:
-        raise PacketError("no reply of this round can be used, or all of them have weight 0")
-    return _combine(base, layout, changes, dense, offered, total), used
+        raise PacketError(
+            "no reply of this round can be used, or all of them have weight 0", Reason.REPLY
+        )
+    return _combine(base, layout, packed, dense, total), used
 
 
 def _combine(
     base: Mapping[str, NDArray[Any]],
     layout: Layout,
-    changes: _Changes,
+    packed: list[tuple[Reply, Packet]],
     dense: list[Reply],
-    offered: float,
     total: float,
 ) -> Arrays:
-    raw = {spec.name for spec in layout.raw}
-    result: Arrays = {}
-    for reply in dense:
-        for name, array in to_arrays(reply.record).items():
-            if name in raw:
-                changes.add_raw(name, array, reply.weight / offered)
-                continue
-            # The order of operations of Flower's aggregate_arrayrecords, for equal bits.
-            term = array * (reply.weight / total)
-            result[name] = result[name] + term if name in result else term
-    packed = total - sum(reply.weight for reply in dense)
-    for name, array in base.items():
-        if name in result and packed > 0.0:
-            share = changes.moved(name, array, packed / offered) * (packed / total)
-            result[name] = (result[name] + share).astype(array.dtype)
-        elif name not in result:
-            result[name] = changes.moved(name, array, total / offered)
+    whole = {spec.name for spec in layout.raw}
+    counters = _Counters({name: base[name] for name in whole})
+    result = _dense_sum(dense, total, counters)
+    share = sum(reply.weight for reply, _ in packed) / total
+    if share > 0.0:
+        # Shares of the packets alone: their sum is a mean, whatever the dense replies weigh.
+        shares = [Share(packet, reply.weight / total / share) for reply, packet in packed]
+        moved = _moved(base, layout, shares)
+        for name, array in moved.items():
+            if name in result:
+                array = (result[name] + array * share).astype(array.dtype)
+            result[name] = array
+        for member in shares:
+            for name, values in member.packet.raw().items():
+                counters.add(name, values, member.share * share)
+    result |= {name: counters.moved(name) for name in whole}
     return {name: result[name] for name in base}
 
 
-class _Changes:
-    """Sum of ``share * change`` over replies; float32, or wider where the model is."""
+def _dense_sum(dense: list[Reply], total: float, counters: _Counters) -> Arrays:
+    """Return the dense replies' part of the mean, with the bits of aggregate_arrayrecords."""
+    result: Arrays = {}
+    for reply in dense:
+        for name, array in to_arrays(reply.record).items():
+            if name in counters.base:
+                counters.add(name, array, reply.weight / total)
+                continue
+            term = array * (reply.weight / total)
+            if name in result:
+                result[name] += term
+            else:
+                result[name] = term
+    return result
 
-    def __init__(self, base: Mapping[str, NDArray[Any]], layout: Layout) -> None:
-        self._base = base
-        self._raw = {spec.name for spec in layout.raw}
-        self._sums: Arrays = {}
 
-    def add(self, survivors: Survivors, share: float) -> None:
-        """Add what a packet says, ``survivors / q``."""
-        for name, values in survivors.values.items():
-            total = self._sum(name)
-            # A packet has each position once, so += on an index array adds them all.
-            total[survivors.positions[name]] += values * total.dtype.type(share / survivors.q)
-        for name, values in survivors.dense.items():
-            total = self._sum(name)
-            total += values * total.dtype.type(share)
-        for name, array in survivors.raw.items():
-            self.add_raw(name, array, share)
+def _moved(base: Mapping[str, NDArray[Any]], layout: Layout, shares: list[Share]) -> Arrays:
+    """Return base plus the packets' weighted sum, for all floating-point tensors."""
+    moved: Arrays = {}
+    sums, start = weighted_sum(layout, shares), 0
+    for spec in layout.pruned:
+        part = sums[start : start + spec.numel].reshape(spec.shape)
+        start += spec.numel
+        if base[spec.name].dtype == np.float32:
+            part += base[spec.name]  # in place: the accumulator becomes the model
+            moved[spec.name] = part
+        else:
+            moved[spec.name] = (base[spec.name] + part).astype(base[spec.name].dtype)
+    return moved | _dense_moved(base, layout, shares)
 
-    def add_raw(self, name: str, array: NDArray[Any], share: float) -> None:
-        """Add new values of a tensor that is not floating point."""
+
+def _dense_moved(base: Mapping[str, NDArray[Any]], layout: Layout, shares: list[Share]) -> Arrays:
+    changes = {
+        spec.name: np.zeros(spec.numel, np.result_type(base[spec.name].dtype, np.float32))
+        for spec in layout.dense
+    }
+    for member in shares:
+        for name, values in member.packet.dense().items():
+            changes[name] += values * changes[name].dtype.type(member.share)
+    return {
+        name: (base[name] + change.reshape(base[name].shape)).astype(base[name].dtype)
+        for name, change in changes.items()
+    }
+
+
+class _Counters:
+    """Means of tensors that are not floating point: base plus the rounded mean difference."""
+
+    def __init__(self, base: Mapping[str, NDArray[Any]]) -> None:
+        self.base = base
+        self._sums = {name: np.zeros(array.size) for name, array in base.items()}
+
+    def add(self, name: str, array: NDArray[Any], share: float) -> None:
+        """Add one client's new values."""
         if array.dtype.kind == "f":
             array = np.rint(array)
         with np.errstate(over="ignore"):
-            change = _integers(array) - _integers(self._base[name])
-        total = self._sum(name)
-        total += change.reshape(-1) * share
+            change = _integers(array) - _integers(self.base[name])
+        self._sums[name] += change.reshape(-1) * share
 
-    def moved(self, name: str, base: NDArray[Any], share: float) -> NDArray[Any]:
-        """Return a tensor's new values: base + sum / share; whole numbers where it is raw."""
-        if name not in self._sums:
-            return base
-        change = (self._sums[name] / share).reshape(base.shape)
-        if name in self._raw:
-            return (_integers(base) + np.rint(change).astype(np.int64)).astype(base.dtype)
-        moved: NDArray[Any] = (base + change.astype(self._sums[name].dtype)).astype(base.dtype)
-        return moved
-
-    def _sum(self, name: str) -> NDArray[Any]:
-        if name not in self._sums:
-            base = self._base[name]
-            wide = np.float64 if name in self._raw else np.result_type(base.dtype, np.float32)
-            self._sums[name] = np.zeros(base.size, dtype=wide)
-        return self._sums[name]
+    def moved(self, name: str) -> NDArray[Any]:
+        """Return a tensor's new values."""
+        base = self.base[name]
+        change = np.rint(self._sums[name]).astype(np.int64).reshape(base.shape)
+        return (_integers(base) + change).astype(base.dtype)
 
 
 def _integers(array: NDArray[Any]) -> NDArray[np.int64]:
@@ -170,20 +188,24 @@ def _integers(array: NDArray[Any]) -> NDArray[np.int64]:
 def _check_dense(record: ArrayRecord, base: Mapping[str, NDArray[Any]]) -> None:
     if set(record) != set(base):
         odd = sorted(set(record).symmetric_difference(base))[:5]
-        raise PacketError(f"the reply's tensors differ from those sent: {odd}")
+        _refuse(f"the reply's tensors differ from those sent: {odd}", Reason.LAYOUT)
     for name, array in record.items():
         if len(array.data) > _LARGEST_HEADER + base[name].size * _LARGEST_ITEM:
-            raise PacketError(f"{name!r} has {len(array.data)} bytes, far more than were sent")
+            _refuse(f"{name!r} has {len(array.data)} bytes, far more than were sent", Reason.SIZE)
     for name, found in to_arrays(record).items():
         sent = base[name]
         if found.shape != sent.shape:
-            raise PacketError(f"{name!r} has shape {found.shape}, sent was {sent.shape}")
+            _refuse(f"{name!r} has shape {found.shape}, sent was {sent.shape}", Reason.LAYOUT)
         if found.dtype.kind not in _FITS.get(sent.dtype.kind, ""):
-            raise PacketError(f"{name!r} is of type {found.dtype}, sent was {sent.dtype}")
+            _refuse(f"{name!r} is of type {found.dtype}, sent was {sent.dtype}", Reason.LAYOUT)
         with np.errstate(over="ignore"):
             values = found.astype(sent.dtype) if sent.dtype.kind == "f" else found
             if not np.isfinite(values).all():
-                raise PacketError(f"{name!r} holds NaN or infinite values")
+                _refuse(f"{name!r} holds NaN or infinite values", Reason.VALUES)
+
+
+def _refuse(message: str, reason: Reason) -> None:
+    raise PacketError(message, reason)
 
 
 _LARGEST_HEADER, _LARGEST_ITEM = 65536, 16

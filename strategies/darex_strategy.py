@@ -48,8 +48,11 @@ class DarexStrategy(Strategy):
         strategy: Flower's FedAvg, FedAvgM, FedAdam or one built on them.
         p: Fraction of each delta that is dropped, in [0, 1); 0 drops nothing.
         q: Survivors are divided by it: ``"dare"`` is 1-p (unbiased), or a number in (0, 1].
-        values: ``"fp16"`` or ``"fp32"``; how packets write numbers.
+        values: How packets write numbers: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``,
+            ``"int4"`` or ``"sign"``; all but the last are unbiased.
         mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one.
+        count: ``"random"``: each entry by a draw of its own; ``"exact"``: each tensor keeps
+            exactly its share, rounded up or down at random.
         method: ``"dare"``, or ``"dense"``: the same path with nothing dropped.
         seed: Seed of masks and of the sampling of clients, in [0, 2**63).
         dense: Names of tensors whose whole delta is sent, such as a fresh head.
@@ -72,6 +75,7 @@ class DarexStrategy(Strategy):
         q: float | str = "dare",
         values: str = "fp16",
         mask: str = "client",
+        count: str = "random",
         method: str = "dare",
         seed: int = 0,
         dense: Iterable[str] = (),
@@ -79,6 +83,7 @@ class DarexStrategy(Strategy):
     ) -> None:
         _check_choice("values", values, CODINGS)
         _check_choice("mask", mask, ("client", "round"))
+        _check_choice("count", count, ("random", "exact"))
         _check_choice("method", method, COMPRESSORS)
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {seed}")
@@ -88,6 +93,7 @@ class DarexStrategy(Strategy):
         self._kept = keep_threshold(p)
         self.q = resolve_q(q, self._kept)
         self._values, self._shared, self._method = values, mask == "round", method
+        self._exact = count == "exact"
         self._seed, self._dense, self._on_reply = seed, tuple(dense), on_reply
         self._roster = Roster(self.ledger.partition_of)
         self._timeout = 3600.0
@@ -182,6 +188,7 @@ class DarexStrategy(Strategy):
             round=server_round,
             slot=slot,
             shared=self._shared,
+            exact=self._exact,
             dense=self._dense,
         )
 

@@ -59,6 +59,7 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
         q=config.compress.q,
         values=config.compress.values,
         mask=config.compress.mask,
+        count=config.compress.count,
         method=config.compress.method,
         seed=config.federation.seed,
         dense=server.session.dense,

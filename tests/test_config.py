@@ -303,7 +303,10 @@ def test_a_whole_number_is_not_a_fraction_or_text(key, value):
         ("task.model", 5, "it must be text"),
         ("task.name", "digit", "allowed: 'digits', 'text-classification'; did you mean 'digits'?"),
         ("train.norm", "L2", "allowed: 'l2', 'l1'; did you mean 'l2'?"),
-        ("compress.values", "int3", "allowed: 'fp32', 'fp16'"),
+        (
+            *("compress.values", "int3"),
+            "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'sign'; did you mean 'int8'?",
+        ),
         ("compress.mask", "rounds", "allowed: 'client', 'round'; did you mean 'round'?"),
     ],
 )

@@ -16,9 +16,9 @@ from fl_darex.delta import Delta, Layout, as_delta
 from fl_darex.errors import DarexError, DeltaError
 from fl_darex.masks import ONE, keep_threshold, mask_key
 from fl_darex.masks import survivors as positions_of
+from fl_darex.positions import SeededMask, positions_in
 from fl_darex.pruning import dare
 from fl_darex.rescaling import rescale, resolve_q
-from fl_darex.survivors import SeededMask, seeded_positions
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif("not torch.cuda.is_available()"))]
 SKEWED = np.append(np.full(999, 1e-3, dtype=np.float32), np.float32(1.0))
@@ -512,13 +512,13 @@ def test_rescaling_changes_q_and_nothing_else():
     pruned = dare({"w": SKEWED}, 0.9, seed=0)
     other = rescale(pruned, 1.0)
     assert (pruned.q, other.q) == (keep_threshold(0.9) / ONE, 1.0)
-    assert other.values is pruned.values
+    assert other.numbers is pruned.numbers
     assert bits(other.rescaled()["w"][other.positions["w"]]) == bits(pruned.values["w"])
 
 
 def test_positions_come_from_the_four_numbers_of_the_mask_alone():
     pruned = dare({"b": SKEWED, "a": SKEWED}, 0.9, seed=3, round_=2, slot=1)
-    again = seeded_positions(pruned.layout, SeededMask(3, 2, 1, keep_threshold(0.9)))
+    again = positions_in(pruned.layout, SeededMask(3, 2, 1, keep_threshold(0.9)))
     assert {n: w.tolist() for n, w in again.items()} == {
         n: w.tolist() for n, w in pruned.positions.items()
     }

@@ -11,7 +11,9 @@ from typing import Any
 
 from fl_darex import masks
 from fl_darex.delta import Delta, as_delta
-from fl_darex.survivors import SeededMask, Survivors, seeded_positions
+from fl_darex.positions import SeededMask, positions_in
+from fl_darex.pruning.gather import gather
+from fl_darex.survivors import Survivors
 
 
 def dare(
@@ -21,6 +23,7 @@ def dare(
     seed: int,
     round_: int = 0,
     slot: int = 0,
+    exact: bool = False,
 ) -> Survivors:
     """Drop each entry of the delta with probability ``p``; the rest survives unscaled.
 
@@ -33,6 +36,8 @@ def dare(
         seed: The run's seed; the global random generators are never used.
         round_: The federated round; another round, another mask.
         slot: The client's partition; -1 for a mask that all clients share.
+        exact: Keep an exact number of each tensor's entries, ``(1-p) * entries`` rounded up or
+            down at random, in place of each entry by a draw of its own.
 
     Returns:
         Survivors with q = 1-p, which makes them unbiased; `fl_darex.rescaling` offers other q.
@@ -40,18 +45,24 @@ def dare(
     Raises:
         ValueError: If ``p`` is outside [0, 1).
     """
-    return draw(as_delta(delta), SeededMask(seed, round_, slot, masks.keep_threshold(p)))
+    return draw(as_delta(delta), SeededMask(seed, round_, slot, masks.keep_threshold(p), exact))
 
 
 def draw(delta: Delta, mask: SeededMask) -> Survivors:
     """Gather the entries of ``delta`` that ``mask`` keeps; q is the mask's exact keep rate."""
-    positions = seeded_positions(delta.layout, mask)
-    return Survivors(
-        layout=delta.layout,
-        positions=positions,
-        values={name: delta.take(name, where) for name, where in positions.items()},
-        dense={spec.name: delta.whole(spec.name) for spec in delta.layout.dense},
-        raw={spec.name: delta.raw(spec.name) for spec in delta.layout.raw},
-        q=mask.kept / masks.ONE,
-        mask=mask,
-    )
+    return gather(delta, mask, _positions(delta, mask), mask.kept / masks.ONE)
+
+
+def _positions(delta: Delta, mask: SeededMask) -> dict[str, Any]:
+    """Return positions by tensor, drawn where the tensors are."""
+    devices = {spec.name: delta.accelerator(spec.name) for spec in delta.layout.pruned}
+    if mask.exact or not any(devices.values()):
+        return dict(positions_in(delta.layout, mask))
+    from fl_darex.masks import on_torch
+
+    return {
+        spec.name: on_torch.survivors(
+            mask.key(spec.name), spec.numel, mask.kept, devices[spec.name] or "cpu"
+        )
+        for spec in delta.layout.pruned
+    }

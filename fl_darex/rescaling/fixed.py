@@ -8,19 +8,22 @@ from numbers import Real
 import numpy as np
 
 from fl_darex.masks import ONE
+from fl_darex.positions import SeededMask
 from fl_darex.survivors import Survivors
 
 
 def rescale(survivors: Survivors, q: float | str) -> Survivors:
     """Return the same survivors, to be divided by another q.
 
-    ``q = "dare"`` is the exact keep rate, which makes the rescaled delta unbiased; a larger q
+    ``q = "dare"`` is the exact keep rate, which makes the rescaled delta unbiased (1 where the
+    positions were chosen by the values, so that no q does); a larger q
     trades bias for less noise (DAREx-q, "DARE the Extreme", Sec. 4.1); ``q = 1`` only drops.
 
     Raises:
         ValueError: If ``q`` is neither ``"dare"`` nor a number in (0, 1].
     """
-    return replace(survivors, q=resolve_q(q, survivors.mask.kept))
+    kept = survivors.mask.kept if isinstance(survivors.mask, SeededMask) else ONE
+    return replace(survivors, q=resolve_q(q, kept))
 
 
 def resolve_q(q: float | str, kept: int) -> float:

@@ -1,209 +1,180 @@
-"""Packet v1: the bytes of one client's update.
+"""Packet v1: the bytes of one update. ``docs/wire-format.md`` is the specification.
 
-All numbers are little-endian. A fixed header, then three runs of numbers in the layout's
-canonical order (tensors sorted by name), without names, positions or gaps between tensors::
+A fixed header, then runs of numbers in the layout's canonical order (tensors sorted by name),
+without names or gaps between tensors::
 
-    header      96 bytes, see `_HEADER`
-    survivors  count x width       unscaled, tensor after tensor
-    dense      dense count x width whole deltas
-    raw        raw bytes           new values of tensors that are not floating point
+    header     96 bytes, see `fl_darex.wire.header`
+    q          4 bytes for each pruned tensor, where there is not one for all
+    positions  nothing, slots, or Rice-coded gaps, by the method
+    survivors  unscaled, tensor after tensor
+    dense      whole deltas
+    raw        new values of tensors that are not floating point
 
-Positions are never sent: the receiver draws them from its own copy of seed, round and slot. The
-decoder is the only parser of bytes from strangers: it compares every field with what it expects
-and knows every size before it allocates anything.
+Positions of seeded masks are never sent: the receiver draws them from its own copy of seed, round
+and slot.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import Iterable, Mapping
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_darex.delta import Layout, TensorSpec
-from fl_darex.errors import DeltaError, PacketError
-from fl_darex.survivors import SeededMask, Survivors, seeded_positions
-from fl_darex.wire.values import CODINGS, Coding
+from fl_darex.delta import Layout
+from fl_darex.errors import DeltaError, PacketError, Reason
+from fl_darex.masks import ONE
+from fl_darex.positions import Mask
+from fl_darex.survivors import Survivors
+from fl_darex.wire.header import NO_VERSION, Header, read_header
+from fl_darex.wire.mask_header import MaskFields, mask_fields, write_mask
+from fl_darex.wire.reader import Packet, read_packet
+from fl_darex.wire.values import CODINGS, Coding, Numbers, dense_coding
 
-MAGIC = b"DARX"
-VERSION = 1
-METHOD_DARE = 1
-RNG_SPLITMIX64 = 1
-
-# magic, version, method, RNG, value coding | seed, round, slot, keep threshold | q, exponents of
-# survivors and of dense numbers, count of q | layout fingerprint | counts: survivors, dense
-# numbers, raw bytes | CRC-32
-_HEADER = struct.Struct("<4sBBBBQQqQdbbH16sQQQI")
-_CHECKSUM = struct.Struct("<I")
-HEADER_BYTES = _HEADER.size
+_MOST_Q = 0xFFFF
 
 
-def encode(survivors: Survivors, values: str = "fp16") -> bytes:
+def encode(survivors: Survivors, values: str = "fp16", *, base: bytes = NO_VERSION) -> bytes:
     """Write survivors as one packet.
 
     Args:
-        survivors: What pruning left; the mask must be seeded.
-        values: Coding of the numbers: ``"fp32"`` or ``"fp16"``.
+        survivors: What pruning left.
+        values: Coding of the numbers: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, ``"int4"``
+            or ``"sign"``. Dense tensors are written in fp16 at least.
+        base: Version of the model that the numbers are changes to, 8 bytes; zeros: not said.
 
     Raises:
-        ValueError: If ``values`` is unknown.
+        ValueError: If ``values`` is unknown, or there are more than 65,535 numbers q.
         DeltaError: If a number is NaN or infinite; training has diverged.
     """
     if values not in CODINGS:
         raise ValueError(f"values must be one of {sorted(CODINGS)}, got {values!r}")
-    coding, layout = CODINGS[values], survivors.layout
-    kept = _joined(survivors.values[spec.name] for spec in layout.pruned)
+    layout, fields = survivors.layout, mask_fields(survivors.mask)
+    qs = np.atleast_1d(np.asarray(survivors.q, dtype=np.float64))
+    if qs.size > _MOST_Q:
+        raise ValueError(f"a packet carries {_MOST_Q} numbers q at most, got {qs.size}")
     dense = _joined(survivors.dense[spec.name] for spec in layout.dense)
-    raw = b"".join(_raw_bytes(survivors.raw[spec.name]) for spec in layout.raw)
+    noise = _noise(fields)
     # One exponent each: a running variance may move a million times as far as a weight.
-    exponent, dense_exponent = _exponent(kept, survivors.q, coding), _exponent(dense, 1.0, coding)
-    mask = survivors.mask
-    fields = (
-        *(MAGIC, VERSION, METHOD_DARE, RNG_SPLITMIX64, coding.code),
-        *(mask.seed, mask.round, mask.slot, mask.kept),
-        *(survivors.q, exponent, dense_exponent, 1, layout.fingerprint),
-        *(kept.size, dense.size, len(raw)),
+    kept, exponent = _written(survivors.numbers, qs.min(initial=1.0), CODINGS[values], noise)
+    whole, dense_exponent = _written(dense, 1.0, dense_coding(values), noise)
+    positions = write_mask(layout, survivors.mask)
+    header = Header(
+        **fields,
+        coding=CODINGS[values].code,
+        q=float(qs[0]) if qs.size == 1 else 0.0,
+        exponent=exponent,
+        dense_exponent=dense_exponent,
+        q_count=qs.size,
+        fingerprint=layout.fingerprint,
+        base=base,
+        survivors=survivors.count,
+        position_bytes=len(positions),
     )
-    body = coding.write(kept, exponent) + coding.write(dense, dense_exponent) + raw
-    head = _HEADER.pack(*fields, 0)[: -_CHECKSUM.size]
-    return head + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(head))) + body
+    q_bytes = b"" if qs.size == 1 else qs.astype("<f4").tobytes()
+    raw = [_raw_bytes(survivors.raw[spec.name]) for spec in layout.raw]
+    return header.seal(b"".join([q_bytes, positions, kept, whole, *raw]))
 
 
-def decode(packet: bytes, layout: Layout, mask: SeededMask, *, q: float, values: str) -> Survivors:
-    """Read a packet against what the receiver expects.
+def decode(
+    packet: bytes,
+    layout: Layout,
+    mask: Mask,
+    *,
+    q: float | None,
+    values: str,
+    base: bytes = NO_VERSION,
+) -> Survivors:
+    """Read a packet against what the receiver expects; see `open_packet`."""
+    return open_packet(packet, layout, mask, q=q, values=values, base=base).survivors()
+
+
+def open_packet(
+    packet: bytes,
+    layout: Layout,
+    mask: Mask,
+    *,
+    q: float | None,
+    values: str,
+    base: bytes = NO_VERSION,
+) -> Packet:
+    """Check a packet against what the receiver expects, without decoding its survivors.
 
     Args:
         packet: Bytes from a stranger.
         layout: The receiver's own layout.
-        mask: The mask that this client was told to use in this round.
-        q: The q that this client was told to use.
+        mask: The mask that this client was told to use in this round; a `ListedMask` without
+            positions where the client chooses them.
+        q: The q that this client was told to use; None: whatever it says, from 1-p to 1.
         values: The value coding that this client was told to use.
+        base: Version of the model that the client was sent; zeros: not said.
 
     Raises:
-        PacketError: If the packet is damaged, or is not exactly what was expected; the message
-            says which field.
+        PacketError: If the packet is damaged, or is not exactly what was expected. The message
+            names the field; ``reason`` is for programs.
     """
-    coding = CODINGS[values]
-    _check_frame(packet)
-    *head, exponent, dense_exponent, q_count, fingerprint, kept, dense, raw, _ = (
-        _HEADER.unpack_from(packet)
-    )
-    expected = {
-        "method": (head[2], METHOD_DARE),
-        "RNG": (head[3], RNG_SPLITMIX64),
-        "value coding": (head[4], coding.code),
-        "seed": (head[5], mask.seed),
-        "round": (head[6], mask.round),
-        "slot": (head[7], mask.slot),
-        "keep threshold": (head[8], mask.kept),
-        "q": (head[9], q),
-        "count of q": (q_count, 1),
-        "layout fingerprint": (fingerprint.hex(), layout.fingerprint.hex()),
-        "dense count": (dense, sum(spec.numel for spec in layout.dense)),
-        "raw size": (raw, sum(_raw_size(spec) for spec in layout.raw)),
+    header = read_header(packet)
+    fields = mask_fields(mask)
+    expected: dict[str, tuple[object, object]] = {
+        "method": (header.method, fields["method"]),
+        "random generator": (header.generator, fields["generator"]),
+        "value coding": (_coding_name(header.coding), values),
+        "seed": (header.seed, fields["seed"]),
+        "round": (header.round, fields["round"]),
+        "slot": (header.slot, fields["slot"]),
+        "keep threshold": (header.kept, fields["kept"]),
+        "base version": (header.base.hex(), base.hex()),
     }
+    if q is not None:
+        expected |= {"q": (header.q, q), "count of q": (header.q_count, 1)}
     for field, (found, wanted) in expected.items():
         if found != wanted:
-            raise PacketError(f"the packet's {field} is {found!r}, expected {wanted!r}")
-    positions = seeded_positions(layout, mask)
-    sizes = {name: where.size for name, where in positions.items()}
-    if kept != sum(sizes.values()):
-        raise PacketError(f"the packet has {kept} survivors, the mask {sum(sizes.values())}")
-    if len(packet) != HEADER_BYTES + (kept + dense) * coding.width + raw:
-        raise PacketError(f"the packet has {len(packet)} bytes, its header says otherwise")
-    body = memoryview(packet)[HEADER_BYTES:]
-    middle, end = kept * coding.width, (kept + dense) * coding.width
-    survivor_values = _numbers(body[:middle], coding, exponent, q)
-    dense_values = _numbers(body[middle:end], coding, dense_exponent, 1.0)
-    return Survivors(
-        layout=layout,
-        positions=positions,
-        values=_split(survivor_values, sizes),
-        dense=_split(dense_values, {spec.name: spec.numel for spec in layout.dense}),
-        raw=_raw_arrays(body[end:], layout),
-        q=q,
-        mask=mask,
-    )
+            raise PacketError(
+                f"the packet's {field} is {found!r}, expected {wanted!r}", Reason.UNEXPECTED
+            )
+    opened = read_packet(packet, layout, header)
+    lowest = np.float32(fields["kept"] / ONE)
+    if q is None and np.min(opened.q, initial=1.0) < lowest:
+        raise PacketError(f"the packet holds a q below 1-p = {lowest}", Reason.UNEXPECTED)
+    return opened
 
 
-def _check_frame(packet: bytes) -> None:
-    if len(packet) < HEADER_BYTES:
-        raise PacketError(f"the packet has {len(packet)} bytes, a header alone {HEADER_BYTES}")
-    if packet[:4] != MAGIC:
-        raise PacketError(f"not a fl-darex packet: it starts with {packet[:4]!r}, not {MAGIC!r}")
-    if packet[4] != VERSION:
-        raise PacketError(f"unknown packet version {packet[4]}; this receiver knows {VERSION}")
-    end = HEADER_BYTES - _CHECKSUM.size
-    view = memoryview(packet)
-    found = zlib.crc32(view[HEADER_BYTES:], zlib.crc32(view[:end]))
-    if found != _CHECKSUM.unpack_from(packet, end)[0]:
-        raise PacketError("the packet's checksum does not match: it was damaged on the way")
+def _coding_name(code: int) -> str | int:
+    return next((name for name, coding in CODINGS.items() if coding.code == code), code)
 
 
-def _numbers(data: memoryview, coding: Coding, exponent: int, q: float) -> NDArray[np.float32]:
-    allowed = coding.exponents
-    if exponent not in allowed:
-        raise PacketError(
-            f"the packet's exponent is {exponent}, allowed: {allowed[0]} to {allowed[-1]}"
-        )
+def _noise(fields: MaskFields) -> NDArray[np.uint64]:
+    """Return the stream of stochastic rounding: one for each seed, round and slot."""
+    text = "darex.noise.v1|{seed}|{round}|{slot}".format(**fields)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return np.array([int.from_bytes(digest, "little")], dtype=np.uint64)
+
+
+def _written(
+    numbers: Numbers, q: float, coding: Coding, noise: NDArray[np.uint64]
+) -> tuple[bytes, int]:
+    """Return numbers as bytes, and their exponent; refuse what the decoder would refuse."""
+    largest = np.max(np.abs(numbers), initial=np.float32(0))
+    if not np.isfinite(largest):
+        raise DeltaError("the update holds NaN or infinite values; training has diverged")
+    exponent = coding.exponent(largest)
     with np.errstate(over="ignore"):
-        numbers = coding.read(data, exponent)
-        largest = np.max(np.abs(numbers)) if numbers.size else np.float32(0)
-        if not np.isfinite(largest):
-            raise PacketError("the packet holds NaN or infinite values")
-        if not np.isfinite(largest / np.float32(q)):
-            raise PacketError("the packet holds values that are infinite once divided by q")
-    return numbers
+        data = coding.write(numbers, exponent, noise)
+    try:
+        bound = coding.largest(memoryview(data), numbers.size, exponent)
+    except PacketError:
+        bound = np.inf
+    if not bound / q <= float(np.finfo(np.float32).max):
+        raise DeltaError(f"the update holds {largest}, which is infinite once divided by q = {q}")
+    return data, exponent
 
 
-def _joined(parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+def _joined(parts: Iterable[Numbers]) -> Numbers:
     listed = list(parts)
     return np.concatenate(listed) if listed else np.empty(0, dtype=np.float32)
 
 
-def _exponent(numbers: NDArray[np.float32], q: float, coding: Coding) -> int:
-    """Return the power of two to write numbers with; refuse what the decoder would refuse."""
-    largest = np.max(np.abs(numbers)) if numbers.size else np.float32(0)
-    if not np.isfinite(largest):
-        raise DeltaError("the update holds NaN or infinite values; training has diverged")
-    exponent = coding.exponent(largest)
-    sent = coding.write(np.array([largest], dtype=np.float32), exponent)
-    with np.errstate(over="ignore"):
-        read = coding.read(memoryview(sent), exponent)[0] / np.float32(q)
-    if not np.isfinite(read):
-        raise DeltaError(f"the update holds {largest}, which is infinite once divided by q = {q}")
-    return exponent
-
-
-def _split(
-    numbers: NDArray[np.float32], sizes: Mapping[str, int]
-) -> dict[str, NDArray[np.float32]]:
-    ends = np.cumsum(list(sizes.values()), dtype=np.int64)
-    return dict(zip(sizes, np.split(numbers, ends[:-1]), strict=True)) if sizes else {}
-
-
 def _raw_bytes(array: NDArray[Any]) -> bytes:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-
-
-def _raw_size(spec: TensorSpec) -> int:
-    return spec.numel * _raw_dtype(spec).itemsize
-
-
-def _raw_dtype(spec: TensorSpec) -> np.dtype[Any]:
-    return np.dtype(spec.dtype).newbyteorder("<")
-
-
-def _raw_arrays(data: memoryview, layout: Layout) -> dict[str, NDArray[Any]]:
-    arrays, start = {}, 0
-    for spec in layout.raw:
-        end = start + _raw_size(spec)
-        flat = np.frombuffer(data[start:end], dtype=_raw_dtype(spec))
-        if flat.dtype.kind == "b" and (flat.view(np.uint8) > 1).any():
-            raise PacketError(f"{spec.name!r} holds bytes that are no booleans")
-        arrays[spec.name] = flat.astype(spec.dtype).reshape(spec.shape)
-        start = end
-    return arrays

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
+from flwr.common.constant import SType
 from numpy.typing import NDArray
 
-from fl_darex.errors import PacketError
+from fl_darex.errors import PacketError, Reason
 
 PACKET_STYPE = "darex.v1"
 """Serialisation type of the one Array that carries a packet; plain Flower refuses to open it."""
@@ -44,10 +47,39 @@ def _to_array(name: str, array: Array) -> NDArray[Any]:
     try:
         found = array.numpy()
     except Exception as error:  # bytes from strangers: numpy raises what its parts raise
-        raise PacketError(f"the array {name!r} cannot be read: {error}") from None
+        raise PacketError(f"the array {name!r} cannot be read: {error}", Reason.REPLY) from None
     if not isinstance(found, np.ndarray):
-        raise PacketError(f"the array {name!r} is not one array but a {type(found).__name__}")
+        kind = type(found).__name__
+        raise PacketError(f"the array {name!r} is not one array but a {kind}", Reason.REPLY)
     return found
+
+
+def view_arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Return the NumPy arrays of a record by name, read-only and without a copy.
+
+    Raises:
+        PacketError: If an array cannot be read.
+    """
+    return {name: _view(name, array) for name, array in record.items()}
+
+
+def _view(name: str, array: Array) -> NDArray[Any]:
+    if array.stype != SType.NUMPY:
+        return _to_array(name, array)
+    try:
+        file = io.BytesIO(array.data)  # shares the bytes
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, fortran, dtype = read[version](file)
+        if min(shape, default=0) < 0:
+            raise ValueError(f"shape {shape}")
+        flat = np.frombuffer(array.data, dtype, math.prod(shape), file.tell())
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except Exception:  # an unusual header: numpy's own reader has the last word
+        return _to_array(name, array)
 
 
 def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:

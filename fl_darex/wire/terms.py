@@ -12,9 +12,9 @@ from collections.abc import Callable, MutableMapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fl_darex.errors import PacketError
+from fl_darex.errors import PacketError, Reason
 from fl_darex.masks import ONE
-from fl_darex.survivors import SeededMask
+from fl_darex.positions import SeededMask
 from fl_darex.wire.values import CODINGS
 
 CONFIG_KEY = "darex"
@@ -38,7 +38,9 @@ class Terms:
         round: The federated round, from 1.
         slot: The client's partition, unique among the clients of the run.
         shared: Whether all clients of the round use one mask.
+        exact: Whether each tensor keeps an exact number of entries.
         dense: Names of tensors whose whole delta is sent.
+        base: Version of the model in the message, 16 hexadecimal digits; the packet repeats it.
         version: Wire version; a client refuses one that it does not know.
     """
 
@@ -50,13 +52,16 @@ class Terms:
     round: int
     slot: int
     shared: bool = False
+    exact: bool = False
     dense: tuple[str, ...] = ()
+    base: str = "0" * 16
     version: int = WIRE_VERSION
 
     @property
     def mask(self) -> SeededMask:
         """The mask of this client in this round."""
-        return SeededMask(self.seed, self.round, SHARED if self.shared else self.slot, self.kept)
+        slot = SHARED if self.shared else self.slot
+        return SeededMask(self.seed, self.round, slot, self.kept, self.exact)
 
     def attach(self, config: MutableMapping[str, Any]) -> None:
         """Write the terms into a message's configuration."""
@@ -76,11 +81,14 @@ class Terms:
             fields = json.loads(text)
             version = fields["version"]
         except (TypeError, KeyError, ValueError, RecursionError) as error:
-            raise PacketError(f"the server's terms are not readable: {error}") from None
+            raise PacketError(
+                f"the server's terms are not readable: {error}", Reason.TERMS
+            ) from None
         if version != WIRE_VERSION or type(version) is not int:
             raise PacketError(
                 f"the server speaks wire version {version}, this client {WIRE_VERSION}; "
-                "install the same fl-darex version on both"
+                "install the same fl-darex version on both",
+                Reason.TERMS,
             )
         return cls(**_checked(fields))
 
@@ -96,9 +104,14 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "round": ("an integer in [0, 2**63)", lambda v: type(v) is int and 0 <= v < _WORD),
     "slot": ("an integer in [0, 2**63)", lambda v: type(v) is int and 0 <= v < _WORD),
     "shared": ("true or false", lambda v: type(v) is bool),
+    "exact": ("true or false", lambda v: type(v) is bool),
     "dense": (
         "a list of names",
         lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
+    ),
+    "base": (
+        "16 hexadecimal digits",
+        lambda v: isinstance(v, str) and len(v) == 16 and set(v) <= set("0123456789abcdef"),
     ),
     "version": ("an integer", lambda v: type(v) is int),
 }
@@ -106,8 +119,12 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     if odd := set(fields).symmetric_difference(_RULES):
-        raise PacketError(f"the server's terms are not readable: {sorted(odd)} missing or unknown")
+        raise PacketError(
+            f"the server's terms are not readable: {sorted(odd)} missing or unknown", Reason.TERMS
+        )
     for name, (words, holds) in _RULES.items():
         if not holds(fields[name]):
-            raise PacketError(f"{name} in the server's terms is {fields[name]!r}, not {words}")
+            raise PacketError(
+                f"{name} in the server's terms is {fields[name]!r}, not {words}", Reason.TERMS
+            )
     return fields | {"dense": tuple(fields["dense"]), "q": float(fields["q"])}

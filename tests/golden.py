@@ -1,0 +1,270 @@
+"""Golden packets, byte by byte, and a second description of the header to forge others."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+from fl_darex.delta import Layout
+from fl_darex.masks import ONE
+from fl_darex.positions import ListedMask, SeededMask, UnionMask
+
+# --- a second description of the header, independent of the library's -------------------------
+
+HEADER = struct.Struct("<4s B B B B Q Q q Q d b b H 16s 8s Q Q")
+FIELDS = [
+    *("magic", "version", "method", "rng", "coding", "seed", "round", "slot", "kept", "q"),
+    *("exponent", "dense_exponent", "q_count", "fingerprint", "base", "survivors", "positions"),
+]
+
+
+def take_apart(packet: bytes) -> tuple[dict[str, Any], bytes]:
+    return dict(zip(FIELDS, HEADER.unpack_from(packet), strict=True)), packet[96:]
+
+
+def seal(fields: dict[str, Any], body: bytes) -> bytes:
+    """Put a packet together with a right checksum, whatever its fields say."""
+    head = HEADER.pack(*(fields[name] for name in FIELDS))
+    return head + struct.pack("<I", zlib.crc32(head + body)) + body
+
+
+def forge(packet: bytes, body: bytes | None = None, **changes: Any) -> bytes:
+    fields, old = take_apart(packet)
+    return seal(fields | changes, old if body is None else body)
+
+
+# --- the small update of the golden packets ---------------------------------------------------
+
+TENSORS = {
+    "bias": np.array([0.5, -0.25, 0.75], np.float32),
+    "bn.running_var": np.array([0.125, -0.5], np.float32),
+    "steps": np.array(258, np.int64),
+    "weight": np.array([[1.0, -2.0, 3.0], [0.001, -5.0, 6.0]], np.float32),
+}
+LAYOUT = Layout.of(TENSORS)
+MASK = SeededMask(seed=7, round=3, slot=2, kept=ONE // 2)
+POSITIONS = {"bias": [2], "weight": [0, 2, 3]}
+
+FINGERPRINT = "ccc932599db489d92cb7686b1ec31c90"
+HEAD = (
+    "44415258"  # magic "DARX"
+    "01"  # version
+    "01"  # method: seeded
+    "01"  # random generator: SplitMix64
+)
+ORIGIN = (
+    "0700000000000000"  # seed
+    "0300000000000000"  # round
+    "0200000000000000"  # slot
+    "0000008000000000"  # keep threshold: 2**31 of 2**32
+    "000000000000e03f"  # q: 0.5
+)
+GOLDEN = {
+    "fp32": bytes.fromhex(
+        "44415258"  # magic "DARX"
+        "01"  # version
+        "01"  # method: seeded
+        "01"  # random generator: SplitMix64
+        "00"  # value coding: fp32
+        "0700000000000000"  # seed
+        "0300000000000000"  # round
+        "0200000000000000"  # slot
+        "0000008000000000"  # keep threshold: 2**31 of 2**32
+        "000000000000e03f"  # q: 0.5
+        "00"  # exponent of survivors
+        "00"  # exponent of dense numbers
+        "0100"  # count of q
+        + FINGERPRINT  # layout
+        + "0000000000000000"  # version of the model: not said
+        "0400000000000000"  # survivors
+        "0000000000000000"  # bytes of the positions section
+        "b9036324"  # CRC-32 of all of the above and all of the below
+        "0000403f"  # bias[2] = 0.75
+        "0000803f"  # weight[0] = 1
+        "00004040"  # weight[2] = 3
+        "6f12833a"  # weight[3] = 0.001
+        "0000003e"  # bn.running_var[0] = 0.125
+        "000000bf"  # bn.running_var[1] = -0.5
+        "0201000000000000"  # steps = 258
+    ),
+    "fp16": bytes.fromhex(
+        "44415258"  # magic "DARX"
+        "01"  # version
+        "01"  # method: seeded
+        "01"  # random generator: SplitMix64
+        "01"  # value coding: fp16
+        "0700000000000000"  # seed
+        "0300000000000000"  # round
+        "0200000000000000"  # slot
+        "0000008000000000"  # keep threshold: 2**31 of 2**32
+        "000000000000e03f"  # q: 0.5
+        "0d"  # exponent 13: the largest survivor, 3, becomes 24576, below 2**15
+        "0f"  # exponent 15: the largest dense number, 0.5, becomes 16384
+        "0100"  # count of q
+        + FINGERPRINT  # layout
+        + "0000000000000000"  # version of the model: not said
+        "0400000000000000"  # survivors
+        "0000000000000000"  # bytes of the positions section
+        "095f62f3"  # CRC-32
+        "006e"  # bias[2] = 6144 / 2**13
+        "0070"  # weight[0] = 8192 / 2**13
+        "0076"  # weight[2] = 24576 / 2**13
+        "1948"  # weight[3] = 8.1953125 / 2**13
+        "006c"  # bn.running_var[0] = 4096 / 2**15
+        "00f4"  # bn.running_var[1] = -16384 / 2**15
+        "0201000000000000"  # steps = 258
+    ),
+    "bf16": bytes.fromhex(
+        HEAD
+        + "02"  # value coding: bf16
+        + ORIGIN
+        + "00"  # exponent of survivors: none
+        "0f"  # exponent 15 of dense numbers, which are fp16
+        "0100"  # count of q
+         + FINGERPRINT + "0000000000000000"  # version of the model: not said
+        "0400000000000000"  # survivors
+        "0000000000000000"  # bytes of the positions section
+        "a4d5b593"  # CRC-32
+        "403f"  # bias[2] = 0.75
+        "803f"  # weight[0] = 1
+        "4040"  # weight[2] = 3
+        "833a"  # weight[3] = 0.001, rounded to 0.00099945
+        "006c00f4"  # bn.running_var
+        "0201000000000000"  # steps
+    ),
+    "int8": bytes.fromhex(
+        HEAD
+        + "03"  # value coding: int8
+        + ORIGIN
+        + "000f0100"
+        + FINGERPRINT
+        + "000000000000000004000000000000000000000000000000"
+        "def09b57"  # CRC-32
+        "c23c"  # scale of the block: 3/127 rounded up to 0.023681640625
+        "20"  # bias[2] = 0.75 = 31.7 scales, rounded up to 32
+        "2a"  # weight[0] = 1 = 42.2 scales, rounded down to 42
+        "7f"  # weight[2] = 3 = 126.7 scales, rounded up to 127
+        "00"  # weight[3] = 0.001 = 0.04 scales, rounded down to 0
+        "006c00f4"  # bn.running_var
+        "0201000000000000"  # steps
+    ),
+    "int4": bytes.fromhex(
+        HEAD
+        + "04"  # value coding: int4
+        + ORIGIN
+        + "000f0100"
+        + FINGERPRINT
+        + "000000000000000004000000000000000000000000000000"
+        "24f47285"  # CRC-32
+        "dc3e"  # scale of the block: 3/7 rounded up to 0.4296875
+        "22"  # bias[2] = 1.75 scales -> 2, in the low half; weight[0] = 2.3 scales -> 2
+        "07"  # weight[2] = 6.98 scales -> 7; weight[3] = 0.002 scales -> 0
+        "006c00f4"  # bn.running_var
+        "0201000000000000"  # steps
+    ),
+    "sign": bytes.fromhex(
+        HEAD
+        + "05"  # value coding: sign
+        + ORIGIN
+        + "000f0100"
+        + FINGERPRINT
+        + "000000000000000004000000000000000000000000000000"
+        "3adf4737"  # CRC-32
+        "993f"  # mean magnitude of the block: 1.18775 rounded up to 1.1953125
+        "00"  # four bits: all are positive
+        "006c00f4"  # bn.running_var
+        "0201000000000000"  # steps
+    ),
+}
+
+# --- other ways to say where survivors are ----------------------------------------------------
+
+LISTED = ListedMask({"bias": np.array([2]), "weight": np.array([0, 4, 5])}, 7, 3, 2)
+UNION = UnionMask((SeededMask(7, 3, 0, ONE // 4), SeededMask(7, 3, 2, ONE // 4)))
+EXACT = SeededMask(7, 3, 2, ONE // 2, exact=True)
+
+GOLDEN_LISTED = bytes.fromhex(
+    "44415258"
+    "01"
+    "02"  # method: listed
+    "00"  # random generator: none
+    "00"  # value coding: fp32
+    "0700000000000000"  # seed
+    "0300000000000000"  # round
+    "0200000000000000"  # slot
+    "0000000000000000"  # keep threshold: none
+    "000000000000f03f"  # q: 1
+    "00000100" + FINGERPRINT + "0000000000000000"  # version of the model: not said
+    "0400000000000000"  # survivors
+    "0600000000000000"  # bytes of the positions section
+    "e2233d72"  # CRC-32
+    "0100"  # bias: one position, Rice parameter 0
+    "0300"  # weight: three positions, Rice parameter 0
+    # Gaps 2 | 0, 3, 0 in unary, the low bit first: 001 | 1, 0001, 1
+    "8c01"
+    "0000403f"  # bias[2] = 0.75
+    "0000803f"  # weight[0] = 1
+    "0000a0c0"  # weight[4] = -5
+    "0000c040"  # weight[5] = 6
+    "0000003e000000bf"  # bn.running_var
+    "0201000000000000"  # steps
+)
+GOLDEN_UNION = bytes.fromhex(
+    "44415258"
+    "01"
+    "03"  # method: union
+    "01"  # random generator: SplitMix64
+    "00"  # value coding: fp32
+    "0700000000000000"  # seed
+    "0300000000000000"  # round
+    "ffffffffffffffff"  # slot: the server
+    "0000004000000000"  # keep threshold: 2**30 of 2**32
+    "000000000000f03f"  # q: 1
+    "00000100" + FINGERPRINT + "0000000000000000"  # version of the model: not said
+    "0500000000000000"  # survivors
+    "1000000000000000"  # bytes of the positions section
+    "0a5ceef3"  # CRC-32
+    "0000000000000000"  # slot 0 keeps bias[1], bias[2], weight[1]
+    "0200000000000000"  # slot 2 keeps weight[0], weight[5]
+    "000080be"  # bias[1] = -0.25
+    "0000403f"  # bias[2] = 0.75
+    "0000803f"  # weight[0] = 1
+    "000000c0"  # weight[1] = -2
+    "0000c040"  # weight[5] = 6
+    "0000003e000000bf"  # bn.running_var
+    "0201000000000000"  # steps
+)
+GOLDEN_EXACT = bytes.fromhex(
+    "44415258"
+    "01"
+    "01"  # method: seeded
+    "02"  # random generator: SplitMix64 with an exact count
+    "00"  # value coding: fp32
+    "0700000000000000"  # seed
+    "0300000000000000"  # round
+    "0200000000000000"  # slot
+    "0000008000000000"  # keep threshold: 2**31 of 2**32
+    "0000000000000000"  # q: below, one for each pruned tensor
+    "0000"
+    "0200" + FINGERPRINT + "0102030405060708"  # count of q  # version of the model
+    "0400000000000000"  # survivors
+    "0000000000000000"  # bytes of the positions section
+    "1446d7fe"  # CRC-32
+    "0000003f"  # q of bias: 0.5
+    "0000403f"  # q of weight: 0.75
+    "0000403f"  # bias[2] = 0.75
+    "0000803f"  # weight[0] = 1
+    "00004040"  # weight[2] = 3
+    "6f12833a"  # weight[3] = 0.001
+    "0000003e000000bf"  # bn.running_var
+    "0201000000000000"  # steps
+)
+ALL_GOLDEN = {
+    **GOLDEN,
+    "listed": GOLDEN_LISTED,
+    "union": GOLDEN_UNION,
+    "exact": GOLDEN_EXACT,
+}

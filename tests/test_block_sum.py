@@ -1,0 +1,121 @@
+"""The sum over many clients: what each says, added in order, whatever the stretches are."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fl_darex.delta import Delta, Layout
+from fl_darex.masks import BLOCK
+from fl_darex.positions import ListedMask
+from fl_darex.pruning import dare
+from fl_darex.pruning.gather import gather
+from fl_darex.strategies import block_sum
+from fl_darex.strategies.block_sum import Share, weighted_sum
+from fl_darex.survivors import Survivors
+from fl_darex.wire import encode
+from fl_darex.wire.reader import read_packet
+
+SHAPES = {"a.bias": (50,), "b.weight": (700, 400), "empty": (0, 3), "head": (10, 50)}
+LAYOUT = Layout.of({n: np.zeros(s, np.float32) for n, s in SHAPES.items()}, dense=["head"])
+
+
+def delta(client: int) -> Delta:
+    rng = np.random.default_rng(client)
+    tensors = {n: rng.normal(size=s).astype(np.float32) for n, s in SHAPES.items()}
+    return Delta(tensors, dense=["head"])
+
+
+def survivors(client: int, **options: Any) -> Survivors:
+    return dare(delta(client), **{"p": 0.9, "seed": 1, "slot": client} | options)
+
+
+def listed(client: int) -> Survivors:
+    where = {n: np.arange(client, int(np.prod(s)), 11) for n, s in SHAPES.items() if n != "head"}
+    return gather(delta(client), ListedMask(where, slot=client), where, 0.7)
+
+
+def packed(update: Survivors, values: str = "fp32") -> Any:
+    return read_packet(encode(update, values), LAYOUT)
+
+
+def flat(full: dict[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([full[spec.name].reshape(-1) for spec in LAYOUT.pruned])
+
+
+CASES = {
+    "independent masks": [survivors(i) for i in range(4)],
+    "one mask": [survivors(i, slot=-1) for i in range(4)],
+    "both": [survivors(0), survivors(1, slot=-1), survivors(2), survivors(3, slot=-1)],
+    "exact counts": [survivors(i, exact=True) for i in range(3)],
+    "nothing dropped": [survivors(i, p=0.0) for i in range(3)],
+    "listed": [listed(i) for i in range(3)],
+    "one q a tensor": [
+        replace(survivors(i), q=np.array([0.1, 0.3, 1.0], np.float32)) for i in range(3)
+    ],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("span", [1, BLOCK, 1 << 21])
+def test_the_sum_is_that_of_the_rescaled_updates(case, span, monkeypatch):
+    monkeypatch.setattr(block_sum, "_SPAN", span)
+    updates = CASES[case]
+    weights = np.linspace(0.1, 0.5, len(updates))
+    found = weighted_sum(
+        LAYOUT, [Share(packed(u), w) for u, w in zip(updates, weights, strict=True)]
+    )
+    expected = sum(
+        w * flat(u.rescaled()).astype(np.float64) for u, w in zip(updates, weights, strict=True)
+    )
+    # Each client: a scale and a product, then an addition, all in float32.
+    size = sum(np.abs(w * flat(u.rescaled())) for u, w in zip(updates, weights, strict=True)).max()
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() <= (2 + len(updates)) * np.finfo(np.float32).eps * size
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_stretches_do_not_change_a_bit(case, monkeypatch):
+    found = []
+    for span in (1, BLOCK, 1 << 21):
+        monkeypatch.setattr(block_sum, "_SPAN", span)
+        shares = [Share(packed(u), 0.25) for u in CASES[case]]
+        found.append(weighted_sum(LAYOUT, shares).tobytes())
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("values", ["fp16", "bf16", "int8", "int4", "sign"])
+def test_every_coding_is_added_as_it_is_decoded(values, monkeypatch):
+    monkeypatch.setattr(block_sum, "_SPAN", 1)
+    packets = [packed(survivors(i), values) for i in range(3)]
+    found = weighted_sum(LAYOUT, [Share(packet, 0.5) for packet in packets])
+    expected = sum(0.5 * flat(p.survivors().rescaled()).astype(np.float64) for p in packets)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_no_packets_sum_up_to_zeros():
+    assert not weighted_sum(LAYOUT, []).any()
+
+
+def test_memory_does_not_grow_with_the_number_of_clients():
+    layout = Layout.of({"w": np.broadcast_to(np.float32(0), (8, 1 << 20))})
+    tensor = np.random.default_rng(0).normal(size=(8, 1 << 20)).astype(np.float32)
+
+    def peak(clients: int) -> int:
+        updates = [dare({"w": tensor}, 0.99, seed=1, slot=i) for i in range(clients)]
+        shares = [Share(read_packet(encode(u), layout), 1 / clients) for u in updates]
+        del updates
+        tracemalloc.start()
+        weighted_sum(layout, shares)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    few, many = peak(2), peak(12)
+    # The accumulator is one model; the rest is what one stretch needs.
+    assert few <= 1.3 * tensor.nbytes
+    assert many <= few + 0.02 * tensor.nbytes
