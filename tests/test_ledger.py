@@ -480,6 +480,16 @@ def test_messages_of_one_push_may_hold_different_models():
     assert len(set(grid.wire)) == 3
 
 
+def test_what_the_records_of_a_message_share_is_counted_once():
+    ledger_grid, grid, ledger = counted(client_app())
+    model, head = to_record(BASE), to_record({"head": BASE["body.weight"]})
+    for message in (messages := orders(grid, method=None, record=model)):
+        message.content["anchor"], message.content["head"] = to_record(BASE), head
+    ledger_grid.push_messages(messages)
+    assert [entry.down_bytes for entry in ledger.entries] == grid.wire
+    assert grid.wire[0] < 1.1 * sum(array.nbytes for array in BASE.values())
+
+
 def test_a_model_is_looked_at_once_a_push_however_many_clients_get_it():
     class Watched(ArrayRecord):
         looks = 0

@@ -17,7 +17,14 @@ from flwr.serverapp import Grid
 
 from fl_darex.wire.grid_view import GridView
 from fl_darex.wire.records import packet_of
-from fl_darex.wire.sizes import RecordInfo, describe, describe_dense, equal, message_bytes
+from fl_darex.wire.sizes import (
+    ArrayInfo,
+    Chunks,
+    RecordInfo,
+    describe,
+    describe_dense,
+    message_bytes,
+)
 from fl_darex.wire.terms import CONFIG_KEY
 
 HANDSHAKE = "handshake"
@@ -86,6 +93,7 @@ class LedgerGrid(GridView):
         self._open: dict[str, tuple[Entry, list[RecordInfo]]] = {}
         # The model of a round is one ArrayRecord in many messages: describe it once.
         self._described: dict[int, tuple[ArrayRecord, RecordInfo, RecordInfo]] = {}
+        self._chunks = Chunks()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Count and push messages."""
@@ -96,6 +104,7 @@ class LedgerGrid(GridView):
             self._ledger.entries.append(entry)
             self._open[message.metadata.message_id] = (entry, dense)
         self._described.clear()
+        self._chunks = Chunks()
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -153,23 +162,28 @@ class LedgerGrid(GridView):
         actual, dense = [], []
         for record in content.array_records.values():
             if id(record) not in self._described:
-                self._described[id(record)] = (record, describe(record), _dense_info(record))
+                info = describe(record, self._chunks)
+                self._described[id(record)] = (record, info, _dense_info(record, info))
             _, info, distinct = self._described[id(record)]
             actual.append(info)
             dense.append(distinct)
         return actual, dense
 
 
-def _dense_info(record: ArrayRecord) -> RecordInfo:
+def _dense_info(record: ArrayRecord, sent: RecordInfo) -> RecordInfo:
     """Describe the record that would come back whole, after training."""
-    unique: list[Array] = []
-    for array in record.values():
-        if not any(equal(array, seen) and _stays_equal(seen) for seen in unique):
-            unique.append(array)
-    info = describe_dense(
-        ("", array.dtype, tuple(array.shape), array.stype, len(array.data)) for array in unique
+    apart = describe_dense(
+        (name, array.dtype, tuple(array.shape), array.stype, len(array.data))
+        for name, array in record.items()
     )
-    return replace(info, names=tuple(record))
+    first: dict[ArrayInfo, ArrayInfo] = {}
+    arrays = []
+    for array, before, after in zip(record.values(), sent.arrays, apart.arrays, strict=True):
+        if before in first and _stays_equal(array):
+            after = first[before]
+        first.setdefault(before, after)
+        arrays.append(after)
+    return replace(apart, arrays=tuple(arrays))
 
 
 def _stays_equal(array: Array) -> bool:
