@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
 
 from fl_darex.training.evaluation import evaluate as evaluate_model
 from fl_darex.training.loop import train as train_model
@@ -13,11 +17,17 @@ from fl_darex.training.settings import settings_of
 from fl_darex.training.state import to_numpy, write
 from fl_darex.wire.handshake import answer
 from fl_darex.wire.ledger import HANDSHAKE, ROUND_KEY
-from fl_darex.wire.records import to_arrays, to_record
+from fl_darex.wire.records import to_record, view_arrays
 
 from .darex_mod import DarexMod
 
-app = ClientApp(mods=[DarexMod()])
+
+def base(message: Message, context: Context) -> Mapping[str, NDArray[Any]]:
+    """Return the model before round 1, which the configuration alone determines."""
+    return session_for(settings_of(message, context)).base
+
+
+app = ClientApp(mods=[DarexMod(base)])
 
 
 @app.query(HANDSHAKE)
@@ -51,7 +61,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def _session_with_model(message: Message, context: Context) -> tuple[Session, str]:
     name, record = next(iter(message.content.array_records.items()))
     session = session_for(settings_of(message, context))
-    write(to_arrays(record), session.tensors)
+    write(view_arrays(record), session.tensors)
     return session, name
 
 

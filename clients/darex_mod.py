@@ -2,57 +2,111 @@
 
 from __future__ import annotations
 
+from logging import WARNING
+
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.logger import log
 
 from fl_darex.compressors import compressor
 from fl_darex.delta import Delta
 from fl_darex.errors import DeltaError
-from fl_darex.wire.records import packet_record, to_arrays
-from fl_darex.wire.terms import CONFIG_KEY, Terms
+from fl_darex.wire.delivery import DIGESTS_KEY, HELD_KEY, MISSING, Delivery, Greeting
+from fl_darex.wire.records import packet_record, to_arrays, view_arrays
+from fl_darex.wire.terms import Terms
+
+from .receiver import Base, Receiver
 
 
 class DarexMod:
     """Turns the arrays that a ClientApp returns into one packet of their pruned change.
 
     ``ClientApp(mods=[DarexMod()])``. It takes its settings from the message, so a client needs
-    none, and passes through every message whose server does not ask for packets. List it first:
-    the other mods and the app then see exactly what they would see without it.
+    none, and passes through every message whose server does not ask for packets. Where the server
+    sends what changed since the last model, the mod puts the model together before the app sees
+    it. List it first: the other mods and the app then see exactly what they would see without it.
+
+    Args:
+        base: Returns the tensors that this client holds before round 1, such as a pre-trained
+            model, as NumPy arrays by name; called as ``base(message, context)``. Tensors that are
+            equal to the server's, bit for bit, are then never sent. It should return the same
+            mapping each time, which is hashed once per process.
     """
 
+    def __init__(self, base: Base | None = None) -> None:
+        self._receiver = Receiver(base)
+
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
-        """Strip the terms, run the app, replace the reply's arrays by a packet.
+        """Bring the model, strip our settings, run the app, replace its arrays by a packet.
 
         Raises:
-            PacketError: If the server's terms are not understood; Flower sends it to the server.
+            PacketError: If the server's settings or packets are not understood; Flower sends it
+                to the server.
             DeltaError: If the app returns other tensors than it was sent, or NaN.
         """
-        terms = _take_terms(message)
+        config = _own_config(message)
+        if greeting := Greeting.detach(config):
+            return self._greet(greeting, message, context, call_next)
+        delivery, terms = Delivery.detach(config), Terms.detach(config)
+        if delivery is not None:
+            name, record = _single(message.content, "message")
+            model = self._receiver.receive(record, delivery, message, context)
+            if model is None:
+                lacking = ConfigRecord({"version": delivery.start})
+                return Message(RecordDict({MISSING: lacking}), reply_to=message)
+            message.content[name] = model
         if terms is None:
             return call_next(message, context)
-        method = compressor(terms.method)
-        sent = _single(message.content, "message")
-        base = to_arrays(sent[1])
-        # The app may empty the record that it was given.
-        message.content[sent[0]] = ArrayRecord(dict(sent[1]))
+        return _compressed(terms, message, context, call_next)
+
+    def _greet(
+        self, greeting: Greeting, message: Message, context: Context, call_next: ClientAppCallable
+    ) -> Message:
+        """Add to the app's answer what this client holds."""
+        held = self._receiver.held(greeting.run, context)
+        digests: dict[str, bytes] = {}
+        if held is None:
+            try:
+                digests = self._receiver.digests(message, context)
+            except Exception as error:  # the app's own: it must not keep the client out
+                log(WARNING, "the base model cannot be had: %s: %s", type(error).__name__, error)
         reply = call_next(message, context)
-        if not reply.has_content() or not reply.content.array_records:
-            return reply
-        name, record = _single(reply.content, "reply")
-        packet = method.compress(Delta(to_arrays(record), base, terms.dense), terms)
-        if packet is not None:
-            reply.content[name] = packet_record(packet)
+        if reply.has_content():
+            reply.content["darex"] = ConfigRecord(
+                {HELD_KEY: held.hex() if held else "", DIGESTS_KEY: b"".join(digests.values())}
+            )
         return reply
 
 
-def _take_terms(message: Message) -> Terms | None:
+def _compressed(
+    terms: Terms, message: Message, context: Context, call_next: ClientAppCallable
+) -> Message:
+    method = compressor(terms.method)
+    name, sent = _single(message.content, "message")
+    base = view_arrays(sent)
+    # The app may empty the record that it was given.
+    message.content[name] = ArrayRecord(dict(sent))
+    reply = call_next(message, context)
+    if not reply.has_content() or not reply.content.array_records:
+        return reply
+    name, record = _single(reply.content, "reply")
+    packet = method.compress(Delta(to_arrays(record), base, terms.dense), terms)
+    if packet is not None:
+        reply.content[name] = packet_record(packet)
+    return reply
+
+
+def _own_config(message: Message) -> ConfigRecord:
+    """Return a copy of the message's configuration that has settings of ours, put in its place.
+
+    In a simulation records may be shared between clients.
+    """
     for name, config in list(message.content.config_records.items()):
-        if CONFIG_KEY in config:
-            # In a simulation records may be shared between clients: change a copy.
-            plain = ConfigRecord(dict(config))
-            message.content[name] = plain
-            return Terms.detach(plain)
-    return None
+        if any(key.startswith("darex") for key in config):
+            copy = ConfigRecord(dict(config))
+            message.content[name] = copy
+            return copy
+    return ConfigRecord()
 
 
 def _single(content: RecordDict, what: str) -> tuple[str, ArrayRecord]:

@@ -48,7 +48,8 @@ class Dare:
     def compress(self, delta: Delta, terms: Terms) -> bytes:
         """Prune, scale and encode."""
         survivors = rescale(draw(delta, terms.mask), terms.q)
-        return encode(survivors, terms.values, base=bytes.fromhex(terms.base))
+        base = bytes.fromhex(terms.base)
+        return encode(survivors, terms.values, base=base, sender=terms.slot)
 
     def decompress(self, packet: bytes, layout: Layout, terms: Terms) -> Packet:
         """Check against the server's own mask, q and coding."""

@@ -17,7 +17,10 @@ from fl_darex.errors import ConfigError, nearest
 from fl_darex.masks import keep_threshold
 
 Scalar = str | int | float | bool
+_TEXT_OR_NUMBER = ("compress.q", "compress.downlink-p")
 Rate = Annotated[float, Field(ge=1e-9, le=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Values = Literal["fp32", "fp16", "bf16", "int8", "int4", "sign"]
 
 
 def _kebab(name: str) -> str:
@@ -131,18 +134,30 @@ class CompressConfig(Section):
     method: Literal["dare", "dense"] = "dare"
     p: float = Field(0.99, ge=0.0, lt=1.0, description="fraction of the delta that is dropped")
     q: Literal["dare"] | Rate = Field("dare", description="survivors are divided by q")
-    values: Literal["fp32", "fp16", "bf16", "int8", "int4", "sign"] = "fp16"
+    values: Values = "fp16"
     mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
     count: Literal["random", "exact"] = Field("random", description="survivors of each tensor")
-    downlink: Literal["dense"] = "dense"
+    downlink: Literal["dense", "update", "server"] = Field(
+        "dense", description="the model, what changed of it, or the largest entries of that"
+    )
+    downlink_p: Literal["same"] | Fraction = Field(
+        "same", description="fraction of the server's step that 'server' keeps back"
+    )
+    downlink_values: Values = Field("fp16", description="how the server's packets write numbers")
 
     @model_validator(mode="after")
     def _something_survives(self) -> CompressConfig:
-        try:
-            keep_threshold(self.p)
-        except ValueError as error:
-            raise ValueError(f"compress.p = {self.p!r} is not allowed; {error}") from None
+        for key, p in (("p", self.p), ("downlink-p", self.server_p)):
+            try:
+                keep_threshold(p)
+            except ValueError as error:
+                raise ValueError(f"compress.{key} = {p!r} is not allowed; {error}") from None
         return self
+
+    @property
+    def server_p(self) -> float:
+        """Fraction of its step that the server keeps back."""
+        return self.p if self.downlink_p == "same" else self.downlink_p
 
 
 class ServerConfig(Section):
@@ -265,8 +280,8 @@ def parse_override(item: str) -> tuple[str, Any]:
     key, text = key.strip(), text.strip()
     value = _read_value(text)
     if isinstance(RunConfig().flat().get(key), str) and not isinstance(value, str):
-        # A folder may be called 2024; compress.q alone takes both.
-        value = text if key != "compress.q" else value
+        # A folder may be called 2024; few keys take both.
+        value = text if key not in _TEXT_OR_NUMBER else value
     return key, value
 
 

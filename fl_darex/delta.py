@@ -143,6 +143,17 @@ class Delta:
             tuned = tuned - _gather(self._base[name], positions)
         return tuned.astype(np.float32, copy=False)
 
+    def nonzero(self, name: str) -> NDArray[np.int64]:
+        """Return the flat positions at which one tensor changed (NumPy arrays only)."""
+        flat = _flat(self._tuned[name])
+        return np.flatnonzero(flat if self._base is None else flat != _flat(self._base[name]))
+
+    def count_nonzero(self, name: str) -> int:
+        """Return at how many positions one tensor changed (NumPy arrays only)."""
+        flat = _flat(self._tuned[name])
+        same = flat if self._base is None else flat != _flat(self._base[name])
+        return int(np.count_nonzero(same))
+
     def whole(self, name: str) -> NDArray[np.float32]:
         """Return one tensor's delta, flattened, as float32."""
         tuned = _flat(self._tuned[name])

@@ -7,7 +7,7 @@ clients without holding any delta in full.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -181,6 +181,15 @@ def positions_in(layout: Layout, mask: Mask) -> dict[str, Positions]:
         name: joined(parts[start:end])
         for name, start, end in zip(blocks.names, starts, ends, strict=True)
     }
+
+
+def by_tensor(layout: Layout, mask: Mask) -> Iterator[tuple[str, Positions]]:
+    """Yield each pruned tensor's name and surviving flat positions, one tensor at a time."""
+    blocks = Blocks.of(layout)
+    for index, name in enumerate(blocks.names):
+        start, end = np.searchsorted(blocks.tensor, [index, index + 1]).tolist()
+        rows = blocks.rows(start, end)
+        yield name, joined(mask.in_blocks(rows, rows.first))
 
 
 def joined(parts: Iterable[Positions]) -> Positions:

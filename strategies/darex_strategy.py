@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
 from typing import Any
 
@@ -15,20 +13,23 @@ from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
 from fl_darex.compressors import COMPRESSORS
 from fl_darex.delta import Layout
-from fl_darex.errors import PacketError, nearest
+from fl_darex.errors import PacketError, Reason, nearest
 from fl_darex.masks import keep_threshold
 from fl_darex.rescaling import resolve_q
 from fl_darex.seeds import derive
+from fl_darex.wire.delivery import DELIVERY_KEY, GREETING_KEY, Delivery
 from fl_darex.wire.handshake import Roster
-from fl_darex.wire.ledger import Entry, Ledger, LedgerGrid
-from fl_darex.wire.records import to_arrays, to_record
+from fl_darex.wire.ledger import Entry, Ledger, LedgerGrid, without_settings
+from fl_darex.wire.records import packet_of, to_record, view_arrays
 from fl_darex.wire.terms import Terms
 from fl_darex.wire.values import CODINGS
 
 from .aggregation import Reply, weighted_mean
+from .downlink import DOWNLINKS, make_downlink
+from .fallback_grid import FallbackGrid
+from .messages import again_with, read_reply, with_settings
 from .ordered_grid import OrderedGrid, seeded_random
-
-_LARGEST_WEIGHT = 2**53
+from .wrapped import averaged, metrics_of_all, start_from, typed
 
 
 class DarexStrategy(Strategy):
@@ -54,6 +55,11 @@ class DarexStrategy(Strategy):
         count: ``"random"``: each entry by a draw of its own; ``"exact"``: each tensor keeps
             exactly its share, rounded up or down at random.
         method: ``"dare"``, or ``"dense"``: the same path with nothing dropped.
+        downlink: How the model goes to the clients. ``"dense"``: whole, to everybody.
+            ``"update"``: what changed since the version that a client holds. ``"server"``: the
+            largest entries of that, the rest is kept for later rounds.
+        downlink_p: Fraction of the server's step that ``"server"`` keeps back; None: ``p``.
+        downlink_values: How the server's packets write numbers; as ``values``.
         seed: Seed of masks and of the sampling of clients, in [0, 2**63).
         dense: Names of tensors whose whole delta is sent, such as a fresh head.
         on_reply: Called with the ledger's entry as each reply arrives.
@@ -77,6 +83,9 @@ class DarexStrategy(Strategy):
         mask: str = "client",
         count: str = "random",
         method: str = "dare",
+        downlink: str = "dense",
+        downlink_p: float | None = None,
+        downlink_values: str = "fp16",
         seed: int = 0,
         dense: Iterable[str] = (),
         on_reply: Callable[[Entry], None] | None = None,
@@ -85,6 +94,8 @@ class DarexStrategy(Strategy):
         _check_choice("mask", mask, ("client", "round"))
         _check_choice("count", count, ("random", "exact"))
         _check_choice("method", method, COMPRESSORS)
+        _check_choice("downlink", downlink, DOWNLINKS)
+        _check_choice("downlink_values", downlink_values, CODINGS)
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {seed}")
         self.strategy = strategy
@@ -95,8 +106,17 @@ class DarexStrategy(Strategy):
         self._values, self._shared, self._method = values, mask == "round", method
         self._exact = count == "exact"
         self._seed, self._dense, self._on_reply = seed, tuple(dense), on_reply
-        self._roster = Roster(self.ledger.partition_of)
+        self._downlink = make_downlink(
+            downlink,
+            p=p if downlink_p is None else downlink_p,
+            values=downlink_values,
+            seed=seed,
+            dense=self._dense,
+        )
+        self._roster = Roster(self.ledger.partition_of, self._downlink.heard)
         self._timeout = 3600.0
+        self._greeting = ConfigRecord()
+        self._model = ArrayRecord()
         self._base: dict[str, Any] = {}
         self._layout = Layout(())
         self._terms: dict[int, Terms] = {}
@@ -108,17 +128,38 @@ class DarexStrategy(Strategy):
         log(INFO, "\t│\t└── values %s, mask shared: %s", self._values, self._shared)
         self.strategy.summary()
 
-    def start(self, grid: Grid, initial_arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Result:
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
         """Run the rounds; see `flwr.serverapp.strategy.Strategy.start` for the arguments."""
-        self._timeout = kwargs.get("timeout", self._timeout)
-        counted = LedgerGrid(grid, self.ledger, self._on_reply)
-        return super().start(counted, initial_arrays, *args, **kwargs)
+        self._timeout, self._greeting = timeout, train_config or ConfigRecord()
+        counted = LedgerGrid(grid, self.ledger, self._on_reply, self._plain)
+        try:
+            return super().start(
+                FallbackGrid(counted, self._again),
+                initial_arrays,
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate_fn,
+            )
+        finally:
+            self._downlink.end()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy pick clients, and add each one's terms."""
-        self._base = to_arrays(arrays)
+        self._present(arrays)
+        self._base = view_arrays(arrays)
         self._layout = Layout.of(self._base, self._dense)
         self._terms = {}
         with seeded_random(derive(self._seed, "sample", server_round)):
@@ -129,9 +170,8 @@ class DarexStrategy(Strategy):
         messages.sort(key=self._slot_of)
         for message in messages:
             node = message.metadata.dst_node_id
-            self._terms[node] = terms = self._terms_for(server_round, self._slot_of(message))
-            if self._method != "dense":
-                message.content = _with_terms(message.content, terms)
+            self._terms[node] = self._terms_for(server_round, self._slot_of(message))
+            message.content = self._addressed(message, self._downlink.content(node))
         return messages
 
     def aggregate_train(
@@ -142,35 +182,90 @@ class DarexStrategy(Strategy):
         usable = self._usable(replies)
         try:
             mean, used = weighted_mean(self._base, self._layout, usable, _refuse)
-            self.counted = len(used)
         except PacketError as error:
             log(WARNING, "round %s: %s; the model stays as it is", server_round, error)
             return None, None
-        averaged = _averaged(used, to_record(mean), self.strategy)
-        with _metrics_of_all(self.strategy, used):
-            arrays, metrics = self.strategy.aggregate_train(server_round, [averaged])
-        return _typed(arrays, self._base, mean), metrics
+        self.counted = len(used)
+        packed = [reply for reply in used if packet_of(reply.record) is not None]
+        for reply in used:
+            known = self._downlink.spoke if reply in packed else self._downlink.holds
+            known(reply.message.metadata.src_node_id)
+        counters = {spec.name: mean[spec.name] for spec in self._layout.raw}
+        averaged_reply = averaged(used, to_record(mean), self.strategy)
+        del mean  # a whole model
+        with metrics_of_all(self.strategy, used):
+            arrays, metrics = self.strategy.aggregate_train(server_round, [averaged_reply])
+        del averaged_reply
+        if arrays is None:
+            return None, metrics
+        arrays = typed(arrays, self._base, counters)
+        sent = [reply.terms.mask for reply in used] if len(packed) == len(used) else None
+        return self._downlink.advance(arrays, sent, server_round), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy pick clients for evaluation."""
+        self._present(arrays)
+        self._terms = {}
         with seeded_random(derive(self._seed, "evaluate", server_round)):
             messages = list(
                 self.strategy.configure_evaluate(server_round, arrays, config, self._view(grid))
             )
-        return sorted(messages, key=self._slot_of)
+        messages.sort(key=self._slot_of)
+        for message in messages:
+            content = self._downlink.content(message.metadata.dst_node_id)
+            message.content = self._addressed(message, content)
+        return messages
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Let the wrapped strategy average the metrics, in partition order."""
-        return self.strategy.aggregate_evaluate(
-            server_round, sorted(replies, key=self._partition_of)
-        )
+        ordered = sorted(replies, key=self._partition_of)
+        for reply in ordered:
+            if reply.has_content():
+                self._downlink.holds(reply.metadata.src_node_id)
+        return self.strategy.aggregate_evaluate(server_round, ordered)
+
+    def _present(self, arrays: ArrayRecord) -> None:
+        """Make a record the model that messages carry from now on."""
+        self._downlink.present(arrays)
+        if arrays is not self._model:
+            self._model = arrays
+            start_from(self.strategy, arrays)
 
     def _view(self, grid: Grid) -> Grid:
-        return OrderedGrid(grid, self._roster, self._timeout)
+        greeting = ConfigRecord(dict(self._greeting))
+        self._downlink.greet(greeting)
+        asks = GREETING_KEY in greeting
+        question = RecordDict({"config": greeting}) if asks else None
+        return OrderedGrid(grid, self._roster, self._timeout, question)
+
+    def _addressed(
+        self, message: Message, carried: tuple[ArrayRecord, Delivery | None]
+    ) -> RecordDict:
+        """Return a message's content for its own client."""
+        terms = self._terms.get(message.metadata.dst_node_id)
+        asked = None if self._method == "dense" else terms
+        return with_settings(message.content, self._model, *carried, asked)
+
+    def _again(self, message: Message) -> Message:
+        """Return the message with the whole model, for a client that lacks something."""
+        slot = self._slot_of(message)
+        log(WARNING, "client %s lacks an earlier model and is sent the whole one", slot)
+        self._downlink.lacks(message.metadata.dst_node_id)
+        again = again_with(message, self._plain(message.content))
+        again.content = self._addressed(again, self._downlink.whole())
+        return again
+
+    def _plain(self, content: RecordDict) -> RecordDict:
+        """Return what a content would be without fl-darex: the whole model, no settings of ours."""
+        plain = without_settings(content)
+        if any(DELIVERY_KEY in config for config in content.config_records.values()):
+            for name in content.array_records:
+                plain[name] = self._model
+        return plain
 
     def _slot_of(self, message: Message) -> int:
         return self._roster.partition_of[message.metadata.dst_node_id]
@@ -190,6 +285,7 @@ class DarexStrategy(Strategy):
             shared=self._shared,
             exact=self._exact,
             dense=self._dense,
+            base=self._downlink.version.hex(),
         )
 
     def _usable(self, replies: Iterable[Message]) -> list[Reply]:
@@ -199,27 +295,12 @@ class DarexStrategy(Strategy):
             node = message.metadata.src_node_id
             try:
                 if node not in self._terms or node in usable:
-                    raise PacketError("nobody asked for this reply, or it came twice")
-                usable[node] = _read(message, self._terms[node], self.strategy.weighted_by_key)
+                    raise PacketError("nobody asked for this reply, or it came twice", Reason.REPLY)
+                key = self.strategy.weighted_by_key
+                usable[node] = read_reply(message, self._terms[node], key)
             except PacketError as error:
                 _log_refused(self._partition_of(message), error)
         return list(usable.values())
-
-
-def _read(message: Message, terms: Terms, weighted_by_key: str) -> Reply:
-    if message.has_error():
-        raise PacketError(message.error.reason or "the client failed without a reason")
-    records = list(message.content.array_records.values())
-    metrics = list(message.content.metric_records.values())
-    if len(records) != 1 or len(metrics) != 1:
-        raise PacketError(
-            f"a reply must hold one ArrayRecord and one MetricRecord, "
-            f"found {len(records)} and {len(metrics)}"
-        )
-    weight = metrics[0].get(weighted_by_key)
-    if not isinstance(weight, int | float) or not 0 <= weight <= _LARGEST_WEIGHT:
-        raise PacketError(f"the weight {weighted_by_key!r} is {weight!r}, not in [0, 2**53]")
-    return Reply(message, records[0], float(weight), terms)
 
 
 def _refuse(reply: Reply, error: PacketError) -> None:
@@ -228,67 +309,6 @@ def _refuse(reply: Reply, error: PacketError) -> None:
 
 def _log_refused(partition: int, error: PacketError) -> None:
     log(WARNING, "client %s does not count this round: %s", partition, error)
-
-
-def _typed(
-    record: ArrayRecord | None, base: Mapping[str, Any], mean: Mapping[str, Any]
-) -> ArrayRecord | None:
-    """Return the strategy's answer in the types that the model has.
-
-    Flower's optimizers answer in float64, and no optimizer's step makes sense on counters:
-    what is not floating point is the clients' mean itself.
-    """
-    if record is None or all(str(base[k].dtype) == a.dtype for k, a in record.items()):
-        return record
-    whole = {name for name, array in base.items() if array.dtype.kind != "f"}
-    return to_record(
-        {
-            name: mean[name] if name in whole else array.astype(base[name].dtype)
-            for name, array in to_arrays(record).items()
-        }
-    )
-
-
-def _averaged(used: list[Reply], arrays: ArrayRecord, strategy: FedAvg) -> Message:
-    """Return one reply that stands for all: their average, with a weight of 1."""
-    reply = copy.copy(used[0].message)
-    metrics = MetricRecord({strategy.weighted_by_key: 1.0})
-    reply.content = RecordDict({strategy.arrayrecord_key: arrays, "metrics": metrics})
-    return reply
-
-
-@contextmanager
-def _metrics_of_all(strategy: FedAvg, used: list[Reply]) -> Iterator[None]:
-    """Let the strategy's own function for metrics see all replies, not their average."""
-    own = strategy.train_metrics_aggr_fn
-    contents = [_without_arrays(reply.message.content) for reply in used]
-
-    def of_all(_: list[RecordDict], key: str) -> MetricRecord:
-        try:
-            return own(contents, key)
-        except Exception as error:  # one client's odd metric must not end the run
-            log(WARNING, "the metrics of this round are lost: %s", error)
-            return MetricRecord()
-
-    strategy.train_metrics_aggr_fn = of_all
-    try:
-        yield
-    finally:
-        strategy.train_metrics_aggr_fn = own
-
-
-def _without_arrays(content: RecordDict) -> RecordDict:
-    return RecordDict({k: v for k, v in content.items() if not isinstance(v, ArrayRecord)})
-
-
-def _with_terms(content: RecordDict, terms: Terms) -> RecordDict:
-    """Return a copy with the terms; Flower shares one content among all messages of a round."""
-    copied = RecordDict(dict(content.items()))
-    name = next(iter(content.config_records), "config")
-    config = ConfigRecord(dict(content.config_records.get(name, ConfigRecord())))
-    terms.attach(config)
-    copied[name] = config
-    return copied
 
 
 def _check_choice(name: str, value: str, known: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fl_darex.wire.grid_view import GridView
@@ -19,14 +20,17 @@ class OrderedGrid(GridView):
     generator the same partitions are drawn on every engine, by the strategy's own rule.
     """
 
-    def __init__(self, grid: Grid, roster: Roster, timeout: float) -> None:
+    def __init__(
+        self, grid: Grid, roster: Roster, timeout: float, question: RecordDict | None = None
+    ) -> None:
         super().__init__(grid)
         self._roster = roster
         self._timeout = timeout
+        self._question = question
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the connected nodes in partition order; new ones are asked first."""
-        return self._roster.update(self.grid, self._timeout)
+        return self._roster.update(self.grid, self._timeout, self._question)
 
 
 @contextmanager

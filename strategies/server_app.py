@@ -22,7 +22,7 @@ from fl_darex.training.session import session as session_for
 from fl_darex.training.settings import settings_record
 from fl_darex.training.state import to_numpy, write
 from fl_darex.wire.ledger import Entry
-from fl_darex.wire.records import to_arrays, to_record
+from fl_darex.wire.records import to_record, view_arrays
 
 from .darex_strategy import DarexStrategy
 
@@ -61,6 +61,9 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
         mask=config.compress.mask,
         count=config.compress.count,
         method=config.compress.method,
+        downlink=config.compress.downlink,
+        downlink_p=config.compress.server_p,
+        downlink_values=config.compress.downlink_values,
         seed=config.federation.seed,
         dense=server.session.dense,
         on_reply=server.replied,
@@ -121,7 +124,7 @@ class _Server:
 
     def round_closed(self, round_: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Evaluate and report; round 0 is the model before the first round."""
-        write(to_arrays(arrays), self.session.tensors)
+        write(view_arrays(arrays), self.session.tensors)
         scores = self._evaluate(round_)
         metric = scores.get(self.session.task.metric_name)
         if round_ == 0:

@@ -14,6 +14,7 @@ HALVES = {"strategies", "clients"}
 # that are named as text, to be imported later.
 ROOMS = {
     "errors": set(),
+    "files": set(),
     "seeds": set(),
     "masks": set(),
     "delta": set(),
@@ -23,10 +24,11 @@ ROOMS = {
     "rescaling": {"masks", "delta", "positions", "survivors", "pruning"},
     "optim": set(),
     "wire": {"masks", "delta", "positions", "survivors"},
+    "model_cache": {"files", "wire"},
     "compressors": {"delta", "survivors", "pruning", "rescaling", "wire"},
     "config_errors": set(),
     "config": {"config_errors", "masks"},
-    "tasks": {"config", "seeds"},
+    "tasks": {"config", "files", "seeds"},
     "training": {"config", "optim", "seeds", "tasks", "wire"},
     "simulation": {"seeds", "wire"},
     "observers": {"config", "wire"},

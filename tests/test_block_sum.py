@@ -36,7 +36,7 @@ def survivors(client: int, **options: Any) -> Survivors:
 
 def listed(client: int) -> Survivors:
     where = {n: np.arange(client, int(np.prod(s)), 11) for n, s in SHAPES.items() if n != "head"}
-    return gather(delta(client), ListedMask(where, slot=client), where, 0.7)
+    return gather(delta(client), ListedMask(where, slot=client), 0.7)
 
 
 def packed(update: Survivors, values: str = "fp32") -> Any:

@@ -68,6 +68,8 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
         return st.floats(0, 1 - 2**-32)
     if key == "compress.q":
         return st.just("dare") | st.floats(1e-9, 1)
+    if key == "compress.downlink-p":
+        return st.just("same") | st.floats(0, 1 - 2**-32)
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
     if kind is str:
@@ -265,7 +267,7 @@ def test_a_value_of_another_type_is_refused_at_every_key(key):
     message = refused({key: wrong})
     assert message.startswith(f"{key} = {wrong!r} is not allowed; ")
     assert re.search(
-        r"must be (text|a number|a whole number|'dare' or a number)|allowed: '", message
+        r"must be (text|a number|a whole number|'(dare|same)' or a number)|allowed: '", message
     )
 
 
@@ -293,6 +295,13 @@ def test_a_whole_number_is_not_a_fraction_or_text(key, value):
         ("compress.q", 0, "it must be 'dare' or a number from 1e-09 to 1"),
         ("compress.q", 1.01, "it must be 'dare' or a number from 1e-09 to 1"),
         ("compress.q", "drae", "it must be 'dare' or a number from 1e-09 to 1"),
+        ("compress.downlink-p", 1.0, "it must be 'same' or a number from 0 below 1"),
+        ("compress.downlink-p", "equal", "it must be 'same' or a number from 0 below 1"),
+        (
+            "compress.downlink",
+            "updates",
+            "allowed: 'dense', 'update', 'server'; did you mean 'update'?",
+        ),
         ("train.lr", 0, "it must be a number above 0 to 10"),
         ("train.batch-size", 0, "it must be a whole number from 1 to 65536"),
         ("train.delta-decay", -1, "it must be a number from 0 to 1e+06"),

@@ -41,7 +41,7 @@ from fl_darex.config import load_config
 from fl_darex.delta import Delta, Layout
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.masks import ONE, keep_threshold
-from fl_darex.positions import Mask, positions_in
+from fl_darex.positions import Mask
 from fl_darex.pruning import dare
 from fl_darex.pruning.gather import gather
 from fl_darex.rescaling import rescale
@@ -70,7 +70,7 @@ def read(
 
 
 def pruned_by(mask: Mask, q: Any = 1.0) -> Survivors:
-    return gather(Delta(TENSORS), mask, positions_in(LAYOUT, mask), q)
+    return gather(Delta(TENSORS), mask, q)
 
 
 @pytest.mark.parametrize("values", GOLDEN)

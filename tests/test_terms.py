@@ -74,10 +74,10 @@ def test_a_shared_mask_has_the_slot_of_nobody():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "speaks wire version 2, this client 1; install the same fl-darex"),
-        ({"version": 0}, "speaks wire version 0"),
-        ({"version": "1"}, "speaks wire version 1"),
-        ({"version": None}, "speaks wire version None"),
+        ({"version": 2}, "are of wire version 2, this side speaks 1; install the same fl-darex"),
+        ({"version": 0}, "are of wire version 0"),
+        ({"version": "1"}, "are of wire version 1"),
+        ({"version": None}, "are of wire version None"),
         (
             {"values": "int5"},
             r"values in the server's terms is 'int5', not one of \['bf16', 'fp16', 'fp32', 'int4'",

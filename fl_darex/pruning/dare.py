@@ -50,7 +50,7 @@ def dare(
 
 def draw(delta: Delta, mask: SeededMask) -> Survivors:
     """Gather the entries of ``delta`` that ``mask`` keeps; q is the mask's exact keep rate."""
-    return gather(delta, mask, _positions(delta, mask), mask.kept / masks.ONE)
+    return gather(delta, mask, mask.kept / masks.ONE, _positions(delta, mask))
 
 
 def _positions(delta: Delta, mask: SeededMask) -> dict[str, Any]:

@@ -8,21 +8,24 @@ from typing import Any
 import numpy as np
 
 from fl_darex.delta import Delta
-from fl_darex.positions import Mask
+from fl_darex.positions import Mask, by_tensor
 from fl_darex.survivors import Q, Survivors
 
 
-def gather(delta: Delta, mask: Mask, where: Mapping[str, Any], q: Q) -> Survivors:
+def gather(delta: Delta, mask: Mask, q: Q, where: Mapping[str, Any] | None = None) -> Survivors:
     """Return the survivors of a delta.
 
     Args:
         delta: What changed.
-        mask: Where the survivors are, for the packet.
-        where: The same, by tensor; NumPy arrays or torch tensors.
-        q: What the survivors are divided by.
+        mask: Where the survivors are.
+        q: What they are divided by.
+        where: The mask's positions by tensor, NumPy arrays or torch tensors, if they are at hand;
+            None: they are drawn tensor by tensor and forgotten.
     """
     layout = delta.layout
-    parts = [delta.take(spec.name, where[spec.name]) for spec in layout.pruned]
+    drawn = by_tensor(layout, mask) if where is None else where.items()
+    taken = {name: delta.take(name, positions) for name, positions in drawn}
+    parts = [taken[spec.name] for spec in layout.pruned]
     return Survivors(
         layout=layout,
         mask=mask,

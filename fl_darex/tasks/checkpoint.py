@@ -12,11 +12,11 @@ import binascii
 import functools
 import hashlib
 import json
-import os
 import tempfile
 from pathlib import Path
 
 from fl_darex.errors import ConfigError
+from fl_darex.files import cache_root, write_atomically
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -46,18 +46,6 @@ def unpack(text: str) -> bytes:
     if not intact:
         raise ConfigError("the packaged checkpoint is damaged; install fl-darex again")
     return weights
-
-
-def cache_root() -> Path:
-    """Return the folder for unpacked checkpoints; it need not exist.
-
-    ``FL_DAREX_CACHE`` where it is set, else ``fl-darex`` in ``XDG_CACHE_HOME``, else
-    ``~/.cache/fl-darex``.
-    """
-    if own := os.environ.get("FL_DAREX_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(shared).expanduser() / "fl-darex"
 
 
 def materialise(packed: Path) -> Path:
@@ -99,18 +87,5 @@ def _write_all(folder: Path, files: dict[str, bytes]) -> Path:
     for name, content in files.items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != content:
-            _write_atomically(path, content)
+            write_atomically(path, [content])
     return folder
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    # A reader sees the old file or the whole new one; of two writers the last one wins, with
-    # the same bytes.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -10,7 +10,7 @@ import torch
 
 from fl_darex.config import RunConfig
 from fl_darex.tasks import Task, load_task
-from fl_darex.training.state import exchanged
+from fl_darex.training.state import exchanged, to_numpy
 
 Examples = list[dict[str, Any]]
 
@@ -26,6 +26,7 @@ class Session:
         model: One model, on the device; its weights are whatever was written last.
         tensors: The model's exchanged tensors, by name.
         pretrained: Copies of their first values: the anchor of ``train.anchor = pretrained``.
+        base: The same as NumPy arrays: what a client holds before it is sent anything.
         dense: Names of exchanged tensors that the base checkpoint lacks.
         device: Where the model is.
     """
@@ -38,6 +39,7 @@ class Session:
         self.model.to(self.device)  # type: ignore[arg-type]  # a decorator hides the types
         self.tensors = exchanged(self.model)
         self.pretrained = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+        self.base = to_numpy(self.pretrained)
         self.dense = tuple(name for name in self.task.fresh if name in self.tensors)
         # Decoding a dataset's rows costs more than a small model's step: keep them as lists.
         self.examples = lru_cache(maxsize=64)(self._examples)

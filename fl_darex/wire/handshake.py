@@ -6,7 +6,7 @@ that a run gives the same result on every engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -31,18 +31,33 @@ class Roster:
     A node that does not answer, or names a partition that another node has, gets the lowest
     free slot; the run is then valid but not repeatable, because node ids are random.
 
+    Args:
+        partition_of: Partition or slot by node id; filled in as nodes answer.
+        heard: Called with the node and each configuration in its answer.
+
     Attributes:
         partition_of: Partition or slot by node id.
     """
 
-    def __init__(self, partition_of: dict[int, int]) -> None:
+    def __init__(
+        self,
+        partition_of: dict[int, int],
+        heard: Callable[[int, ConfigRecord], None] | None = None,
+    ) -> None:
         self.partition_of = partition_of
+        self._heard = heard
 
-    def update(self, grid: Grid, timeout: float) -> list[int]:
-        """Ask the nodes that are new and return all connected nodes in partition order."""
+    def update(self, grid: Grid, timeout: float, question: RecordDict | None = None) -> list[int]:
+        """Ask the nodes that are new and return all connected nodes in partition order.
+
+        Args:
+            grid: Where the nodes are.
+            timeout: Seconds to wait for answers.
+            question: What the new nodes are sent; default: nothing.
+        """
         nodes = list(grid.get_node_ids())
         if new := sorted(set(nodes) - set(self.partition_of)):
-            self._enter(new, _ask(grid, new, timeout))
+            self._enter(new, self._ask(grid, new, timeout, question or RecordDict()))
         return sorted(nodes, key=self.partition_of.__getitem__)
 
     def _enter(self, new: list[int], told: dict[int, int]) -> None:
@@ -68,13 +83,18 @@ class Roster:
                 len(unplaced),
             )
 
-
-def _ask(grid: Grid, nodes: Iterable[int], timeout: float) -> dict[int, int]:
-    messages = [Message(RecordDict(), node, MESSAGE_TYPE) for node in nodes]
-    told: dict[int, int] = {}
-    for reply in grid.send_and_receive(messages, timeout=timeout):
-        if reply.has_content():
+    def _ask(
+        self, grid: Grid, nodes: Iterable[int], timeout: float, question: RecordDict
+    ) -> dict[int, int]:
+        messages = [Message(question, node, MESSAGE_TYPE) for node in nodes]
+        told: dict[int, int] = {}
+        for reply in grid.send_and_receive(messages, timeout=timeout):
+            node = reply.metadata.src_node_id
+            if not reply.has_content():
+                continue
             for config in reply.content.config_records.values():
                 if isinstance(partition := config.get(PARTITION_KEY), int):
-                    told[reply.metadata.src_node_id] = partition
-    return told
+                    told[node] = partition
+                if self._heard is not None:
+                    self._heard(node, config)
+        return told

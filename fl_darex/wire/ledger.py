@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import SType
 from flwr.serverapp import Grid
 
+from fl_darex.wire.delivery import MISSING
 from fl_darex.wire.grid_view import GridView
 from fl_darex.wire.records import packet_of
 from fl_darex.wire.sizes import (
@@ -28,6 +29,7 @@ from fl_darex.wire.sizes import (
 from fl_darex.wire.terms import CONFIG_KEY
 
 HANDSHAKE = "handshake"
+LACKING = "lacking"
 ROUND_KEY = "server-round"
 
 
@@ -38,10 +40,12 @@ class Entry:
     Attributes:
         round: The federated round; 0 before the first.
         client: The client's partition, or its node id where no handshake told the partition.
-        kind: ``train``, ``evaluate``, ``query`` or ``handshake``.
+        kind: ``train``, ``evaluate``, ``query`` or ``handshake``; ``lacking`` where a client did
+            not hold what the message built on, so that it was asked again.
         down_bytes: Server to client, as a deployment would serialise the message.
         up_bytes: Client to server; 0 while there is no reply.
-        dense_down_bytes: The same message without the terms of fl-darex in it.
+        dense_down_bytes: The same message with the whole model and nothing of fl-darex in it; 0
+            for ``lacking``, which only happens with fl-darex.
         dense_up_bytes: The same reply with every tensor in full, in its own dtype; tensors that
             were sent equal count once if they are tied or counters.
         failed: Whether the reply is an error or never came.
@@ -82,14 +86,20 @@ class LedgerGrid(GridView):
         grid: Any Flower Grid.
         ledger: Where the entries go.
         on_reply: Called with the entry of each reply as it arrives.
+        plain: Returns what a content would be without fl-darex; default: without its settings.
     """
 
     def __init__(
-        self, grid: Grid, ledger: Ledger, on_reply: Callable[[Entry], None] | None = None
+        self,
+        grid: Grid,
+        ledger: Ledger,
+        on_reply: Callable[[Entry], None] | None = None,
+        plain: Callable[[RecordDict], RecordDict] | None = None,
     ) -> None:
         super().__init__(grid)
         self._ledger = ledger
         self._on_reply = on_reply
+        self._plain = plain or without_settings
         self._open: dict[str, tuple[Entry, list[RecordInfo]]] = {}
         # The model of a round is one ArrayRecord in many messages: describe it once.
         self._described: dict[int, tuple[ArrayRecord, RecordInfo, RecordInfo]] = {}
@@ -134,15 +144,17 @@ class LedgerGrid(GridView):
 
     def _sent(self, message: Message) -> tuple[Entry, list[RecordInfo]]:
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
-        actual, dense = self._describe(message.content)
+        plain = copy.copy(message)
+        plain.__dict__["_content"] = self._plain(message.content)
+        sent, whole = self._describe(message.content), self._describe(plain.content)
         entry = Entry(
             round=_round_of(message.content),
             client=self._ledger.partition_of.get(node, node),
             kind=HANDSHAKE if kind.endswith("." + HANDSHAKE) else kind,
-            down_bytes=message_bytes(message, actual),
-            dense_down_bytes=message_bytes(_without_terms(message), actual),
+            down_bytes=message_bytes(message, [info for info, _ in sent]),
+            dense_down_bytes=message_bytes(plain, [info for info, _ in whole]),
         )
-        return entry, dense
+        return entry, [trained for _, trained in whole]
 
     def _received(self, reply: Message) -> None:
         known = self._open.pop(reply.metadata.reply_to_message_id, None)
@@ -155,19 +167,20 @@ class LedgerGrid(GridView):
             records = list(reply.content.array_records.values())
             if any(packet_of(record) is not None for record in records):
                 entry.dense_up_bytes = message_bytes(reply, sent_dense)
+            if MISSING in reply.content:
+                entry.kind, entry.dense_up_bytes, entry.dense_down_bytes = LACKING, 0, 0
         if self._on_reply is not None:
             self._on_reply(entry)
 
-    def _describe(self, content: RecordDict) -> tuple[list[RecordInfo], list[RecordInfo]]:
-        actual, dense = [], []
+    def _describe(self, content: RecordDict) -> list[tuple[RecordInfo, RecordInfo]]:
+        """Return each array record as it is, and as it would come back whole after training."""
+        found = []
         for record in content.array_records.values():
             if id(record) not in self._described:
                 info = describe(record, self._chunks)
                 self._described[id(record)] = (record, info, _dense_info(record, info))
-            _, info, distinct = self._described[id(record)]
-            actual.append(info)
-            dense.append(distinct)
-        return actual, dense
+            found.append(self._described[id(record)][1:])
+        return found
 
 
 def _dense_info(record: ArrayRecord, sent: RecordInfo) -> RecordInfo:
@@ -204,12 +217,15 @@ def _round_of(content: RecordDict) -> int:
     return 0
 
 
-def _without_terms(message: Message) -> Message:
-    content = RecordDict()
-    for name, record in message.content.items():
-        if isinstance(record, ConfigRecord) and CONFIG_KEY in record:
-            record = ConfigRecord({k: v for k, v in record.items() if k != CONFIG_KEY})
-        content[name] = record
-    plain = copy.copy(message)
-    plain.__dict__["_content"] = content
+def without_settings(content: RecordDict) -> RecordDict:
+    """Return a content without the settings of fl-darex in it."""
+    plain = RecordDict()
+    for name, record in content.items():
+        if isinstance(record, ConfigRecord) and any(map(_is_ours, record)):
+            record = ConfigRecord({k: v for k, v in record.items() if not _is_ours(k)})
+        plain[name] = record
     return plain
+
+
+def _is_ours(key: str) -> bool:
+    return key == CONFIG_KEY or key.startswith(f"{CONFIG_KEY}.")

@@ -36,7 +36,13 @@ from fl_darex.wire.values import CODINGS, Coding, Numbers, dense_coding
 _MOST_Q = 0xFFFF
 
 
-def encode(survivors: Survivors, values: str = "fp16", *, base: bytes = NO_VERSION) -> bytes:
+def encode(
+    survivors: Survivors,
+    values: str = "fp16",
+    *,
+    base: bytes = NO_VERSION,
+    sender: int | None = None,
+) -> bytes:
     """Write survivors as one packet.
 
     Args:
@@ -44,6 +50,8 @@ def encode(survivors: Survivors, values: str = "fp16", *, base: bytes = NO_VERSI
         values: Coding of the numbers: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, ``"int4"``
             or ``"sign"``. Dense tensors are written in fp16 at least.
         base: Version of the model that the numbers are changes to, 8 bytes; zeros: not said.
+        sender: Who writes, so that stochastic rounding differs where a mask is shared; None: the
+            mask's own slot.
 
     Raises:
         ValueError: If ``values`` is unknown, or there are more than 65,535 numbers q.
@@ -56,7 +64,7 @@ def encode(survivors: Survivors, values: str = "fp16", *, base: bytes = NO_VERSI
     if qs.size > _MOST_Q:
         raise ValueError(f"a packet carries {_MOST_Q} numbers q at most, got {qs.size}")
     dense = _joined(survivors.dense[spec.name] for spec in layout.dense)
-    noise = _noise(fields)
+    noise = _noise(fields, fields["slot"] if sender is None else sender)
     # One exponent each: a running variance may move a million times as far as a weight.
     kept, exponent = _written(survivors.numbers, qs.min(initial=1.0), CODINGS[values], noise)
     whole, dense_exponent = _written(dense, 1.0, dense_coding(values), noise)
@@ -145,9 +153,9 @@ def _coding_name(code: int) -> str | int:
     return next((name for name, coding in CODINGS.items() if coding.code == code), code)
 
 
-def _noise(fields: MaskFields) -> NDArray[np.uint64]:
-    """Return the stream of stochastic rounding: one for each seed, round and slot."""
-    text = "darex.noise.v1|{seed}|{round}|{slot}".format(**fields)
+def _noise(fields: MaskFields, sender: int) -> NDArray[np.uint64]:
+    """Return the stream of stochastic rounding: one for each seed, round and sender."""
+    text = f"darex.noise.v1|{fields['seed']}|{fields['round']}|{sender}"
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return np.array([int.from_bytes(digest, "little")], dtype=np.uint64)
 

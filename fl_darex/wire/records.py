@@ -20,10 +20,14 @@ PACKET_STYPE = "darex.v1"
 PACKET_NAME = "darex"
 
 
+def packet_array(packet: bytes) -> Array:
+    """Return an Array that holds a packet."""
+    return Array(dtype="uint8", shape=(len(packet),), stype=PACKET_STYPE, data=packet)
+
+
 def packet_record(packet: bytes) -> ArrayRecord:
     """Return an ArrayRecord with one Array that holds a packet."""
-    array = Array(dtype="uint8", shape=(len(packet),), stype=PACKET_STYPE, data=packet)
-    return ArrayRecord({PACKET_NAME: array})
+    return ArrayRecord({PACKET_NAME: packet_array(packet)})
 
 
 def packet_of(record: ArrayRecord) -> bytes | None:

@@ -7,20 +7,18 @@ compares what a packet claims with it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fl_darex.errors import PacketError, Reason
 from fl_darex.masks import ONE
 from fl_darex.positions import SeededMask
+from fl_darex.wire.fields import WIRE_VERSION, Rules, dump, is_hex, is_names, load
 from fl_darex.wire.values import CODINGS
 
 CONFIG_KEY = "darex"
 """Key of the terms in a message's ConfigRecord."""
 
-WIRE_VERSION = 1
 SHARED = -1
 """The mask slot that stands for all clients of a round."""
 
@@ -65,7 +63,7 @@ class Terms:
 
     def attach(self, config: MutableMapping[str, Any]) -> None:
         """Write the terms into a message's configuration."""
-        config[CONFIG_KEY] = json.dumps(asdict(self), separators=(",", ":"))
+        config[CONFIG_KEY] = dump(asdict(self))
 
     @classmethod
     def detach(cls, config: MutableMapping[str, Any]) -> Terms | None:
@@ -77,25 +75,12 @@ class Terms:
         text = config.pop(CONFIG_KEY, None)
         if text is None:
             return None
-        try:
-            fields = json.loads(text)
-            version = fields["version"]
-        except (TypeError, KeyError, ValueError, RecursionError) as error:
-            raise PacketError(
-                f"the server's terms are not readable: {error}", Reason.TERMS
-            ) from None
-        if version != WIRE_VERSION or type(version) is not int:
-            raise PacketError(
-                f"the server speaks wire version {version}, this client {WIRE_VERSION}; "
-                "install the same fl-darex version on both",
-                Reason.TERMS,
-            )
-        return cls(**_checked(fields))
+        fields = load(text, _RULES, "the server's terms")
+        return cls(**fields | {"dense": tuple(fields["dense"]), "q": float(fields["q"])})
 
 
 _WORD = 1 << 63
-# Per field: what it must be, in words, and how to tell.
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_RULES: Rules = {
     "method": ("text", lambda v: isinstance(v, str)),
     "kept": ("an integer in [1, 2**32]", lambda v: type(v) is int and 0 < v <= ONE),
     "q": ("a number in (0, 1]", lambda v: type(v) in (int, float) and 0.0 < v <= 1.0),
@@ -105,26 +90,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "slot": ("an integer in [0, 2**63)", lambda v: type(v) is int and 0 <= v < _WORD),
     "shared": ("true or false", lambda v: type(v) is bool),
     "exact": ("true or false", lambda v: type(v) is bool),
-    "dense": (
-        "a list of names",
-        lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
-    ),
-    "base": (
-        "16 hexadecimal digits",
-        lambda v: isinstance(v, str) and len(v) == 16 and set(v) <= set("0123456789abcdef"),
-    ),
+    "dense": ("a list of names", is_names),
+    "base": ("16 hexadecimal digits", lambda v: is_hex(v, 16)),
     "version": ("an integer", lambda v: type(v) is int),
 }
-
-
-def _checked(fields: dict[str, Any]) -> dict[str, Any]:
-    if odd := set(fields).symmetric_difference(_RULES):
-        raise PacketError(
-            f"the server's terms are not readable: {sorted(odd)} missing or unknown", Reason.TERMS
-        )
-    for name, (words, holds) in _RULES.items():
-        if not holds(fields[name]):
-            raise PacketError(
-                f"{name} in the server's terms is {fields[name]!r}, not {words}", Reason.TERMS
-            )
-    return fields | {"dense": tuple(fields["dense"]), "q": float(fields["q"])}
