@@ -1,0 +1,348 @@
+"""The specification, held against the library by a second reader that follows the page alone.
+
+Plain Python, one number at a time, nothing of fl-darex in it: docs/wire-format.md says how.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden import ALL_GOLDEN, GOLDEN, LAYOUT, TENSORS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from fl_darex.delta import Delta
+from fl_darex.masks import keep_threshold
+from fl_darex.positions import ListedMask, SeededMask, UnionMask
+from fl_darex.pruning import dare
+from fl_darex.pruning.gather import gather
+from fl_darex.survivors import Survivors
+from fl_darex.wire import encode
+from fl_darex.wire.reader import read_packet
+from fl_darex.wire.values import CODINGS
+from fl_darex.wire.versions import content_version, next_version, tensor_digests
+
+PAGE = (Path(__file__).parent.parent / "docs" / "wire-format.md").read_text("utf-8")
+WORD = 2**64
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+
+# --- §5: seeded masks -------------------------------------------------------------------------
+
+
+def mix(z: int) -> int:
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % WORD
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % WORD
+    return z ^ z >> 31
+
+
+def draw_number(stream: int, index: int) -> int:
+    output = mix((stream + index // 2 * GOLDEN_GAMMA) % WORD)
+    return output >> 32 if index % 2 else output % 2**32
+
+
+def table(kept: int) -> list[int]:
+    first = power = (2**32 - kept) * 2**64
+    found = []
+    while len(found) < 2**18 and (rounded := power + 2**63 >> 64):
+        found.append(rounded)
+        power = power * first >> 96
+    return found
+
+
+def kept_of_block(stream: int, length: int, kept: int) -> list[int]:
+    if kept == 2**32:
+        return list(range(length))
+    falling, found, at, index = table(kept), [], -1, 0
+    while True:
+        u = draw_number(stream, index)
+        at, index = at + 1 + sum(entry > u for entry in falling), index + 1
+        if at >= length:
+            return found
+        found.append(at)
+
+
+def mask(seed: int, round_: int, slot: int, name: str, numel: int, kept: int, exact: bool) -> Any:
+    text = f"darex.mask.v1|{seed}|{round_}|{slot}|{name}"
+    key = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+    found = []
+    for block, start in enumerate(range(0, numel, 2**18)):
+        length = min(2**18, numel - start)
+        stream = mix((key + (block + 1) * GOLDEN_GAMMA) % WORD)
+        mine = kept_of_block(stream, length, kept)
+        if exact and kept < 2**32:
+            offset = mix(key) % 2**32
+            count = ((start + length) * kept + offset >> 32) - (start * kept + offset >> 32)
+            mine = corrected(stream, mine, length, count)
+        found += [start + position for position in mine]
+    return found
+
+
+def corrected(stream: int, mine: list[int], length: int, count: int) -> list[int]:
+    surplus = len(mine) - count
+    pool = mine if surplus > 0 else [x for x in range(length) if x not in mine]
+    chosen: set[int] = set()
+    for index in range(abs(surplus)):
+        top = len(pool) - abs(surplus) + index
+        rank = draw_number(stream, 2**32 + index) * (top + 1) >> 32
+        chosen.add(top if rank in chosen else rank)
+    return sorted(set(mine) ^ {pool[rank] for rank in chosen})
+
+
+# --- §4: listed positions ---------------------------------------------------------------------
+
+
+def bits_of(data: bytes) -> list[int]:
+    return [byte >> i & 1 for byte in data for i in range(8)]
+
+
+def listed(data: bytes, sizes: list[int]) -> list[list[int]]:
+    counts, parameters, at = [], [], 0
+    for _ in sizes:
+        count, shift = 0, 0
+        while True:
+            byte, at = data[at], at + 1
+            count, shift = count | (byte & 127) << shift, shift + 7
+            if byte < 128:
+                break
+        counts.append(count)
+        parameters.append(data[at] if count else 0)
+        at += bool(count)
+    unary, place, quotients = bits_of(data[at:]), 0, []
+    for _ in range(sum(counts)):
+        zeros = 0
+        while not unary[place]:
+            zeros, place = zeros + 1, place + 1
+        quotients.append(zeros)
+        place += 1
+    at += (place + 7) // 8
+    found = []
+    for count, k in zip(counts, parameters, strict=True):
+        low = [0] * count
+        for plane in range(k // 8):
+            for i in range(count):
+                low[i] |= data[at + i] << 8 * plane
+            at += count
+        rest = k % 8
+        high = bits_of(data[at : at + (count * rest + 7) // 8])
+        at += (count * rest + 7) // 8
+        positions, last = [], -1
+        for i in range(count):
+            value = sum(high[i * rest + bit] << bit for bit in range(rest))
+            gap = quotients.pop(0) << k | value << 8 * (k // 8) | low[i]
+            last += gap + 1
+            positions.append(last)
+        found.append(positions)
+    assert at == len(data) and not quotients
+    return found
+
+
+# --- §6: numbers ------------------------------------------------------------------------------
+
+
+def upper_half(bits: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<I", bits << 16))[0])
+
+
+def numbers(coding: int, data: bytes, count: int, exponent: int) -> list[float]:
+    if coding == 0:
+        return list(struct.unpack(f"<{count}f", data))
+    if coding == 1:
+        halves = struct.unpack(f"<{count}e", data)
+        return [float(np.float32(half * 2.0**-exponent)) for half in halves]
+    if coding == 2:
+        return [upper_half(bits) for bits in struct.unpack(f"<{count}H", data)]
+    blocks = -(-count // 256)
+    scales = [upper_half(bits) for bits in struct.unpack(f"<{blocks}H", data[: 2 * blocks])]
+    body = data[2 * blocks :]
+    if coding == 3:
+        codes = list(struct.unpack(f"<{count}b", body))
+    elif coding == 4:
+        halves = [half for byte in body for half in (byte & 15, byte >> 4)][:count]
+        codes = [half - 16 if half > 7 else half for half in halves]
+    else:
+        codes = [1 - 2 * bit for bit in bits_of(body)[:count]]
+    return [float(np.float32(code) * np.float32(scales[i // 256])) for i, code in enumerate(codes)]
+
+
+def number_bytes(coding: int, count: int) -> int:
+    scales = 2 * -(-count // 256)
+    return [
+        *(4 * count, 2 * count, 2 * count),
+        *(scales + count, scales + (count + 1) // 2, scales + (count + 7) // 8),
+    ][coding]
+
+
+# --- §1 and §2: layout and packet -------------------------------------------------------------
+
+Spec = tuple[str, tuple[int, ...], str, str]
+
+
+def specs_of(tensors: dict[str, np.ndarray], dense: set[str] = frozenset()) -> list[Spec]:
+    found = []
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        role = "pruned" if tensor.dtype.kind == "f" else "raw"
+        statistics = name.rpartition(".")[2] in ("running_mean", "running_var")
+        if role == "pruned" and (name in dense or statistics):
+            role = "dense"
+        found.append((name, tensor.shape, tensor.dtype.name, role))
+    return found
+
+
+def read(packet: bytes, specs: list[Spec]) -> dict[str, Any]:
+    """What a packet says: each tensor's change, or new values, as a flat list."""
+    assert packet[:5] == b"DARX\1"
+    method, generator, coding = packet[5:8]
+    seed, round_, slot, kept, q = struct.unpack_from("<QQqQd", packet, 8)
+    exponent, dense_exponent, q_count = struct.unpack_from("<bbH", packet, 48)
+    text = "\n".join(repr(spec) for spec in specs)
+    assert packet[52:68] == blake2b(text.encode(), digest_size=16).digest()
+    survivors, position_bytes, checksum = struct.unpack_from("<QQI", packet, 76)
+    assert checksum == zlib.crc32(packet[96:], zlib.crc32(packet[:92]))
+    at = 96
+    sizes = {name: int(np.prod(shape, dtype=int)) for name, shape, _, _ in specs}
+    pruned = [spec[0] for spec in specs if spec[3] == "pruned"]
+    qs = [q] * len(pruned)
+    if q_count != 1:
+        qs = list(struct.unpack_from(f"<{q_count}f", packet, at))
+        at += 4 * q_count
+    section = packet[at : at + position_bytes]
+    at += position_bytes
+    if method == 2:
+        where = listed(section, [sizes[name] for name in pruned])
+    else:
+        slots = struct.unpack(f"<{position_bytes // 8}q", section) if method == 3 else [slot]
+        where = [
+            sorted(
+                set().union(
+                    *(mask(seed, round_, s, n, sizes[n], kept, generator == 2) for s in slots)
+                )
+            )
+            for n in pruned
+        ]
+    assert sum(map(len, where)) == survivors
+    kept_numbers = numbers(
+        coding, packet[at : at + number_bytes(coding, survivors)], survivors, exponent
+    )
+    at += number_bytes(coding, survivors)
+    full: dict[str, Any] = {}
+    for name, positions, divisor in zip(pruned, where, qs, strict=True):
+        full[name] = [np.float32(0)] * sizes[name]
+        for position in positions:
+            full[name][position] = np.float32(kept_numbers.pop(0)) / np.float32(divisor)
+    dense = [spec[0] for spec in specs if spec[3] == "dense"]
+    count, how = sum(sizes[name] for name in dense), 0 if coding == 0 else 1
+    whole = numbers(how, packet[at : at + number_bytes(how, count)], count, dense_exponent)
+    at += number_bytes(how, count)
+    for name in dense:
+        full[name] = [whole.pop(0) for _ in range(sizes[name])]
+    for name, _, kind, role in specs:
+        if role == "raw":
+            raw = np.dtype(kind).newbyteorder("<")
+            full[name] = np.frombuffer(packet, raw, sizes[name], at).tolist()
+            at += sizes[name] * raw.itemsize
+    assert at == len(packet)
+    return full
+
+
+def assert_says(packet: bytes, update: Survivors, specs: list[Spec]) -> None:
+    mine = read(packet, specs)
+    theirs = read_packet(packet, update.layout).survivors().rescaled()
+    assert set(mine) == set(theirs)
+    for name, array in theirs.items():
+        assert np.array(mine[name], array.dtype).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("which", ALL_GOLDEN)
+def test_the_second_reader_reads_the_golden_packets(which):
+    packet = ALL_GOLDEN[which]
+    assert_says(packet, read_packet(packet, LAYOUT).survivors(), specs_of(TENSORS))
+
+
+@st.composite
+def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
+    shapes = npst.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=9)
+    names = st.text("ab.é", max_size=3) | st.just("x.running_var")
+    tensors = draw(
+        st.dictionaries(
+            names,
+            npst.arrays(np.float32, shapes, elements=st.floats(-9, 9, width=32))
+            | npst.arrays(np.float64, shapes, elements=st.floats(-9, 9))
+            | npst.arrays(st.sampled_from([np.int16, np.bool_]), shapes),
+            max_size=4,
+        )
+    )
+    dense = draw(st.sets(st.sampled_from(sorted(tensors)))) if tensors else set()
+    delta = Delta(tensors, dense=dense)
+    kept = keep_threshold(draw(st.sampled_from([0.0, 0.2, 0.5, 0.9])))
+    seed, round_ = draw(st.integers(0, 2**63)), draw(st.integers(0, 1000))
+    kind = draw(st.sampled_from(["seeded", "exact", "union", "listed"]))
+    if kind == "listed":
+        where = {}
+        for spec in delta.layout.pruned:
+            chosen = draw(st.sets(st.integers(0, spec.numel - 1))) if spec.numel else set()
+            where[spec.name] = np.array(sorted(chosen), np.int64)
+        return gather(delta, ListedMask(where, seed, round_, 4), 1.0), specs_of(tensors, dense)
+    if kind == "union":
+        slots = sorted(draw(st.sets(st.integers(-1, 9), min_size=1, max_size=3)))
+        members = tuple(SeededMask(seed, round_, slot, kept) for slot in slots)
+        return gather(delta, UnionMask(members), 0.5), specs_of(tensors, dense)
+    one = SeededMask(seed, round_, 3, kept, kind == "exact")
+    return gather(delta, one, 0.25), specs_of(tensors, dense)
+
+
+@settings(deadline=None, max_examples=200)
+@given(updates(), st.sampled_from(sorted(CODINGS)))
+def test_the_second_reader_reads_what_the_library_writes(case, values):
+    update, specs = case
+    assert_says(encode(update, values), update, specs)
+
+
+def test_the_second_reader_follows_a_mask_across_blocks():
+    values = np.random.default_rng(0).normal(size=2**18 + 2000).astype(np.float32)
+    for exact in (False, True):
+        update = dare({"w": values}, 0.999, seed=3, exact=exact)
+        assert_says(encode(update), update, specs_of({"w": values}))
+
+
+# --- §8: versions -----------------------------------------------------------------------------
+
+
+def hash8(*parts: bytes) -> bytes:
+    return blake2b(b"".join(parts), digest_size=8).digest()
+
+
+def test_versions_are_what_the_page_says():
+    digests = {}
+    for name, tensor in TENSORS.items():
+        head = repr((name, tensor.dtype.name, tensor.shape)).encode()
+        digests[name] = hash8(len(head).to_bytes(8, "little"), head, tensor.tobytes())
+    assert tensor_digests(TENSORS) == digests
+    first = hash8(*(digests[name] for name in sorted(digests)))
+    assert content_version(digests) == first
+    assert next_version(first, GOLDEN["fp16"]) == hash8(first, GOLDEN["fp16"])
+    assert first.hex() == "f74d373cde285baa"
+
+
+# --- the page itself --------------------------------------------------------------------------
+
+
+def test_the_example_on_the_page_is_the_golden_packet():
+    example = PAGE.partition("## 9. An example")[2].partition("```")[2].partition("```")[0]
+    pairs = [re.match(r"(?:[0-9a-f]{2} )*[0-9a-f]{2}", line) for line in example.splitlines()]
+    assert bytes.fromhex("".join(pair[0] for pair in pairs if pair)) == GOLDEN["int4"]
+
+
+def test_the_page_lists_every_reason_and_every_coding():
+    from fl_darex.errors import Reason
+
+    for word in [*(f"`{reason}`" for reason in Reason), *CODINGS]:
+        assert word in PAGE
