@@ -11,12 +11,13 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart test lint clean moved
+.PHONY: help quickstart test lint fuzz clean moved
 
 help:
 	@echo "make quickstart   fine-tune on digits with ten simulated clients; the result is in runs/"
 	@echo "make test         run the tests; make test ARGS=tests/test_adamr.py runs some of them"
 	@echo "make lint         check format, style and types"
+	@echo "make fuzz         feed the decoder a million hostile inputs; make fuzz ARGS=-runs=10000000"
 	@echo "make clean        remove caches and build output; .venv and runs/ stay"
 
 quickstart: $(VENV)/.ready-all
@@ -30,16 +31,19 @@ lint: $(VENV)/.ready-dev
 	$(IN)/ruff check .
 	$(IN)/mypy
 
+fuzz: $(VENV)/.ready-fuzz
+	$(IN)/python fuzz/strangers.py $(ARGS)
+
 clean:
 	rm -rf build dist *.egg-info *.fab .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-# Stamps: .ready-EXTRA says that this extra is installed. The extra dev contains all.
+# Stamps: .ready-EXTRA says that this extra is installed. The extras dev and fuzz contain all.
 # .unfinished says that an installation was killed, .made-in says for which folder .venv was made:
 # in a copied or moved checkout it would run the code of the old place. Both start .venv afresh.
 MOVED := $(shell [ ! -e $(VENV)/.made-in ] || [ "$$(cat $(VENV)/.made-in)" = "$$(pwd -P)" ] || echo moved)
 
-$(VENV)/.ready-all $(VENV)/.ready-dev: $(VENV)/.ready-%: pyproject.toml constraints.txt $(MOVED)
+$(VENV)/.ready-all $(VENV)/.ready-dev $(VENV)/.ready-fuzz: $(VENV)/.ready-%: pyproject.toml constraints.txt $(MOVED)
 	@if [ -n "$(MOVED)" ] || [ -e $(VENV)/.unfinished ] || ! \
 	    $(IN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	then \

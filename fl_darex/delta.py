@@ -203,7 +203,9 @@ def _check_same(layout: Layout, tuned: Mapping[str, Any]) -> None:
 
 def _gather(tensor: Any, positions: Any) -> NDArray[Any]:
     if not hasattr(tensor, "detach"):
-        return _widen(np.asarray(tensor).reshape(-1)[_numpy(positions)])
+        # Positions come from masks of this tensor; "clip" saves a pass that checks them first.
+        flat = np.asarray(tensor).reshape(-1)
+        return _widen(flat.take(_numpy(positions), mode="clip"))
     flat = tensor.detach().reshape(-1)
     return _numpy(flat[_torch_index(positions, flat.device)])
 

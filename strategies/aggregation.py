@@ -21,7 +21,7 @@ from fl_darex.wire.reader import Packet
 from fl_darex.wire.records import packet_of, to_arrays
 from fl_darex.wire.terms import Terms
 
-from .block_sum import Share, weighted_sum
+from .block_sum import Share, add_packets
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -63,54 +63,72 @@ def weighted_mean(
     Raises:
         PacketError: If no reply can be used, or all weights are 0.
     """
-    packed: list[tuple[Reply, Packet]] = []
-    dense: list[Reply] = []
-    used: list[Reply] = []
+    sound: list[tuple[Reply, Packet | None]] = []
     for reply in replies:
         try:
-            packet = packet_of(reply.record)
-            if packet is None:
-                _check_dense(reply.record, base)  # read again when it is added: one at a time
-                dense.append(reply)
-            else:
-                method = compressor(reply.terms.method)
-                packed.append((reply, method.decompress(packet, layout, reply.terms)))
+            sound.append((reply, _open(reply, base, layout)))
         except PacketError as error:
             refuse(reply, error)
-        else:
-            used.append(reply)
-    total = sum(reply.weight for reply in used)
-    if not total > 0.0:
-        raise PacketError(
-            "no reply of this round can be used, or all of them have weight 0", Reason.REPLY
-        )
-    return _combine(base, layout, packed, dense, total), used
+    while sum(reply.weight for reply, _ in sound) > 0.0:
+        result, odd = _combine(base, layout, sound)
+        if result is not None:
+            return result, [reply for reply, _ in sound]
+        # How many entries a mask keeps comes to light when it is drawn: begin again without.
+        for reply, reason in odd:
+            refuse(reply, reason)
+        gone = {id(reply) for reply, _ in odd}
+        sound = [one for one in sound if id(one[0]) not in gone]
+    raise PacketError(
+        "no reply of this round can be used, or all of them have weight 0", Reason.REPLY
+    )
+
+
+def _open(reply: Reply, base: Mapping[str, NDArray[Any]], layout: Layout) -> Packet | None:
+    """Return a reply's packet, checked; None where its tensors came whole, and were."""
+    packet = packet_of(reply.record)
+    if packet is None:
+        _check_dense(reply.record, base)  # read again when it is added: one at a time
+        return None
+    return compressor(reply.terms.method).decompress(packet, layout, reply.terms)
+
+
+Odd = list[tuple[Reply, PacketError]]
 
 
 def _combine(
-    base: Mapping[str, NDArray[Any]],
-    layout: Layout,
-    packed: list[tuple[Reply, Packet]],
-    dense: list[Reply],
-    total: float,
-) -> Arrays:
-    whole = {spec.name for spec in layout.raw}
-    counters = _Counters({name: base[name] for name in whole})
-    result = _dense_sum(dense, total, counters)
+    base: Mapping[str, NDArray[Any]], layout: Layout, replies: list[tuple[Reply, Packet | None]]
+) -> tuple[Arrays | None, Odd]:
+    """Return the mean, or the replies because of which there is none."""
+    total = sum(reply.weight for reply, _ in replies)
+    packed = [(reply, packet) for reply, packet in replies if packet is not None]
     share = sum(reply.weight for reply, _ in packed) / total
-    if share > 0.0:
-        # Shares of the packets alone: their sum is a mean, whatever the dense replies weigh.
-        shares = [Share(packet, reply.weight / total / share) for reply, packet in packed]
-        moved = _moved(base, layout, shares)
-        for name, array in moved.items():
-            if name in result:
-                array = (result[name] + array * share).astype(array.dtype)
-            result[name] = array
-        for member in shares:
-            for name, values in member.packet.raw().items():
-                counters.add(name, values, member.share * share)
-    result |= {name: counters.moved(name) for name in whole}
-    return {name: result[name] for name in base}
+    moved: Arrays = {}
+    # Shares of the packets alone: their sum is a mean, whatever the dense replies weigh.
+    shares = [Share(packet, reply.weight / total / (share or 1.0)) for reply, packet in packed]
+    if shares:
+        sums = np.zeros(sum(spec.numel for spec in layout.pruned), dtype=np.float32)
+        if bad := {id(one.packet) for one in add_packets(sums, layout, shares)}:
+            return None, [(reply, _odd(packet)) for reply, packet in packed if id(packet) in bad]
+        moved = _moved(base, layout, sums) | _dense_moved(base, layout, shares)
+    counters = _Counters({spec.name: base[spec.name] for spec in layout.raw})
+    dense = [reply for reply, packet in replies if packet is None]
+    result = _dense_sum(dense, total, counters)
+    for name, array in moved.items() if share else ():
+        if name in result:
+            array = (result[name] + array * share).astype(array.dtype)
+        result[name] = array
+    for member in shares:
+        for name, values in member.packet.raw().items():
+            counters.add(name, values, member.share * share)
+    result |= {spec.name: counters.moved(spec.name) for spec in layout.raw}
+    return {name: result[name] for name in base}, []
+
+
+def _odd(packet: Packet) -> PacketError:
+    return PacketError(
+        f"the packet's {packet.header.survivors} survivors are not as many as its mask keeps",
+        Reason.POSITIONS,
+    )
 
 
 def _dense_sum(dense: list[Reply], total: float, counters: _Counters) -> Arrays:
@@ -129,10 +147,10 @@ def _dense_sum(dense: list[Reply], total: float, counters: _Counters) -> Arrays:
     return result
 
 
-def _moved(base: Mapping[str, NDArray[Any]], layout: Layout, shares: list[Share]) -> Arrays:
-    """Return base plus the packets' weighted sum, for all floating-point tensors."""
+def _moved(base: Mapping[str, NDArray[Any]], layout: Layout, sums: NDArray[np.float32]) -> Arrays:
+    """Return base plus the packets' weighted sum, for all pruned tensors."""
     moved: Arrays = {}
-    sums, start = weighted_sum(layout, shares), 0
+    start = 0
     for spec in layout.pruned:
         part = sums[start : start + spec.numel].reshape(spec.shape)
         start += spec.numel
@@ -141,7 +159,7 @@ def _moved(base: Mapping[str, NDArray[Any]], layout: Layout, shares: list[Share]
             moved[spec.name] = part
         else:
             moved[spec.name] = (base[spec.name] + part).astype(base[spec.name].dtype)
-    return moved | _dense_moved(base, layout, shares)
+    return moved
 
 
 def _dense_moved(base: Mapping[str, NDArray[Any]], layout: Layout, shares: list[Share]) -> Arrays:

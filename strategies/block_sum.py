@@ -28,20 +28,27 @@ class Share:
         packet: The packet, checked.
         share: What its ``survivors / q`` are multiplied by.
         read: How many of its survivors have been added.
+        odd: Whether its mask keeps more entries than the packet has.
     """
 
     packet: Packet
     share: float
     read: int = 0
+    odd: bool = False
 
-    def next(self, counts: NDArray[np.int64], tensors: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the next survivors, scaled.
+    def next(
+        self, counts: NDArray[np.int64], tensors: NDArray[np.int64]
+    ) -> NDArray[np.float32] | None:
+        """Return the next survivors, scaled; None if the packet does not have as many.
 
         Args:
             counts: How many of them lie in each of the blocks that are next.
             tensors: Which tensor each of these blocks belongs to.
         """
         end = self.read + int(counts.sum())
+        if self.odd or end > self.packet.header.survivors:
+            self.odd = True
+            return None
         numbers = self.packet.numbers(self.read, end)
         self.read = end
         if isinstance(self.packet.q, float):
@@ -52,18 +59,19 @@ class Share:
         return numbers
 
 
-def weighted_sum(layout: Layout, shares: Sequence[Share]) -> NDArray[np.float32]:
-    """Return the sum of ``share * survivors / q`` over packets.
+def add_packets(total: NDArray[np.float32], layout: Layout, shares: Sequence[Share]) -> list[Share]:
+    """Add ``share * survivors / q`` of packets to a vector of all pruned tensors, in place.
 
     Args:
+        total: All pruned tensors in canonical order, flattened into one vector.
         layout: The model's layout.
-        shares: In the order in which they are added.
+        shares: In the order in which they are added; none of them read before.
 
     Returns:
-        All pruned tensors in canonical order, flattened into one vector.
+        The packets that have more or fewer survivors than their masks keep; if there are any,
+        the sum means nothing.
     """
     blocks = Blocks.of(layout)
-    total = np.zeros(sum(spec.numel for spec in layout.pruned), dtype=np.float32)
     groups: dict[Mask, list[Share]] = {}
     for share in shares:
         groups.setdefault(share.packet.mask, []).append(share)
@@ -73,18 +81,21 @@ def weighted_sum(layout: Layout, shares: Sequence[Share]) -> NDArray[np.float32]
         part = total[first : first + int(span.length.sum())]
         for mask, members in groups.items():
             _add(part, span, mask, members)
-    return total
+    return [share for share in shares if share.odd or share.read != share.packet.header.survivors]
 
 
 def _add(part: NDArray[np.float32], span: Blocks, mask: Mask, members: list[Share]) -> None:
     """Add the survivors of clients that share a mask."""
     drawn = mask.in_blocks(span, span.offset - span.offset[0])
     counts = np.array([positions.size for positions in drawn])
-    numbers = members[0].next(counts, span.tensor)
-    for member in members[1:]:
-        numbers += member.next(counts, span.tensor)
-    # A packet has each position once, so += on an index array adds them all.
-    part[joined(drawn)] += numbers
+    total: NDArray[np.float32] | None = None
+    for member in members:
+        numbers = member.next(counts, span.tensor)
+        if numbers is not None:
+            total = numbers if total is None else np.add(total, numbers, out=total)
+    if total is not None:
+        # A packet has each position once, so += on an index array adds them all.
+        part[joined(drawn)] += total
 
 
 def _spans(blocks: Blocks) -> Iterator[tuple[int, int]]:

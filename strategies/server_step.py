@@ -8,8 +8,8 @@ the rest for the next round (error feedback: Stich et al., "Sparsified SGD with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from fl_darex.masks import ONE
 from fl_darex.positions import ListedMask, Mask, SeededMask, UnionMask
 from fl_darex.pruning.gather import gather
 from fl_darex.pruning.largest import largest
-from fl_darex.survivors import Survivors, split
+from fl_darex.survivors import Survivors
 from fl_darex.wire.reader import Packet
 from fl_darex.wire.values import Coding
 
@@ -126,24 +126,15 @@ class LargestOfStep:
 
     def applied(self, packet: Packet) -> None:
         """Keep what was not sent, and what rounding took away."""
-        sizes = {
-            spec.name: count
-            for spec, count in zip(packet.layout.pruned, packet.counts, strict=True)
-        }
-        for name, numbers in split(packet.numbers(), sizes).items():
-            self._left[name][_where(packet.mask)[name]] -= numbers
-        for name, numbers in packet.dense().items():
+        update = packet.survivors()
+        for name, numbers in update.values.items():
+            self._left[name][update.positions[name]] -= numbers
+        for name, numbers in update.dense.items():
             self._left[name] -= numbers
 
     def forget(self) -> None:
         """Forget what was not sent so far."""
         self._left = {}
-
-
-def _where(mask: Mask) -> Mapping[str, Any]:
-    if not isinstance(mask, ListedMask):
-        raise TypeError(f"a {type(mask).__name__} lists no positions")
-    return mask.where
 
 
 def _entropy(count: int, numel: int) -> float:

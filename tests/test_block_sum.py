@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from golden import seal, take_apart
 
 from fl_darex.delta import Delta, Layout
 from fl_darex.masks import BLOCK
@@ -15,13 +16,19 @@ from fl_darex.positions import ListedMask
 from fl_darex.pruning import dare
 from fl_darex.pruning.gather import gather
 from fl_darex.strategies import block_sum
-from fl_darex.strategies.block_sum import Share, weighted_sum
+from fl_darex.strategies.block_sum import Share, add_packets
 from fl_darex.survivors import Survivors
 from fl_darex.wire import encode
 from fl_darex.wire.reader import read_packet
 
 SHAPES = {"a.bias": (50,), "b.weight": (700, 400), "empty": (0, 3), "head": (10, 50)}
 LAYOUT = Layout.of({n: np.zeros(s, np.float32) for n, s in SHAPES.items()}, dense=["head"])
+
+
+def weighted_sum(layout: Layout, shares: list[Share]) -> np.ndarray:
+    total = np.zeros(sum(spec.numel for spec in layout.pruned), np.float32)
+    assert add_packets(total, layout, shares) == []
+    return total
 
 
 def delta(client: int) -> Delta:
@@ -99,6 +106,22 @@ def test_every_coding_is_added_as_it_is_decoded(values, monkeypatch):
 
 def test_no_packets_sum_up_to_zeros():
     assert not weighted_sum(LAYOUT, []).any()
+
+
+@pytest.mark.parametrize("slot", [0, -1])
+@pytest.mark.parametrize("change", [1, -1, 50])
+def test_a_packet_with_another_number_of_survivors_is_found_out(slot, change):
+    updates = [survivors(i, slot=i if slot == 0 else slot) for i in range(3)]
+    packets = [encode(update, "fp32") for update in updates]
+    fields, body = take_apart(packets[1])
+    count = fields["survivors"] + change
+    body = body[: 4 * count] if change < 0 else bytes(4 * change) + body
+    if change < 0:  # the dense tensor's numbers stay
+        body = body[: 4 * count] + take_apart(packets[1])[1][-2000:]
+    packets[1] = seal(fields | {"survivors": count}, body)
+    shares = [Share(read_packet(packet, LAYOUT), 0.3) for packet in packets]
+    total = np.zeros(sum(spec.numel for spec in LAYOUT.pruned), np.float32)
+    assert add_packets(total, LAYOUT, shares) == [shares[1]]
 
 
 def test_memory_does_not_grow_with_the_number_of_clients():

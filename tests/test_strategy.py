@@ -9,6 +9,7 @@ from apps import BASE, DirectGrid, numpy_app, rounds, step_of
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
+from golden import forge, seal, take_apart
 
 from fl_darex.clients import DarexMod
 from fl_darex.compressors import COMPRESSORS
@@ -214,6 +215,23 @@ def _flip(reply: Message) -> None:
     reply.content[name] = packet_record(packet[:-1] + bytes([packet[-1] ^ 1]))
 
 
+def _one_survivor_less(reply: Message) -> None:
+    name, packet = _packet(reply)
+    fields, body = take_apart(packet)
+    sound = seal(fields | {"survivors": fields["survivors"] - 1}, body[:-2])
+    reply.content[name] = packet_record(sound)
+
+
+def _of_another(**changes: Any) -> Any:
+    """What a replay of another round's or another client's packet looks like."""
+
+    def spoil(reply: Message) -> None:
+        name, packet = _packet(reply)
+        reply.content[name] = packet_record(forge(packet, **changes))
+
+    return spoil
+
+
 def _metric(value: Any) -> Any:
     def spoil(reply: Message) -> None:
         next(iter(reply.content.metric_records.values()))["num-examples"] = value
@@ -259,6 +277,12 @@ def _extra_record(reply: Message) -> None:
     [
         (_truncate, "checksum"),
         (_flip, "checksum"),
+        (_one_survivor_less, "survivors are not as many as its mask keeps"),
+        (_of_another(round=7), "the packet's round is 7, expected 1"),
+        (_of_another(slot=0), "the packet's slot is 0, expected 1"),
+        (_of_another(seed=9), "the packet's seed is 9, expected 0"),
+        (_of_another(base=b"another!"), "the packet's base version is"),
+        (_of_another(q=0.5), "the packet's q is 0.5"),
         (_metric(float("nan")), "the weight 'num-examples' is nan"),
         (_metric(-1), "the weight 'num-examples' is -1"),
         (_metric([1, 2]), r"the weight 'num-examples' is \[1, 2\]"),

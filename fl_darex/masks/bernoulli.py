@@ -89,11 +89,10 @@ def _draw_equal(
     """Draw blocks of one length."""
     uniform = words(stream[:, None], 0, draws(length, kept))
     reached = np.cumsum(gaps(uniform, kept), axis=1, dtype=np.int64)  # counted from 1
-    inside = reached <= length
-    short = np.flatnonzero(inside[:, -1])
+    inside = np.count_nonzero(reached <= length, axis=1)
+    short = np.flatnonzero(inside == reached.shape[1])
     reached += (start - 1)[:, None]
-    ends = np.cumsum(inside.sum(axis=1))
-    found = np.split(reached[inside], ends[:-1])
+    found = [row[:count] for row, count in zip(reached, inside.tolist(), strict=True)]
     for row in short.tolist():
         found[row] = _draw_on(stream[row : row + 1], found[row], int(start[row]), length, kept)
     return found

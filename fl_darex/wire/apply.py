@@ -23,11 +23,16 @@ def apply_packet(arrays: Mapping[str, NDArray[Any]], packet: Packet) -> Arrays:
 
     Args:
         arrays: The tensors before, of the packet's layout.
-        packet: A checked packet.
+        packet: A packet of the tensors' layout.
+
+    Raises:
+        PacketError: If its mask keeps another number of entries than it has.
     """
     result = dict(arrays)
+    where = list(by_tensor(packet.layout, packet.mask))
+    packet.check_count(sum(positions.size for _, positions in where))
     start = 0
-    for index, (name, positions) in enumerate(by_tensor(packet.layout, packet.mask)):
+    for index, (name, positions) in enumerate(where):
         if positions.size:
             change = packet.numbers(start, start + positions.size)
             change /= np.float32(packet.q_of(index))
@@ -44,5 +49,6 @@ def _moved(
     copy = np.array(array, order="C")
     flat = copy.reshape(-1)
     wide = np.result_type(array.dtype, np.float32)
-    flat[positions] = (flat[positions].astype(wide, copy=False) + change).astype(array.dtype)
+    with np.errstate(over="ignore"):  # a server's own step may be that large
+        flat[positions] = (flat[positions].astype(wide, copy=False) + change).astype(array.dtype)
     return copy

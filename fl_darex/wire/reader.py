@@ -1,13 +1,14 @@
-"""A packet that was checked from end to end and is read part by part.
+"""A packet that was checked and is read part by part.
 
-The server adds many clients block by block, so it must know that nothing in a packet can fail
-before it adds the first number, and must not hold the numbers of all clients decoded.
+The server adds many clients block by block, so it must know that the numbers in a packet are sound
+before it adds the first one, and must not hold the numbers of all clients decoded. One thing is
+left to whoever draws a seeded mask, because nobody should draw it twice: whether it keeps as many
+entries as the packet has.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,10 +17,9 @@ from numpy.typing import NDArray
 
 from fl_darex.delta import Layout, TensorSpec
 from fl_darex.errors import PacketError, Reason
-from fl_darex.positions import Blocks, ListedMask, Mask
+from fl_darex.positions import Mask, positions_in
 from fl_darex.survivors import Q, Survivors, split
 from fl_darex.wire.header import HEADER_BYTES, Header, read_header
-from fl_darex.wire.listed import ListedPositions
 from fl_darex.wire.mask_header import read_mask
 from fl_darex.wire.values import CODINGS, Coding, Numbers, dense_coding
 
@@ -40,20 +40,18 @@ class _Sections(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Packet:
-    """A checked packet.
+    """A packet of which all is checked but how many entries its seeded mask keeps.
 
     Attributes:
         header: Its fixed fields.
         layout: The receiver's layout.
         mask: Where the survivors are.
-        counts: Survivors of each pruned tensor.
         q: One number, or one for each pruned tensor.
     """
 
     header: Header
     layout: Layout
     mask: Mask
-    counts: tuple[int, ...]
     q: Q
     _sections: _Sections
 
@@ -78,21 +76,42 @@ class Packet:
         """Return the q of pruned tensor number ``index``."""
         return float(self.q if isinstance(self.q, float) else self.q[index])
 
+    def check_count(self, drawn: int) -> None:
+        """Compare the number of survivors with what the mask keeps.
+
+        Raises:
+            PacketError: If they differ.
+        """
+        if drawn != self.header.survivors:
+            raise PacketError(
+                f"the packet has {self.header.survivors} survivors, the mask {drawn}",
+                Reason.POSITIONS,
+            )
+
     def survivors(self) -> Survivors:
-        """Return everything that the packet says."""
-        return Survivors(
+        """Return everything that the packet says.
+
+        Raises:
+            PacketError: If the mask keeps another number of entries.
+        """
+        where = positions_in(self.layout, self.mask)
+        counts = tuple(where[spec.name].size for spec in self.layout.pruned)
+        self.check_count(sum(counts))
+        found = Survivors(
             layout=self.layout,
             mask=self.mask,
             numbers=self.numbers(),
-            counts=self.counts,
+            counts=counts,
             dense=self.dense(),
             raw=self.raw(),
             q=self.q,
         )
+        found.__dict__["positions"] = where  # drawn once
+        return found
 
 
 def read_packet(packet: bytes, layout: Layout, header: Header | None = None) -> Packet:
-    """Check a packet against a layout.
+    """Check a packet against a layout, and leave its numbers where they are.
 
     Args:
         packet: Bytes from a stranger.
@@ -112,18 +131,12 @@ def read_packet(packet: bytes, layout: Layout, header: Header | None = None) -> 
     parts = _take_apart(packet, layout, header)
     q = _read_q(header, parts.q)
     mask = read_mask(layout, header, parts.positions)
-    counts = _counts(layout, mask)
-    if header.survivors != sum(counts):
-        raise PacketError(
-            f"the packet has {header.survivors} survivors, the mask {sum(counts)}",
-            Reason.POSITIONS,
-        )
     largest = parts.coding.largest(parts.kept, header.survivors, header.exponent)
     _check_finite(largest, float(np.min(q, initial=1.0)))
     whole = sum(spec.numel for spec in layout.dense)
     _check_finite(parts.dense_coding.largest(parts.dense, whole, header.dense_exponent), 1.0)
     _read_raw(layout, parts.raw)
-    return Packet(header, layout, mask, counts, q, parts)
+    return Packet(header, layout, mask, q, parts)
 
 
 def _coding_name(code: int) -> str:
@@ -171,30 +184,12 @@ def _read_q(header: Header, section: memoryview) -> Q:
     numbers = np.frombuffer(section, dtype="<f4").astype(np.float32)
     if header.q_count == 1:
         # What float32 rounds to 0 cannot divide.
-        if not 0.0 < np.float32(header.q) <= 1.0:
+        if not 0.0 < header.q <= 1.0 or np.float32(header.q) == 0.0:
             raise PacketError(f"the packet's q is {header.q}, not in (0, 1]", Reason.VALUES)
         return header.q
     if header.q or not ((numbers > 0.0) & (numbers <= 1.0)).all():
         raise PacketError("the packet holds a q that is not in (0, 1]", Reason.VALUES)
     return numbers
-
-
-def _counts(layout: Layout, mask: Mask) -> tuple[int, ...]:
-    if isinstance(mask, ListedMask):
-        where = mask.where
-        if isinstance(where, ListedPositions):
-            return where.counts
-        return tuple(where[spec.name].size for spec in layout.pruned)
-    return _drawn_counts(layout, mask)  # type: ignore[arg-type]  # masks are frozen
-
-
-@lru_cache(maxsize=8)  # clients that share a round's mask need one draw
-def _drawn_counts(layout: Layout, mask: Mask) -> tuple[int, ...]:
-    """Return how many entries of each pruned tensor a mask keeps."""
-    blocks = Blocks.of(layout)
-    sizes = [part.size for part in mask.in_blocks(blocks, blocks.first)]
-    counts = np.bincount(blocks.tensor, weights=sizes, minlength=len(blocks.names))
-    return tuple(int(count) for count in counts)
 
 
 def _check_finite(largest: float, q: float) -> None:
