@@ -40,14 +40,13 @@ def run(config: str, settings: list[str], private: list[str] | None = None) -> d
     return {"command": shown, **result, "versions": summary["versions"]}
 
 
-def save(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write rows to ``benchmarks/results/NAME.json``."""
+def save(name: str, rows: Any) -> None:
+    """Write results to ``benchmarks/results/NAME.json``."""
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(rows, indent=1) + "\n"
     (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
 
 
-def load(name: str) -> list[dict[str, Any]]:
+def load(name: str) -> Any:
     """Read ``benchmarks/results/NAME.json``."""
-    rows: list[dict[str, Any]] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
-    return rows
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))

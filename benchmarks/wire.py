@@ -5,19 +5,16 @@
     python benchmarks/wire.py --table              # prints the table of the committed results
 
 It needs `pip install -e '.[bench]' -c constraints.txt`. One thread; all ways take turns in one
-process, and times are medians of their turns, so compare ratios. Memory is what the process held
+process, and times are medians of their turns, so compare ratios; the second table measures the
+bare cost and mergekit apart. Memory is what the process held
 at most beyond what it held before the step (Linux).
 """
 
 from __future__ import annotations
 
-import os
-
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"  # before NumPy and torch are loaded
-
 import gc
 import json
+import multiprocessing
 import sys
 import time
 import warnings
@@ -34,13 +31,13 @@ from models import MODELS, base_and_tuned, entries
 from rich.console import Console
 from rich.table import Table
 from runs import load, save
-from wire_ways import Way, all_ways, bare, mergekit_dare, versions
+from wire_ways import Way, all_ways, bare, mergekit_dare, seeded, versions
 
 from fl_darex.simulation.identity import adopt_run
 from fl_darex.wire.records import packet_record, to_record
 from fl_darex.wire.sizes import message_bytes
 
-RATES = (0.99,)
+RATES = (0.9, 0.99, 0.999)
 
 
 def reply_bytes(record: Any) -> int:
@@ -158,28 +155,60 @@ def table(rows: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def limits(rows: list[dict[str, Any]]) -> Table:
-    """Return the ratios to what cannot be saved, and to mergekit."""
-    shown = Table(title="ratios of medians of the same run, fl-darex fp16")
-    columns = (
-        "",
-        "prune + encode / bare",
-        "mergekit / prune + encode",
-        "decode + add / scatter-add",
-    )
-    for column in columns:
-        shown.add_column(column, justify="left" if not column else "right")
-    found = {(row["model"], row["p"], row["way"]): row["seconds"] for row in rows}
+def rival(model: str, p: float, turns: int) -> dict[str, float]:
+    """Return the medians of ours, the bare cost and mergekit, taking turns in a fresh process.
+
+    Beside all other ways, memory that they freed makes mergekit faster than it is on its own.
+    """
+    torch.set_num_threads(1)
+    base, tuned = base_and_tuned(model)
+    ours = seeded("fp16", base, tuned, p)
+    prune, scatter = bare(base, tuned, p)
+    data = ours.encode()
+    steps = {
+        "prune + encode": ours.encode,
+        "bare prune": prune,
+        "mergekit": mergekit_dare(base, tuned, p),
+        "decode + add": lambda: ours.add(data),
+        "scatter-add": scatter,
+    }
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(turns + 1):
+        for name, step in steps.items():
+            times[name].append(timed(step)[0])
+    return {"model": model, "p": p} | {n: round(median(t[1:]), 5) for n, t in times.items()}
+
+
+def rivals(turns: int) -> list[dict[str, float]]:
+    """Measure each model and p in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    found = []
     for model in MODELS:
         for p in RATES:
-            ours = found[model, p, "fl-darex fp16"]
-            floor, peer = found[model, p, "bare cost"], found[model, p, "mergekit DARE operation"]
-            shown.add_row(
-                f"{model}, p = {p:g}",
-                f"{ours['encode'] / floor['encode']:.2f}",
-                f"{peer['encode'] / ours['encode']:.0f}x",
-                f"{ours['add'] / floor['add']:.2f}",
-            )
+            with context.Pool(1) as pool:
+                found.append(pool.apply(rival, (model, p, turns)))
+    return found
+
+
+def limits(rows: list[dict[str, Any]]) -> Table:
+    """Return the ratios to what cannot be saved, and to mergekit."""
+    shown = Table(title="fl-darex fp16 in a process with these alone, taking turns; ms and ratios")
+    columns = ("", "prune + encode", "bare", "ratio", "mergekit DARE", "ratio")
+    for column in (*columns, "decode + add", "scatter-add", "ratio"):
+        shown.add_column(column, justify="left" if not column else "right")
+    for row in rows:
+        encode, add = row["prune + encode"], row["decode + add"]
+        shown.add_row(
+            f"{row['model']}, p = {row['p']:g}",
+            f"{encode * 1e3:.1f}",
+            f"{row['bare prune'] * 1e3:.1f}",
+            f"{encode / row['bare prune']:.2f}",
+            f"{row['mergekit'] * 1e3:,.0f}",
+            f"{row['mergekit'] / encode:.0f}x",
+            f"{add * 1e3:.1f}",
+            f"{row['scatter-add'] * 1e3:.1f}",
+            f"{add / row['scatter-add']:.2f}",
+        )
     return shown
 
 
@@ -197,11 +226,12 @@ def main(
         warnings.filterwarnings("ignore", message="Sparse CSR")
         adopt_run("benchmark")
         rows = [row for model in MODELS for p in RATES for row in measure(model, p, turns)]
-        rows[0]["versions"] = json.loads(versions())
-        save("wire", rows)
-    console.print(table(load("wire")))
-    console.print(limits(load("wire")))
-    console.print(load("wire")[0]["versions"])
+        found = {"ways": rows, "rivals": rivals(turns), "versions": json.loads(versions())}
+        save("wire", found)
+    results: Any = load("wire")
+    console.print(table(results["ways"]))
+    console.print(limits(results["rivals"]))
+    console.print(results["versions"])
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def coo(base: Arrays, tuned: Arrays, p: float) -> Way:
 
 
 def csr(base: Arrays, tuned: Arrays, p: float) -> Way:
-    """torch's CSR; a vector is a matrix of one row."""
+    """Torch's CSR; a vector is a matrix of one row."""
     before = {name: tensor.reshape(-1, tensor.shape[-1]) for name, tensor in _torch(base).items()}
     after = {name: tensor.reshape(-1, tensor.shape[-1]) for name, tensor in _torch(tuned).items()}
     total = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
@@ -229,7 +229,7 @@ def zstd(base: Arrays, tuned: Arrays, p: float) -> Way:
 
 
 def mergekit_dare(base: Arrays, tuned: Arrays, p: float) -> Callable[[], Any]:
-    """mergekit's whole DARE operation, tensor by tensor: delta, mask, rescale, add."""
+    """Mergekit's whole DARE operation, tensor by tensor: delta, mask, rescale, add."""
     from mergekit.merge_methods import TensorGroup, get
 
     method, before, after = get("dare_linear"), _torch(base), _torch(tuned)

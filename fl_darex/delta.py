@@ -136,7 +136,7 @@ class Delta:
 
         Args:
             name: The tensor.
-            positions: int64, a NumPy array or a torch tensor.
+            positions: Inside the tensor; int64, a NumPy array or a torch tensor.
         """
         tuned = _gather(self._tuned[name], positions)
         if self._base is not None:
@@ -207,7 +207,7 @@ def _gather(tensor: Any, positions: Any) -> NDArray[Any]:
         flat = np.asarray(tensor).reshape(-1)
         return _widen(flat.take(_numpy(positions), mode="clip"))
     flat = tensor.detach().reshape(-1)
-    return _numpy(flat[_torch_index(positions, flat.device)])
+    return _numpy(flat.index_select(0, _torch_index(positions, flat.device)))
 
 
 def _flat(tensor: Any) -> NDArray[Any]:
@@ -234,5 +234,5 @@ def _torch_index(positions: Any, device: Any) -> Any:
     import torch  # a torch tensor came in, so torch is loaded already
 
     if not hasattr(positions, "detach"):
-        positions = torch.from_numpy(np.array(positions))
+        positions = torch.from_numpy(np.require(positions, requirements="W"))
     return positions.to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -182,6 +182,7 @@ def test_zero_is_not_moved_by_the_noise():
 
 @settings(deadline=None)
 @given(FLOATS)
+@example(np.array([1e-45], np.float32))
 def test_sign_keeps_signs_and_sends_each_blocks_mean_magnitude(numbers):
     read = reread(CODINGS["sign"], numbers)
     assert (np.signbit(read) == np.signbit(numbers)).all()

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from fl_darex.errors import PacketError, Reason
 from fl_darex.masks import words
-from fl_darex.wire.bits import pack, padding_is_zero, unpack
+from fl_darex.wire.bits import padding_is_zero
 
 BLOCK = 256
 """Numbers that share one scale of two bytes."""
+
+_AT_ONCE = 1 << 16  # numbers: their temporaries stay in cache
 
 Numbers = NDArray[np.float32]
 
@@ -54,16 +56,17 @@ class BlockInteger:
 
     def write(self, numbers: Numbers, exponent: int, noise: NDArray[np.uint64]) -> bytes:
         """Return scales and stochastically rounded codes of finite numbers."""
-        largest = _per_block(np.maximum, np.abs(numbers))
+        largest = _largest_per_block(numbers)
         # The next number up: division may have rounded down, and no code may pass the top.
         scales = _rounded_up(np.nextafter(largest / np.float32(self.top), np.float32(np.inf)))
         scales[largest == 0] = 0
-        scaled = numbers / _spread(np.where(scales > 0, scales, np.float32(1)), 0, numbers.size)
-        lower = np.floor(scaled)
-        uniform = words(noise, 0, (numbers.size + 1) & ~1)[: numbers.size]
-        # Exact: a float32 fraction times 2**32 has no rounding, and float64 holds both sides.
-        codes = lower + (uniform < (scaled - lower) * np.float32(2**32))
-        return _scale_bytes(scales) + self._code_bytes(codes.astype(np.int8))
+        divisors = np.where(scales > 0, scales, np.float32(1))
+        codes = np.empty(numbers.size, dtype=np.int8)
+        for start in range(0, numbers.size, _AT_ONCE):
+            part = numbers[start : start + _AT_ONCE]
+            scaled = part / _spread(divisors, start, start + part.size)
+            codes[start : start + part.size] = _rounded(scaled, noise, start)
+        return _scale_bytes(scales) + self._code_bytes(codes)
 
     def largest(self, data: memoryview, count: int, exponent: int) -> float:
         """Return the largest magnitude that these scales allow; refuse what is never written."""
@@ -84,16 +87,20 @@ class BlockInteger:
     def _code_bytes(self, codes: NDArray[np.int8]) -> bytes:
         if self.width == 8:
             return codes.tobytes()
-        return pack(codes.astype(np.int64) & 0xF, 4)
+        nibbles = np.zeros((codes.size + 1) // 2 * 2, dtype=np.uint8)
+        nibbles[: codes.size] = codes.view(np.uint8) & np.uint8(0xF)
+        return (nibbles[::2] | nibbles[1::2] << np.uint8(4)).tobytes()
 
     def _codes(self, data: memoryview, count: int, start: int, end: int) -> NDArray[np.int8]:
         body = data[2 * _blocks(count) :]
         if self.width == 8:
             return np.frombuffer(body[start:end], dtype=np.int8)
         first = start & ~1  # a byte holds two
-        pairs = body[first // 2 : (end + 1) // 2]
-        nibbles = unpack(pairs, end - first, 4)[start - first :]
-        return (nibbles - ((nibbles & 8) << 1)).astype(np.int8)
+        pairs = np.frombuffer(body[first // 2 : (end + 1) // 2], dtype=np.uint8)
+        nibbles = np.empty(2 * pairs.size, dtype=np.uint8)
+        nibbles[::2], nibbles[1::2] = pairs & np.uint8(0xF), pairs >> np.uint8(4)
+        # Shift up and down again: the sign of four bits becomes that of eight.
+        return (nibbles << np.uint8(4)).view(np.int8)[start - first : end - first] >> np.int8(4)
 
 
 class Sign:
@@ -111,10 +118,12 @@ class Sign:
 
     def write(self, numbers: Numbers, exponent: int, noise: NDArray[np.uint64]) -> bytes:
         """Return scales and signs of finite numbers."""
-        shares = (np.abs(numbers) / np.float32(BLOCK)).astype(np.float32, copy=False)
-        means = _per_block(np.add, shares)
-        if numbers.size % BLOCK:
-            means[-1] *= np.float32(BLOCK / (numbers.size % BLOCK))
+        starts = np.arange(0, numbers.size, BLOCK)
+        means = np.zeros(0, dtype=np.float32)
+        if numbers.size:  # in float64: small magnitudes must not vanish, large ones not overflow
+            sums = np.add.reduceat(np.abs(numbers), starts, dtype=np.float64)
+            means = (sums / np.diff(starts, append=numbers.size)).astype(np.float32)
+            means[sums > 0] = np.nextafter(means[sums > 0], np.float32(np.inf))
         signs = np.packbits(np.signbit(numbers), bitorder="little").tobytes()
         return _scale_bytes(_rounded_up(means)) + signs
 
@@ -135,14 +144,22 @@ class Sign:
         return np.where(negative, -magnitude, magnitude)
 
 
+def _rounded(scaled: Numbers, noise: NDArray[np.uint64], start: int) -> Numbers:
+    """Round up or down at random; ``start`` is the first number's place in the noise."""
+    lower = np.floor(scaled)
+    uniform = words(noise, start, (scaled.size + 1) & ~1)[: scaled.size]
+    # Exact: a float32 fraction times 2**32 has no rounding, and float64 holds both sides.
+    return lower + (uniform < (scaled - lower) * np.float32(2**32))
+
+
 def _blocks(count: int) -> int:
     return -(-count // BLOCK)
 
 
-def _per_block(reduce: np.ufunc, numbers: Numbers) -> Numbers:
+def _largest_per_block(numbers: Numbers) -> Numbers:
     if not numbers.size:
         return np.zeros(0, dtype=np.float32)
-    found: Numbers = reduce.reduceat(numbers, np.arange(0, numbers.size, BLOCK))
+    found: Numbers = np.maximum.reduceat(np.abs(numbers), np.arange(0, numbers.size, BLOCK))
     return found
 
 
