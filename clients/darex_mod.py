@@ -14,6 +14,7 @@ from fl_darex.errors import DeltaError
 from fl_darex.wire.delivery import DIGESTS_KEY, HELD_KEY, MISSING, Delivery, Greeting
 from fl_darex.wire.records import packet_record, to_arrays, view_arrays
 from fl_darex.wire.terms import Terms
+from fl_darex.wire.versions import content_version
 
 from .receiver import Base, Receiver
 
@@ -70,6 +71,8 @@ class DarexMod:
                 digests = self._receiver.digests(message, context)
             except Exception as error:  # the app's own: it must not keep the client out
                 log(WARNING, "the base model cannot be had: %s: %s", type(error).__name__, error)
+            if content_version(digests).hex() == greeting.first:
+                held, digests = content_version(digests), {}
         reply = call_next(message, context)
         if reply.has_content():
             reply.content["darex"] = ConfigRecord(

@@ -37,6 +37,7 @@ class Receiver:
         # A worker runs many clients of one round: they share the model of this process.
         self._last: tuple[str, bytes, ArrayRecord] | None = None
         self._digested: tuple[Arrays, dict[str, bytes]] | None = None
+        self._warned = False
 
     def receive(
         self, record: ArrayRecord, delivery: Delivery, message: Message, context: Context
@@ -65,7 +66,7 @@ class Receiver:
         if model is None:
             return None
         if packets or not delivery.start:  # what the client held before is there already
-            _remember(cache, context.node_id, wanted, model)
+            self._remember(cache, context.node_id, wanted, model)
         self._last = (delivery.run, wanted, model)
         return ArrayRecord(dict(model))  # the app may empty the record that it is given
 
@@ -87,6 +88,15 @@ class Receiver:
         if self._last is not None and self._last[:2] == (run, version):
             return self._last[2]
         return None
+
+    def _remember(self, cache: ModelCache, node: int, version: bytes, model: ArrayRecord) -> None:
+        try:
+            cache.store(version, view_arrays(model))
+            cache.hold(node, version)
+        except OSError as error:
+            if not self._warned:  # the next process will have to be sent the whole model
+                log(WARNING, "models cannot be kept in %s: %s", cache.folder, error)
+            self._warned = True
 
     def _build(
         self, cache: ModelCache, delivery: Delivery, chain: Sequence[bytes], packets: list[bytes]
@@ -138,12 +148,3 @@ def _grow(
             )
         arrays = apply_packet(arrays, packet)
     return to_record(arrays)
-
-
-def _remember(cache: ModelCache, node: int, version: bytes, model: ArrayRecord) -> None:
-    try:
-        cache.store(version, view_arrays(model))
-        cache.hold(node, version)
-    except OSError as error:
-        # The next message will have to bring the whole model.
-        log(WARNING, "the model cannot be kept in %s: %s", cache.folder, error)

@@ -13,11 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fl_darex.config_errors import explain
+from fl_darex.config_text import Scalar, flatten, parse_override, toml_scalar
 from fl_darex.errors import ConfigError, nearest
 from fl_darex.masks import keep_threshold
 
-Scalar = str | int | float | bool
-_TEXT_OR_NUMBER = ("compress.q", "compress.downlink-p")
 Rate = Annotated[float, Field(ge=1e-9, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Values = Literal["fp32", "fp16", "bf16", "int8", "int4", "sign"]
@@ -199,7 +198,7 @@ class RunConfig(Section):
         """Return the configuration as TOML text that ``load_config`` reads back."""
         blocks = []
         for section, values in self.model_dump(by_alias=True).items():
-            lines = [f"{key} = {_toml_scalar(value)}" for key, value in values.items()]
+            lines = [f"{key} = {toml_scalar(value)}" for key, value in values.items()]
             blocks.append("\n".join([f"[{section}]", *lines]))
         return "\n\n".join(blocks) + "\n"
 
@@ -229,7 +228,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
         raise ConfigError(f"{str(path)!r} is not valid TOML: {error}") from None
     values = flatten(tree)
     for item in overrides:
-        key, value = parse_override(item)
+        key, value = parse_override(item, RunConfig().flat())
         values[key] = value
     return make_config(values)
 
@@ -256,61 +255,7 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(explain(error, RunConfig)) from None
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested TOML tables as dotted keys; an empty table stays, so that it can be refused.
-
-    Raises:
-        ConfigError: If a key is given twice, as ``"a.b" = 1`` and in a table ``[a]``.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        more = flatten(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-        if twice := set(flat) & set(more):
-            raise ConfigError(f"{min(twice)} is given twice; keep one of them")
-        flat |= more
-    return flat
-
-
-def parse_override(item: str) -> tuple[str, Any]:
-    """Split ``key=value``; the value is read as TOML, then as a number, then as plain text."""
-    key, sign, text = item.partition("=")
-    if not sign or not key.strip():
-        raise ConfigError(f"{item!r} is not an override; write key=value, e.g. compress.p=0.999")
-    key, text = key.strip(), text.strip()
-    value = _read_value(text)
-    if isinstance(RunConfig().flat().get(key), str) and not isinstance(value, str):
-        # A folder may be called 2024; few keys take both.
-        value = text if key not in _TEXT_OR_NUMBER else value
-    return key, value
-
-
-def _read_value(text: str) -> Any:
-    for read in (_read_toml, float):  # TOML itself has no ".999"
-        try:
-            return read(text)
-        except (ValueError, RecursionError):
-            continue
-    return text
-
-
-def _read_toml(text: str) -> Any:
-    found = tomllib.loads(f"v = {text}")
-    if list(found) != ["v"]:
-        raise ValueError("more than one value")
-    return found["v"]
-
-
 def _nearest_key(key: str, keys: list[str]) -> str:
     # Somebody who leaves out the section ("lr") means the key that ends so.
     ends = [known for known in keys if known.partition(".")[2] == key]
     return f"; did you mean {ends[0]!r}?" if ends else nearest(key, keys)
-
-
-def _toml_scalar(value: Scalar) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(c if " " <= c != "\x7f" else f"\\u{ord(c):04x}" for c in escaped) + '"'

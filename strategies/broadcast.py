@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from logging import WARNING
+from logging import INFO, WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.common.logger import log
@@ -184,6 +184,8 @@ class Broadcast:
             self._step.forget()
             self.present(record)
             return record
+        if 2 * len(data) > _bytes(self._record):
+            log(INFO, "round %s: the server's step is dense, and so is its packet", round_)
         packet = read_packet(data, delta.layout)
         self._step.applied(packet)
         self._record = to_record(apply_packet(before, packet))

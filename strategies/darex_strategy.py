@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
@@ -17,18 +17,18 @@ from fl_darex.errors import PacketError, Reason, nearest
 from fl_darex.masks import keep_threshold
 from fl_darex.rescaling import resolve_q
 from fl_darex.seeds import derive
-from fl_darex.wire.delivery import DELIVERY_KEY, GREETING_KEY, Delivery
 from fl_darex.wire.handshake import Roster
-from fl_darex.wire.ledger import Entry, Ledger, LedgerGrid, without_settings
+from fl_darex.wire.ledger import Entry, Ledger, LedgerGrid
 from fl_darex.wire.records import packet_of, to_record, view_arrays
 from fl_darex.wire.terms import Terms
 from fl_darex.wire.values import CODINGS
 
 from .aggregation import Reply, weighted_mean
+from .courier import Courier
 from .downlink import DOWNLINKS, make_downlink
 from .fallback_grid import FallbackGrid
-from .messages import again_with, read_reply, with_settings
 from .ordered_grid import OrderedGrid, seeded_random
+from .replies import read_reply
 from .wrapped import averaged, metrics_of_all, start_from, typed
 
 
@@ -115,8 +115,8 @@ class DarexStrategy(Strategy):
         )
         self._roster = Roster(self.ledger.partition_of, self._downlink.heard)
         self._timeout = 3600.0
-        self._greeting = ConfigRecord()
-        self._model = ArrayRecord()
+        self._settings = ConfigRecord()
+        self._courier = Courier(self._downlink)
         self._base: dict[str, Any] = {}
         self._layout = Layout(())
         self._terms: dict[int, Terms] = {}
@@ -139,8 +139,8 @@ class DarexStrategy(Strategy):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
         """Run the rounds; see `flwr.serverapp.strategy.Strategy.start` for the arguments."""
-        self._timeout, self._greeting = timeout, train_config or ConfigRecord()
-        counted = LedgerGrid(grid, self.ledger, self._on_reply, self._plain)
+        self._timeout, self._settings = timeout, train_config or ConfigRecord()
+        counted = LedgerGrid(grid, self.ledger, self._on_reply, self._courier.plain)
         try:
             return super().start(
                 FallbackGrid(counted, self._again),
@@ -171,7 +171,7 @@ class DarexStrategy(Strategy):
         for message in messages:
             node = message.metadata.dst_node_id
             self._terms[node] = self._terms_for(server_round, self._slot_of(message))
-            message.content = self._addressed(message, self._downlink.content(node))
+            self._courier.address(message, self._asked(message))
         return messages
 
     def aggregate_train(
@@ -207,15 +207,14 @@ class DarexStrategy(Strategy):
     ) -> Iterable[Message]:
         """Let the wrapped strategy pick clients for evaluation."""
         self._present(arrays)
-        self._terms = {}
+        self._terms = {}  # an answer to an evaluation is as the app leaves it
         with seeded_random(derive(self._seed, "evaluate", server_round)):
             messages = list(
                 self.strategy.configure_evaluate(server_round, arrays, config, self._view(grid))
             )
         messages.sort(key=self._slot_of)
         for message in messages:
-            content = self._downlink.content(message.metadata.dst_node_id)
-            message.content = self._addressed(message, content)
+            self._courier.address(message, None)
         return messages
 
     def aggregate_evaluate(
@@ -229,43 +228,22 @@ class DarexStrategy(Strategy):
         return self.strategy.aggregate_evaluate(server_round, ordered)
 
     def _present(self, arrays: ArrayRecord) -> None:
-        """Make a record the model that messages carry from now on."""
-        self._downlink.present(arrays)
-        if arrays is not self._model:
-            self._model = arrays
+        """Make a record the model that messages stand for from now on."""
+        if arrays is not self._courier.model:
             start_from(self.strategy, arrays)
+        self._courier.present(arrays)
 
     def _view(self, grid: Grid) -> Grid:
-        greeting = ConfigRecord(dict(self._greeting))
-        self._downlink.greet(greeting)
-        asks = GREETING_KEY in greeting
-        question = RecordDict({"config": greeting}) if asks else None
+        question = self._courier.question(self._settings)
         return OrderedGrid(grid, self._roster, self._timeout, question)
 
-    def _addressed(
-        self, message: Message, carried: tuple[ArrayRecord, Delivery | None]
-    ) -> RecordDict:
-        """Return a message's content for its own client."""
-        terms = self._terms.get(message.metadata.dst_node_id)
-        asked = None if self._method == "dense" else terms
-        return with_settings(message.content, self._model, *carried, asked)
+    def _asked(self, message: Message) -> Terms | None:
+        """Return the terms that a message carries, if it carries any."""
+        dense = self._method == "dense"
+        return None if dense else self._terms.get(message.metadata.dst_node_id)
 
     def _again(self, message: Message) -> Message:
-        """Return the message with the whole model, for a client that lacks something."""
-        slot = self._slot_of(message)
-        log(WARNING, "client %s lacks an earlier model and is sent the whole one", slot)
-        self._downlink.lacks(message.metadata.dst_node_id)
-        again = again_with(message, self._plain(message.content))
-        again.content = self._addressed(again, self._downlink.whole())
-        return again
-
-    def _plain(self, content: RecordDict) -> RecordDict:
-        """Return what a content would be without fl-darex: the whole model, no settings of ours."""
-        plain = without_settings(content)
-        if any(DELIVERY_KEY in config for config in content.config_records.values()):
-            for name in content.array_records:
-                plain[name] = self._model
-        return plain
+        return self._courier.again(message, self._slot_of(message), self._asked(message))
 
     def _slot_of(self, message: Message) -> int:
         return self._roster.partition_of[message.metadata.dst_node_id]

@@ -13,12 +13,11 @@ from pydantic import ValidationError
 
 from fl_darex.config import (
     RunConfig,
-    flatten,
     known_keys,
     load_config,
     make_config,
-    parse_override,
 )
+from fl_darex.config_text import flatten, parse_override
 from fl_darex.errors import ConfigError, DarexError
 
 FIELDS = {
@@ -432,14 +431,14 @@ def test_weight_decay_is_refused_for_adamr_with_the_way_out():
     ],
 )
 def test_an_override_is_read_as_toml_then_as_a_number_then_as_text(item, key, value):
-    found_key, found = parse_override(item)
+    found_key, found = parse_override(item, RunConfig().flat())
     assert (found_key, found, type(found)) == (key, value, type(value))
 
 
 @pytest.mark.parametrize("item", ["", "compress.p", "=5", "  =5", "compress.p:0.5", "--compress.p"])
 def test_what_is_not_an_override_is_refused_with_an_example(item):
     with pytest.raises(ConfigError, match=r"is not an override; write key=value, e\.g\. compress"):
-        parse_override(item)
+        parse_override(item, RunConfig().flat())
 
 
 def test_overrides_beat_the_file_and_later_ones_beat_earlier_ones(tmp_path):
@@ -477,7 +476,7 @@ def test_an_override_of_text_is_text(item, tmp_path):
 
 
 def test_an_override_of_two_lines_is_refused():
-    key, value = parse_override("compress.p=0.5\ntrain.lr=1")
+    key, value = parse_override("compress.p=0.5\ntrain.lr=1", RunConfig().flat())
     with pytest.raises(ConfigError, match=r"compress\.p"):
         make_config({key: value})
 
@@ -486,7 +485,7 @@ def test_an_override_of_two_lines_is_refused():
 @given(st.text(max_size=30))
 def test_any_text_as_an_override_is_a_setting_or_one_clear_line(text):
     try:
-        make_config(dict([parse_override(text)]))
+        make_config(dict([parse_override(text, RunConfig().flat())]))
     except ConfigError as error:
         assert "\n" not in str(error)
 
@@ -495,7 +494,7 @@ def test_any_text_as_an_override_is_a_setting_or_one_clear_line(text):
 @given(st.sampled_from(sorted(FIELDS)), st.text(max_size=20))
 def test_any_text_as_a_value_is_a_setting_or_one_clear_line(key, text):
     try:
-        make_config(dict([parse_override(f"{key}={text}")]))
+        make_config(dict([parse_override(f"{key}={text}", RunConfig().flat())]))
     except ConfigError as error:
         assert "\n" not in str(error)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from fl_darex.config import RunConfig
 from fl_darex.tasks import Task, load_task
-from fl_darex.training.state import exchanged, to_numpy
+from fl_darex.training.state import exchanged
 
 Examples = list[dict[str, Any]]
 
@@ -26,7 +27,6 @@ class Session:
         model: One model, on the device; its weights are whatever was written last.
         tensors: The model's exchanged tensors, by name.
         pretrained: Copies of their first values: the anchor of ``train.anchor = pretrained``.
-        base: The same as NumPy arrays: what a client holds before it is sent anything.
         dense: Names of exchanged tensors that the base checkpoint lacks.
         device: Where the model is.
     """
@@ -39,11 +39,15 @@ class Session:
         self.model.to(self.device)  # type: ignore[arg-type]  # a decorator hides the types
         self.tensors = exchanged(self.model)
         self.pretrained = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
-        self.base = to_numpy(self.pretrained)
         self.dense = tuple(name for name in self.task.fresh if name in self.tensors)
         # Decoding a dataset's rows costs more than a small model's step: keep them as lists.
         self.examples = lru_cache(maxsize=64)(self._examples)
         self.evaluation_examples = lru_cache(maxsize=64)(self._evaluation_examples)
+
+    @cached_property
+    def base(self) -> dict[str, NDArray[Any]]:
+        """Return `pretrained` as NumPy arrays: what a client holds before it is sent anything."""
+        return {name: tensor.cpu().numpy() for name, tensor in self.pretrained.items()}
 
     def save_model(self, folder: Path) -> None:
         """Write the model, as it is now, so that ``from_pretrained`` loads it."""

@@ -1,0 +1,196 @@
+"""A round of a hundred clients on the server: time and memory, ours beside Flower's FedAvg.
+
+    python benchmarks/aggregation.py            # runs everything, writes benchmarks/results/
+    python benchmarks/aggregation.py --table    # prints the table of the committed results
+
+BERT-base, p = .99, fp16, one thread. Flower's FedAvg is given the dense replies of the same clients
+(they would not fit into memory: every fourth reply is the same object, which saves it nothing).
+Each row is measured in a process of its own; memory is what the process holds at most beyond the
+model and the replies that it was given, in models of float32 (Linux).
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from models import MODELS, Arrays, entries
+from rich.console import Console
+from rich.table import Table
+from runs import load, save
+
+from fl_darex.compressors import compressor
+from fl_darex.delta import Delta
+from fl_darex.run_folder import versions
+from fl_darex.simulation.identity import adopt_run, node_id_of
+from fl_darex.strategies import DarexStrategy
+from fl_darex.strategies.aggregation import weighted_mean
+from fl_darex.wire.records import packet_record, to_record, view_arrays
+
+MODEL, P, DISTINCT = "BERT-base", 0.99, 4
+
+
+class Clients(Grid):
+    """Names nodes, and never hears from them."""
+
+    def __init__(self, count: int) -> None:
+        self._nodes = [node_id_of(index) for index in range(count)]
+
+    run = None  # type: ignore[assignment]
+
+    def set_run(self, run: Any) -> None:
+        """Nothing is run."""
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """Return a message."""
+        return Message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes."""
+        return self._nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push nothing."""
+        return []
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull nothing."""
+        return []
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Answer nothing."""
+        return []
+
+
+def model(seed: int = 0, around: Arrays | None = None) -> Arrays:
+    """Return random tensors, or tensors near others."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, shape in MODELS[MODEL].items():
+        found[name] = rng.standard_normal(shape, dtype=np.float32) * np.float32(1e-3)
+        if around is not None:
+            found[name] += around[name]
+    return found
+
+
+def fedavg(count: int) -> FedAvg:
+    """Return a FedAvg that asks every client."""
+    made = FedAvg(min_train_nodes=count, min_available_nodes=count)
+    made.fraction_evaluate = 0.0
+    return made
+
+
+def reply(question: Message, record: ArrayRecord, index: int) -> Message:
+    """Return a client's reply with its record and weight."""
+    metrics = MetricRecord({"num-examples": 100 + index})
+    content = RecordDict({"arrays": record, "metrics": metrics})
+    return Message(content, reply_to=question)
+
+
+def dense_round(count: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Return Flower's aggregation of dense replies, twice: it has no part of its own to measure."""
+    base = model()
+    arrays = to_record(base)
+    records = [to_record(model(i + 1, base)) for i in range(DISTINCT)]
+    del base
+    strategy = fedavg(count)
+    asked = list(strategy.configure_train(1, arrays, ConfigRecord(), Clients(count)))
+    replies = [reply(m, records[i % DISTINCT], i) for i, m in enumerate(asked)]
+
+    def whole() -> Any:
+        return strategy.aggregate_train(1, replies)
+
+    return whole, whole
+
+
+def packed_round(count: int, mask: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Return our accumulation alone, and the whole round through FedAvg."""
+    arrays = to_record(model())
+    strategy = DarexStrategy(fedavg(count), p=P, mask=mask)
+    asked = list(strategy.configure_train(1, arrays, ConfigRecord(), Clients(count)))
+    replies = []
+    base = view_arrays(arrays)
+    for first in range(DISTINCT):
+        delta = Delta(model(first + 1, base), base)
+        for index in range(first, count, DISTINCT):
+            terms = strategy._terms[asked[index].metadata.dst_node_id]
+            packet = compressor("dare").compress(delta, terms)
+            replies.append(reply(asked[index], packet_record(packet or b""), index))
+    usable = strategy._usable(replies)
+
+    def accumulate() -> Any:
+        return weighted_mean(strategy._base, strategy._layout, usable, lambda *_: None)
+
+    return accumulate, lambda: strategy.aggregate_train(1, replies)
+
+
+def measure(kind: str, count: int) -> dict[str, Any]:
+    """Measure one row, in this process."""
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    adopt_run("benchmark")
+    part, whole = dense_round(count) if kind == "dense" else packed_round(count, kind)
+    row: dict[str, Any] = {"kind": kind, "clients": count}
+    for name, step in (("accumulate", part), ("round", whole)):
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before, start = _status("VmRSS"), time.perf_counter()
+        result = step()
+        row[f"{name}_seconds"] = round(time.perf_counter() - start, 3)
+        row[f"{name}_models"] = round((_status("VmHWM") - before) / (4 * entries(MODEL)), 3)
+        del result
+    return row
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(key)
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Return time and memory of each kind of round."""
+    shown = Table(title=f"{MODEL}, {entries(MODEL) / 1e6:.1f} M, p = {P}, fp16, one thread")
+    columns = ("", "clients", "adding, s", "adding, models", "round, s", "round, models", "faster")
+    for column in columns:
+        shown.add_column(column, justify="left" if not column else "right")
+    labels = {"dense": "FedAvg, dense replies", "client": "a mask each", "round": "one mask"}
+    for row in rows:
+        peer = next(r for r in rows if r["kind"] == "dense" and r["clients"] == row["clients"])
+        shown.add_row(
+            labels[row["kind"]],
+            str(row["clients"]),
+            *(f"{row[f'accumulate_{unit}']:.2f}" for unit in ("seconds", "models")),
+            *(f"{row[f'round_{unit}']:.2f}" for unit in ("seconds", "models")),
+            "" if row is peer else f"{peer['round_seconds'] / row['round_seconds']:.1f}x",
+        )
+    return shown
+
+
+def main(
+    table_only: Annotated[bool, typer.Option("--table", help="print, do not run")] = False,
+) -> None:
+    """Measure all rounds, write the results and print the table."""
+    if not table_only:
+        context = multiprocessing.get_context("spawn")
+        rows = []
+        for count in (10, 100):
+            for kind in ("dense", "client", "round"):
+                with context.Pool(1) as pool:
+                    rows.append(pool.apply(measure, (kind, count)))
+        save("aggregation", {"rows": rows, "versions": versions()})
+    Console(width=110).print(table(load("aggregation")["rows"]))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,92 @@
+"""Puts the model, or what a client lacks of it, into messages, and can take it out again."""
+
+from __future__ import annotations
+
+from logging import WARNING
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.logger import log
+
+from fl_darex.wire.delivery import DELIVERY_KEY, GREETING_KEY, Delivery
+from fl_darex.wire.ledger import without_settings
+from fl_darex.wire.terms import Terms
+
+from .downlink import Downlink
+
+
+class Courier:
+    """Addresses each message to its own client.
+
+    Args:
+        downlink: Decides what a client is sent of the model.
+
+    Attributes:
+        model: The model that messages stand for now.
+    """
+
+    def __init__(self, downlink: Downlink) -> None:
+        self._downlink = downlink
+        self.model = ArrayRecord()
+
+    def present(self, model: ArrayRecord) -> None:
+        """Say which model the next messages stand for."""
+        self._downlink.present(model)
+        self.model = model
+
+    def question(self, config: ConfigRecord) -> RecordDict | None:
+        """Return what new nodes are asked, with a run's settings; None: nothing."""
+        asked = ConfigRecord(dict(config))
+        self._downlink.greet(asked)
+        return RecordDict({"config": asked}) if GREETING_KEY in asked else None
+
+    def address(self, message: Message, terms: Terms | None) -> None:
+        """Give a message the content that its own client needs.
+
+        Args:
+            message: As the wrapped strategy made it; its content may be shared with others.
+            terms: What the reply must look like; None: as the app leaves it.
+        """
+        carried = self._downlink.content(message.metadata.dst_node_id)
+        message.content = self._settled(message.content, *carried, terms)
+
+    def again(self, message: Message, client: int, terms: Terms | None) -> Message:
+        """Return a message with the whole model, for a client that lacks what it was sent."""
+        log(WARNING, "client %s lacks an earlier model and is sent the whole one", client)
+        old = message.metadata
+        self._downlink.lacks(old.dst_node_id)
+        whole, delivery = self._downlink.whole()
+        content = self._settled(self.plain(message.content), whole, delivery, terms)
+        return Message(
+            content, old.dst_node_id, old.message_type, ttl=old.ttl, group_id=old.group_id
+        )
+
+    def plain(self, content: RecordDict) -> RecordDict:
+        """Return what a content would be without fl-darex: the model, no settings of ours."""
+        plain = without_settings(content)
+        if any(DELIVERY_KEY in config for config in content.config_records.values()):
+            for name in content.array_records:
+                plain[name] = self.model
+        return plain
+
+    def _settled(
+        self,
+        content: RecordDict,
+        carried: ArrayRecord,
+        delivery: Delivery | None,
+        terms: Terms | None,
+    ) -> RecordDict:
+        """Return a copy of a content with what takes the model's place, and our settings."""
+        copied = RecordDict(dict(content.items()))
+        places = [n for n, record in content.array_records.items() if record is self.model]
+        if delivery is not None and places:
+            copied[places[0]] = carried
+        else:
+            delivery = None  # another model than ours goes as it is
+        settings = [one for one in (delivery, terms) if one is not None]
+        if settings:
+            name = next(iter(content.config_records), "config")
+            config = ConfigRecord(dict(content.config_records.get(name, ConfigRecord())))
+            for one in settings:
+                one.attach(config)
+            copied[name] = config
+        return copied
