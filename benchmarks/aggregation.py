@@ -5,17 +5,20 @@
 
 BERT-base, p = .99, fp16, one thread. Flower's FedAvg is given the dense replies of the same clients
 (they would not fit into memory: every fourth reply is the same object, which saves it nothing).
-Each row is measured in a process of its own; memory is what the process holds at most beyond the
-model and the replies that it was given, in models of float32 (Linux).
+Each row is measured in a process of its own. Memory is what the process holds at most beyond the
+model and the replies that it was given, in models of float32 (Linux). Times are medians after that.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import logging
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
@@ -34,13 +37,14 @@ from fl_darex.run_folder import versions
 from fl_darex.simulation.identity import adopt_run, node_id_of
 from fl_darex.strategies import DarexStrategy
 from fl_darex.strategies.aggregation import weighted_mean
+from fl_darex.wire.handshake import answer
 from fl_darex.wire.records import packet_record, to_record, view_arrays
 
-MODEL, P, DISTINCT = "BERT-base", 0.99, 4
+MODEL, P, DISTINCT, TURNS = "BERT-base", 0.99, 4, 5
 
 
 class Clients(Grid):
-    """Names nodes, and never hears from them."""
+    """Names nodes, which tell their partition and nothing else."""
 
     def __init__(self, count: int) -> None:
         self._nodes = [node_id_of(index) for index in range(count)]
@@ -69,8 +73,8 @@ class Clients(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Answer nothing."""
-        return []
+        """Answer the handshake."""
+        return [answer(m, self._nodes.index(m.metadata.dst_node_id)) for m in messages]
 
 
 def model(seed: int = 0, around: Arrays | None = None) -> Arrays:
@@ -142,13 +146,30 @@ def measure(kind: str, count: int) -> dict[str, Any]:
     part, whole = dense_round(count) if kind == "dense" else packed_round(count, kind)
     row: dict[str, Any] = {"kind": kind, "clients": count}
     for name, step in (("accumulate", part), ("round", whole)):
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        before, start = _status("VmRSS"), time.perf_counter()
-        result = step()
-        row[f"{name}_seconds"] = round(time.perf_counter() - start, 3)
-        row[f"{name}_models"] = round((_status("VmHWM") - before) / (4 * entries(MODEL)), 3)
-        del result
+        row[f"{name}_models"] = round(peak(step) / (4 * entries(MODEL)), 3)
+        row[f"{name}_seconds"] = round(median(seconds(step) for _ in range(TURNS)), 3)
     return row
+
+
+def peak(step: Callable[[], Any]) -> int:
+    """Return the bytes that the process holds at most during a step, beyond those before it."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or what was freed before would hide a part
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status("VmRSS")
+    result = step()
+    found = _status("VmHWM") - before
+    del result
+    return found
+
+
+def seconds(step: Callable[[], Any]) -> float:
+    """Return the time of a step in a process that took it before."""
+    start = time.perf_counter()
+    result = step()
+    found = time.perf_counter() - start
+    del result
+    return found
 
 
 def _status(key: str) -> int:
@@ -161,19 +182,18 @@ def _status(key: str) -> int:
 def table(rows: list[dict[str, Any]]) -> Table:
     """Return time and memory of each kind of round."""
     shown = Table(title=f"{MODEL}, {entries(MODEL) / 1e6:.1f} M, p = {P}, fp16, one thread")
-    columns = ("", "clients", "adding, s", "adding, models", "round, s", "round, models", "faster")
+    columns = ("", "clients", "adding, s", "models", "faster", "round, s", "models", "faster")
     for column in columns:
         shown.add_column(column, justify="left" if not column else "right")
     labels = {"dense": "FedAvg, dense replies", "client": "a mask each", "round": "one mask"}
     for row in rows:
         peer = next(r for r in rows if r["kind"] == "dense" and r["clients"] == row["clients"])
-        shown.add_row(
-            labels[row["kind"]],
-            str(row["clients"]),
-            *(f"{row[f'accumulate_{unit}']:.2f}" for unit in ("seconds", "models")),
-            *(f"{row[f'round_{unit}']:.2f}" for unit in ("seconds", "models")),
-            "" if row is peer else f"{peer['round_seconds'] / row['round_seconds']:.1f}x",
-        )
+        cells = [labels[row["kind"]], str(row["clients"])]
+        for part in ("accumulate", "round"):
+            seconds = row[f"{part}_seconds"]
+            cells += [f"{seconds:.2f}", f"{row[f'{part}_models']:.2f}"]
+            cells.append("" if row is peer else f"{peer[f'{part}_seconds'] / seconds:.1f}x")
+        shown.add_row(*cells)
     return shown
 
 

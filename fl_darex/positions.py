@@ -7,7 +7,7 @@ clients without holding any delta in full.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -109,12 +109,19 @@ class SeededMask:
 
     def in_blocks(self, blocks: Blocks, start: Positions) -> list[Positions]:
         """Return the sorted positions in each block, counted from ``start`` of that block."""
-        tensors, row = np.unique(blocks.tensor, return_inverse=True)
-        keys = np.array([self.key(blocks.names[i]) for i in tensors.tolist()], dtype=np.uint64)[row]
-        streams = masks.streams(keys, blocks.number)
         if not self.exact:
-            return masks.draw(streams, start, blocks.length, self.kept)
+            return masks.draw(self.streams(blocks), start, blocks.length, self.kept)
+        keys, streams = self._keys(blocks), self.streams(blocks)
         return masks.draw_exact(keys, streams, blocks.first, start, blocks.length, self.kept)
+
+    def streams(self, blocks: Blocks) -> NDArray[np.uint64]:
+        """Return the stream of each block."""
+        return masks.streams(self._keys(blocks), blocks.number)
+
+    def _keys(self, blocks: Blocks) -> NDArray[np.uint64]:
+        tensors, row = np.unique(blocks.tensor, return_inverse=True)
+        keys = [self.key(blocks.names[tensor]) for tensor in tensors.tolist()]
+        return np.array(keys, dtype=np.uint64)[row]
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,40 @@ class ListedMask:
             low, high = np.searchsorted(positions, [first, first + length])
             found.append(positions[low:high] - first + start[row])
         return found
+
+
+class Draws:
+    """Several masks over the same blocks, drawn stretch by stretch.
+
+    Independent masks of one threshold are drawn together, which costs less than one by one, and
+    their streams are worked out once.
+
+    Args:
+        drawn: The masks; at least one.
+        blocks: All blocks.
+    """
+
+    def __init__(self, drawn: Sequence[Mask], blocks: Blocks) -> None:
+        self._masks, self._blocks = drawn, blocks
+        plain = [mask for mask in drawn if isinstance(mask, SeededMask) and not mask.exact]
+        self._kept = plain[0].kept if plain else 0
+        self._streams: NDArray[np.uint64] | None = None
+        if len(plain) == len(drawn) and all(mask.kept == self._kept for mask in plain):
+            self._streams = np.stack([mask.streams(blocks) for mask in plain])
+
+    def rows(self, start: int, end: int) -> list[list[Positions]]:
+        """Return, for each mask, the sorted positions in each of some blocks.
+
+        They are counted in the vector of all pruned entries.
+        """
+        some = self._blocks.rows(start, end)
+        if self._streams is None:
+            return [mask.in_blocks(some, some.offset) for mask in self._masks]
+        streams = self._streams[:, start:end].reshape(-1)
+        times, size = len(self._masks), end - start
+        offset, length = np.tile(some.offset, times), np.tile(some.length, times)
+        rows = masks.draw(streams, offset, length, self._kept)
+        return [rows[at : at + size] for at in range(0, size * times, size)]
 
 
 def positions_in(layout: Layout, mask: Mask) -> dict[str, Positions]:

@@ -106,8 +106,8 @@ def _combine(
     # Shares of the packets alone: their sum is a mean, whatever the dense replies weigh.
     shares = [Share(packet, reply.weight / total / (share or 1.0)) for reply, packet in packed]
     if shares:
-        sums = np.zeros(sum(spec.numel for spec in layout.pruned), dtype=np.float32)
-        if bad := {id(one.packet) for one in add_packets(sums, layout, shares)}:
+        sums = np.empty(sum(spec.numel for spec in layout.pruned), dtype=np.float32)
+        if bad := {id(one.packet) for one in add_packets(sums, layout, shares, clear=True)}:
             return None, [(reply, _odd(packet)) for reply, packet in packed if id(packet) in bad]
         moved = _moved(base, layout, sums) | _dense_moved(base, layout, shares)
     counters = _Counters({spec.name: base[spec.name] for spec in layout.raw})

@@ -74,6 +74,23 @@ def test_arrays_go_into_a_record_and_come_back():
         assert again[name].tobytes() == array.tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["f4", ">f4", "f8", "f2", "i8", "?", "u1", "c8", "U3"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3), (2, 0, 3), (1,) * 20])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_array_has_the_bytes_that_flower_gives_it(dtype, shape, order):
+    array = np.asarray(
+        np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype), order=order
+    )
+    for one in (array, array[::2] if shape else array, array.T):
+        mine, theirs = to_record({"w": one})["w"], Array(one)
+        assert (mine.dtype, tuple(mine.shape), mine.stype) == (
+            theirs.dtype,
+            tuple(theirs.shape),
+            theirs.stype,
+        )
+        assert mine.data == theirs.data
+
+
 def test_a_view_of_a_record_shows_its_arrays_without_copying_them():
     tensors = {
         **TENSORS,

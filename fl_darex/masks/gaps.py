@@ -22,19 +22,30 @@ def gaps(uniform: NDArray[np.uint32], kept: int) -> NDArray[np.int32]:
     guide, table = tables(kept)
     found: NDArray[np.int32] = guide.take(uniform >> np.uint32(16))
     flat = found.reshape(-1)
-    unsure = np.flatnonzero(flat == 0)
+    unsure = np.flatnonzero(flat <= 0)
     if unsure.size:
-        # The table falls; a gap is 1 + the number of entries above the draw.
-        at = np.searchsorted(table[::-1], uniform.reshape(-1)[unsure], "right")
-        flat[unsure] = 1 + table.size - at
+        flat[unsure] = _look_closer(-flat[unsure], uniform.reshape(-1)[unsure], table)
     return found
+
+
+def _look_closer(
+    least: NDArray[np.int32], uniform: NDArray[np.uint32], table: NDArray[np.uint32]
+) -> NDArray[np.int32]:
+    """Return gaps that the upper 16 bits leave open; ``least`` is 0 where they say nothing."""
+    # The table falls, and entry number `least` is the only one that the draw can be above or below.
+    gap = least + (table.take(least - 1, mode="clip") > uniform)
+    far = np.flatnonzero(least == 0)
+    gap[far] = 1 + table.size - np.searchsorted(table[::-1], uniform[far], "right")
+    return gap
 
 
 @lru_cache(maxsize=16)
 def tables(kept: int) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
-    """Return a 16-bit guide (0 = look closer) and the falling table ``p**g`` in units of 2**-32.
+    """Return a 16-bit guide and the falling table ``p**g`` in units of 2**-32.
 
-    A gap longer than a block is as good as any other, so the table ends there.
+    The guide holds the gap that the upper 16 bits of a draw stand for; minus the smaller one where
+    they leave two open; 0 where they leave more. A gap longer than a block is as good as any
+    other, so the table ends there.
     """
     dropped = (ONE - kept) << (_FRACTION_BITS - 32)
     power = dropped
@@ -50,9 +61,10 @@ def tables(kept: int) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
     lowest = np.arange(1 << 16, dtype=np.uint32) << np.uint32(16)
     at_low = 1 + table.size - np.searchsorted(rising, lowest, "right")
     at_high = 1 + table.size - np.searchsorted(rising, lowest | np.uint32(0xFFFF), "right")
-    guide = np.where(at_low == at_high, at_low, 0).astype(np.int32)
-    for array in (guide, table):
-        array.setflags(write=False)
+    cases = [at_low == at_high, at_low == at_high + 1]
+    guide = np.select(cases, [at_low, -at_high], 0).astype(np.int32)
+    guide.setflags(write=False)
+    table.setflags(write=False)
     return guide, table
 
 

@@ -55,11 +55,14 @@ class Packet:
     q: Q
     _sections: _Sections
 
-    def numbers(self, start: int = 0, end: int | None = None) -> Numbers:
-        """Return survivors ``start`` to ``end - 1``, unscaled, in canonical order."""
+    def numbers(self, start: int = 0, end: int | None = None, scale: float = 1.0) -> Numbers:
+        """Return survivors ``start`` to ``end - 1`` times ``scale``, in canonical order."""
         count, exponent = self.header.survivors, self.header.exponent
         stop = count if end is None else end
-        return self._sections.coding.read(self._sections.kept, count, exponent, start, stop)
+        found = self._sections.coding.read(self._sections.kept, count, exponent, start, stop)
+        if scale != 1.0:
+            found *= np.float32(scale)
+        return found
 
     def dense(self) -> dict[str, Numbers]:
         """Return each dense tensor's whole delta, flattened."""

@@ -88,4 +88,14 @@ def _view(name: str, array: Array) -> NDArray[Any]:
 
 def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     """Return an ArrayRecord of NumPy arrays, in the mapping's order."""
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+    return ArrayRecord({name: to_array(np.asarray(array)) for name, array in arrays.items()})
+
+
+def to_array(array: NDArray[Any]) -> Array:
+    """Return what Flower's ``Array(array)`` is, byte for byte, with one copy in place of two."""
+    if not array.flags.c_contiguous or array.dtype.hasobject:
+        return Array(array)
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+    data = b"".join([head.getvalue(), array.reshape(-1).view(np.uint8).data])
+    return Array(dtype=str(array.dtype), shape=array.shape, stype=SType.NUMPY, data=data)
