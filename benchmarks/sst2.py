@@ -16,7 +16,7 @@ from rich.table import Table
 from runs import load, run, save
 
 VARIANTS = {
-    "dense": ["compress.method=dense"],
+    "dense": ["compress.method=dense", "compress.downlink=dense"],
     "DAREx p=.99": ["compress.p=0.99"],
     "DAREx p=.999": ["compress.p=0.999"],
 }

@@ -19,7 +19,6 @@ from fl_darex.masks import keep_threshold
 
 Rate = Annotated[float, Field(ge=1e-9, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Values = Literal["fp32", "fp16", "bf16", "int8", "int4", "sign"]
 
 
 def _kebab(name: str) -> str:
@@ -133,16 +132,18 @@ class CompressConfig(Section):
     method: Literal["dare", "dense"] = "dare"
     p: float = Field(0.99, ge=0.0, lt=1.0, description="fraction of the delta that is dropped")
     q: Literal["dare"] | Rate = Field("dare", description="survivors are divided by q")
-    values: Values = "fp16"
+    values: Literal["fp32", "fp16", "bf16", "int8", "int4", "sign"] = "fp16"
     mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
     count: Literal["random", "exact"] = Field("random", description="survivors of each tensor")
     downlink: Literal["dense", "update", "server"] = Field(
-        "dense", description="the model, what changed of it, or the largest entries of that"
+        "update", description="the model, what changed of it, or the largest entries of that"
     )
     downlink_p: Literal["same"] | Fraction = Field(
         "same", description="fraction of the server's step that 'server' keeps back"
     )
-    downlink_values: Values = Field("fp16", description="how the server's packets write numbers")
+    downlink_values: Literal["same", "fp32", "fp16", "bf16", "int8", "int4", "sign"] = Field(
+        "same", description="how the server's packets write numbers"
+    )
 
     @model_validator(mode="after")
     def _something_survives(self) -> CompressConfig:
@@ -157,6 +158,11 @@ class CompressConfig(Section):
     def server_p(self) -> float:
         """Fraction of its step that the server keeps back."""
         return self.p if self.downlink_p == "same" else self.downlink_p
+
+    @property
+    def server_values(self) -> str:
+        """How the server's packets write numbers."""
+        return self.values if self.downlink_values == "same" else self.downlink_values
 
 
 class ServerConfig(Section):

@@ -42,8 +42,8 @@ class DarexStrategy(Strategy):
     with a line in the log, never the round.
 
     ``p = 0`` with fp32 values equals dense averaging to float32 round-off: within
-    ``(clients + 4) * 2**-23 * (max |tensor| + 1)`` for updates below 1. ``method="dense"`` has
-    the very bits of Flower's FedAvg on the replies in partition order.
+    ``(clients + 6) * 2**-23 * (max |tensor| + 1)`` for updates below 1. ``method="dense"`` with
+    ``downlink="dense"`` has the very bits of Flower's FedAvg on the replies in partition order.
 
     Args:
         strategy: Flower's FedAvg, FedAvgM, FedAdam or one built on them.
@@ -59,7 +59,7 @@ class DarexStrategy(Strategy):
             ``"update"``: what changed since the version that a client holds. ``"server"``: the
             largest entries of that, the rest is kept for later rounds.
         downlink_p: Fraction of the server's step that ``"server"`` keeps back; None: ``p``.
-        downlink_values: How the server's packets write numbers; as ``values``.
+        downlink_values: How the server's packets write numbers; None: as ``values``.
         seed: Seed of masks and of the sampling of clients, in [0, 2**63).
         dense: Names of tensors whose whole delta is sent, such as a fresh head.
         on_reply: Called with the ledger's entry as each reply arrives.
@@ -83,9 +83,9 @@ class DarexStrategy(Strategy):
         mask: str = "client",
         count: str = "random",
         method: str = "dare",
-        downlink: str = "dense",
+        downlink: str = "update",
         downlink_p: float | None = None,
-        downlink_values: str = "fp16",
+        downlink_values: str | None = None,
         seed: int = 0,
         dense: Iterable[str] = (),
         on_reply: Callable[[Entry], None] | None = None,
@@ -95,7 +95,7 @@ class DarexStrategy(Strategy):
         _check_choice("count", count, ("random", "exact"))
         _check_choice("method", method, COMPRESSORS)
         _check_choice("downlink", downlink, DOWNLINKS)
-        _check_choice("downlink_values", downlink_values, CODINGS)
+        _check_choice("downlink_values", downlink_values or values, CODINGS)
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed must be in [0, 2**63), got {seed}")
         self.strategy = strategy
@@ -109,7 +109,7 @@ class DarexStrategy(Strategy):
         self._downlink = make_downlink(
             downlink,
             p=p if downlink_p is None else downlink_p,
-            values=downlink_values,
+            values=downlink_values or values,
             seed=seed,
             dense=self._dense,
         )

@@ -63,7 +63,7 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
         method=config.compress.method,
         downlink=config.compress.downlink,
         downlink_p=config.compress.server_p,
-        downlink_values=config.compress.downlink_values,
+        downlink_values=config.compress.server_values,
         seed=config.federation.seed,
         dense=server.session.dense,
         on_reply=server.replied,

@@ -606,7 +606,7 @@ def test_the_same_seed_gives_the_same_bytes_and_bits_again():
 
 
 def test_a_dense_downlink_asks_nothing_and_keeps_nothing(cache_folder):
-    strategy = DarexStrategy(quiet(), p=0.9)
+    strategy = DarexStrategy(quiet(), p=0.9, downlink="dense")
     grid = Fleet(CLIENTS, held_model)
     run(strategy, grid, 2)
     assert not list(cache_folder.iterdir())

@@ -71,6 +71,7 @@ class Finished:
 
     entries: list[dict[str, Any]]  # of the ledger
     plain: list[dict[str, Any]]  # of the ledger around plain FedAvg
+    updated: list[dict[str, Any]]  # of the ledger of a run with downlink="update"
     sent: list[dict[str, Any]]  # by ServerApp, in order
     replies: dict[str, dict[str, Any]]  # by the id of what they reply to
     inbound: int
@@ -95,6 +96,7 @@ def finished(tmp_path_factory):
     return Finished(
         entries=found["entries"],
         plain=found["plain"],
+        updated=found["updated"],
         sent=[m for m in found["messages"] if not m["reply_to"]],
         replies={m["reply_to"]: m for m in found["messages"] if m["reply_to"]},
         inbound=listed["network-traffic"]["inbound-bytes"],
@@ -131,7 +133,7 @@ def receipt_out(reply: dict[str, Any]) -> int:
 
 
 def all_of(finished: Finished) -> list[dict[str, Any]]:
-    return [*finished.entries, *finished.plain]
+    return [*finished.entries, *finished.plain, *finished.updated]
 
 
 def test_every_message_of_the_run_is_in_the_ledger_and_answered(finished):
@@ -143,7 +145,7 @@ def test_every_message_of_the_run_is_in_the_ledger_and_answered(finished):
     assert clients[2:] == [0, 1] * 4
     assert [entry["kind"] for entry in finished.plain] == ["train", "train"]
     assert not any(entry["failed"] for entry in all_of(finished))
-    assert len(finished.sent) == len(finished.replies) == len(all_of(finished)) == 12
+    assert len(finished.sent) == len(finished.replies) == len(all_of(finished)) == 26
 
 
 def test_the_ledger_is_what_flowers_own_code_makes_of_the_messages(finished):
@@ -153,10 +155,11 @@ def test_the_ledger_is_what_flowers_own_code_makes_of_the_messages(finished):
             assert entry[column] == sum(message["objects"].values()) + message["tree"]
 
 
-def test_no_two_replies_share_an_object(finished):
+def test_no_two_replies_of_an_exchange_share_an_object(finished):
     # SuperLink keeps equal objects once, so its counters would depend on who comes first.
-    pushed = [key for reply in finished.replies.values() for key in reply["objects"]]
-    assert len(pushed) == len(set(pushed))
+    for one, other in zip(finished.sent[::2], finished.sent[1::2], strict=True):
+        mine, theirs = (set(finished.replies[m["id"]]["objects"]) for m in (one, other))
+        assert not mine & theirs
 
 
 def test_superlink_receives_the_ledgers_uplink_and_a_frame_for_each_message(finished):
@@ -191,11 +194,11 @@ def test_the_wire_adds_the_head_of_each_request_and_what_superlink_does_not_coun
 def test_the_dense_column_is_what_the_same_clients_send_under_plain_flower(finished):
     plain = {
         message["node"]: entry
-        for message, entry in zip(finished.sent[-2:], finished.plain, strict=True)
+        for message, entry in zip(finished.sent[10:12], finished.plain, strict=True)
     }
     trained = [
         (entry, plain[message["node"]])
-        for message, entry in zip(finished.sent[:-2], finished.entries, strict=True)
+        for message, entry in zip(finished.sent[:10], finished.entries, strict=True)
         if entry["kind"] == "train"
     ]
     assert len(trained) == 4
@@ -203,3 +206,15 @@ def test_the_dense_column_is_what_the_same_clients_send_under_plain_flower(finis
         assert pruned["dense_up_bytes"] == dense["up_bytes"] == dense["dense_up_bytes"]
         assert pruned["dense_down_bytes"] == dense["down_bytes"]
         assert pruned["up_bytes"] < 0.006 * dense["up_bytes"]
+
+
+def test_supernodes_find_on_disk_what_an_earlier_process_of_theirs_was_sent(finished):
+    # A SuperNode starts a new process for every message.
+    kinds = Counter(entry["kind"] for entry in finished.updated)
+    assert kinds == {"handshake": 2, "train": 6, "evaluate": 6}
+    exchanges = [entry for entry in finished.updated if entry["kind"] != "handshake"]
+    whole, built = exchanges[:2], exchanges[2:]
+    assert all(entry["down_bytes"] > entry["dense_down_bytes"] for entry in whole)
+    # One packet of 1 % in fp16, or nothing at all for a client that trains what it evaluated.
+    assert all(entry["down_bytes"] < 0.006 * entry["dense_down_bytes"] for entry in built)
+    assert not any(entry["failed"] for entry in finished.updated)

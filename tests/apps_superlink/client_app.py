@@ -12,11 +12,17 @@ from fl_darex.clients import DarexMod
 from fl_darex.wire.handshake import HANDSHAKE, answer
 from fl_darex.wire.records import to_arrays, to_record
 
-app = ClientApp(mods=[DarexMod()])
-
 
 def partition_of(context: Context) -> int:
     return int(context.node_config["partition-id"])
+
+
+def base(message: Message, context: Context) -> dict[str, np.ndarray]:
+    """Nothing that the server has, and nothing that the other client has."""
+    return {"own": np.full(3, partition_of(context))}
+
+
+app = ClientApp(mods=[DarexMod(base)])
 
 
 def own_metrics(arrays: Iterable[np.ndarray], context: Context) -> MetricRecord:
