@@ -22,6 +22,7 @@ ROOMS = {
     "survivors": {"delta", "positions"},
     "pruning": {"masks", "delta", "positions", "survivors"},
     "rescaling": {"masks", "delta", "positions", "survivors", "pruning"},
+    "activations": set(),
     "optim": set(),
     "wire": {"masks", "delta", "positions", "survivors"},
     "model_cache": {"files", "wire"},
