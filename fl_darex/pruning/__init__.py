@@ -1,5 +1,8 @@
 """Which entries of a delta survive."""
 
 from fl_darex.pruning.dare import dare, draw
+from fl_darex.pruning.magnitude import magnitude
+from fl_darex.pruning.structured import structured
+from fl_darex.pruning.wanda import wanda
 
-__all__ = ["dare", "draw"]
+__all__ = ["dare", "draw", "magnitude", "structured", "wanda"]

@@ -46,6 +46,8 @@ class Task:
             ``model(**collate(examples))`` has ``.loss`` and ``.logits``.
         build: Loads the model anew.
         metric: Computes the results from logits and labels.
+        validation: Examples by which the server chooses q, neither trained on nor evaluated;
+            None: it does not.
         processor: What a user needs beside the model, such as a tokenizer; saved with it.
     """
 
@@ -56,6 +58,7 @@ class Task:
     collate: Callable[[list[Example]], dict[str, Tensor]]
     build: Callable[[], LoadedModel]
     metric: Metric
+    validation: Dataset | None = None
     processor: PreTrainedTokenizerBase | None = None
 
     def load_model(self) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from fl_darex.seeds import derive
 
 from .metrics import METRICS, choose_metric
 from .partitions import Partitions
+from .sampling import take_validation
 from .task import Example, Task, check_evaluation_shares
 from .text_data import load_text_data
 from .text_model import build_encoder, load_encoder_config, load_tokenizer
@@ -33,14 +34,15 @@ def load_text_task(config: RunConfig) -> Task:
     tokenizer = load_tokenizer(task.model, encoder, task.max_length)
     owner = federation.partition_column if federation.partition == "natural" else ""
     data = load_text_data(task, owner)
+    train, validation = take_validation(data.train, config)
     metric = choose_metric(task.metric, data.classes, task.subset)
     if federation.evaluate == "clients":
         check_evaluation_shares(len(data.evaluation), federation.clients)
     return Task(
         metric_name=metric,
-        train=data.train,
+        train=train,
         evaluation=data.evaluation,
-        partitions=Partitions(data.train, data.classes, federation),
+        partitions=Partitions(train, data.classes, federation),
         collate=functools.partial(
             collate,
             tokenizer=tokenizer,
@@ -52,6 +54,7 @@ def load_text_task(config: RunConfig) -> Task:
             build_encoder, task.model, data.label_names, derive(federation.seed, "head")
         ),
         metric=METRICS[metric],
+        validation=validation,
         processor=tokenizer,
     )
 
