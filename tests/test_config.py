@@ -309,7 +309,11 @@ def test_a_whole_number_is_not_a_fraction_or_text(key, value):
         ("federation.timeout", 0, "it must be a number above 0"),
         ("train.max-grad-norm", -1, "it must be a number from 0"),
         ("task.model", 5, "it must be text"),
-        ("task.name", "digit", "allowed: 'digits', 'text-classification'; did you mean 'digits'?"),
+        (
+            *("task.name", "digit"),
+            "allowed: 'digits', 'text-classification', 'image-classification'; "
+            "did you mean 'digits'?",
+        ),
         ("train.norm", "L2", "allowed: 'l2', 'l1'; did you mean 'l2'?"),
         (
             *("compress.values", "int3"),

@@ -17,7 +17,7 @@ from .partitions import Partitions
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 Example = dict[str, Any]
 
@@ -46,7 +46,8 @@ class Task:
             ``model(**collate(examples))`` has ``.loss`` and ``.logits``.
         build: Loads the model anew.
         metric: Computes the results from logits and labels.
-        processor: What a user needs beside the model, such as a tokenizer; saved with it.
+        processor: What a user needs beside the model, a tokenizer or an image processor;
+            saved with it.
     """
 
     metric_name: str
@@ -56,7 +57,7 @@ class Task:
     collate: Callable[[list[Example]], dict[str, Tensor]]
     build: Callable[[], LoadedModel]
     metric: Metric
-    processor: PreTrainedTokenizerBase | None = None
+    processor: PreTrainedTokenizerBase | BaseImageProcessor | None = None
 
     def load_model(self) -> PreTrainedModel:
         """Return the model in float32 on the CPU, with the same weights at each call.
