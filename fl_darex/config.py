@@ -42,7 +42,7 @@ class Section(BaseModel):
 class TaskConfig(Section):
     """What is learned: a model, a dataset, and how the result is measured."""
 
-    name: Literal["digits", "text-classification"] = "digits"
+    name: Literal["digits", "text-classification", "image-classification"] = "digits"
     model: str = Field("", description="hub name or folder; digits: empty = the packaged model")
     dataset: str = Field("", description="hub name or folder; digits: must be empty")
     subset: str = Field("", description="configuration of a hub dataset, e.g. 'sst2'")

@@ -23,6 +23,7 @@ ROOMS = {
     "pruning": {"masks", "delta", "positions", "survivors"},
     "rescaling": {"masks", "delta", "positions", "survivors", "pruning"},
     "activations": set(),
+    "outliers": {"activations"},
     "optim": set(),
     "wire": {"masks", "delta", "positions", "survivors"},
     "model_cache": {"files", "wire"},
@@ -40,7 +41,7 @@ ROOMS = {
     "observers": {"config", "wire"},
     "run_folder": {"observers", "wire"},
     "display": {"observers", "wire"},
-    "study": {"run_folder"},
+    "study": {"outliers", "run_folder"},
     # The lazy exports of `import fl_darex`.
     "__init__": {"optim", "simulation"},
 }

@@ -324,7 +324,11 @@ Q = (
         ("federation.timeout", 0, "it must be a number above 0"),
         ("train.max-grad-norm", -1, "it must be a number from 0"),
         ("task.model", 5, "it must be text"),
-        ("task.name", "digit", "allowed: 'digits', 'text-classification'; did you mean 'digits'?"),
+        (
+            *("task.name", "digit"),
+            "allowed: 'digits', 'text-classification', 'image-classification'; "
+            "did you mean 'digits'?",
+        ),
         ("train.norm", "L2", "allowed: 'l2', 'l1'; did you mean 'l2'?"),
         (
             *("compress.values", "int3"),

@@ -17,7 +17,7 @@ from .partitions import Partitions
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 Example = dict[str, Any]
 
@@ -48,7 +48,8 @@ class Task:
         metric: Computes the results from logits and labels.
         validation: Examples by which the server chooses q, neither trained on nor evaluated;
             None: it does not.
-        processor: What a user needs beside the model, such as a tokenizer; saved with it.
+        processor: What a user needs beside the model, a tokenizer or an image processor;
+            saved with it.
     """
 
     metric_name: str
@@ -59,7 +60,7 @@ class Task:
     build: Callable[[], LoadedModel]
     metric: Metric
     validation: Dataset | None = None
-    processor: PreTrainedTokenizerBase | None = None
+    processor: PreTrainedTokenizerBase | BaseImageProcessor | None = None
 
     def load_model(self) -> PreTrainedModel:
         """Return the model in float32 on the CPU, with the same weights at each call.
