@@ -26,11 +26,13 @@ class LayerInputs:
     Attributes:
         mean: Signed mean of each input over all tokens of all examples, shape ``(inputs,)``.
         square: Mean of its square, shape ``(inputs,)``.
+        absolute: Mean of its absolute value, shape ``(inputs,)``.
         count: Tokens (rows) that were seen; padding is not counted.
     """
 
     mean: Vector
     square: Vector
+    absolute: Vector
     count: int
 
     @property
@@ -83,6 +85,7 @@ class _Sums:
     def __init__(self) -> None:
         self.first: Any = 0.0
         self.second: Any = 0.0
+        self.absolute: Any = 0.0
         self.count = 0
 
     def add(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
@@ -93,13 +96,15 @@ class _Sums:
         rows = rows.double()
         self.first = self.first + rows.sum(0)
         self.second = self.second + rows.square().sum(0)
+        self.absolute = self.absolute + rows.abs().sum(0)
         self.count += rows.shape[0]
 
     def result(self) -> LayerInputs:
         """Return the moments."""
         count = max(1, self.count)
-        mean, square = (part / count for part in (self.first, self.second))
-        return LayerInputs(mean.cpu().numpy(), square.cpu().numpy(), self.count)
+        sums = (self.first, self.second, self.absolute)
+        mean, square, absolute = ((part / count).cpu().numpy() for part in sums)
+        return LayerInputs(mean, square, absolute, self.count)
 
 
 @contextmanager

@@ -20,9 +20,9 @@ ROOMS = {
     "delta": set(),
     "positions": {"masks", "delta"},
     "survivors": {"delta", "positions"},
-    "pruning": {"masks", "delta", "positions", "survivors"},
-    "rescaling": {"masks", "delta", "positions", "survivors", "pruning"},
     "activations": set(),
+    "pruning": {"masks", "delta", "positions", "survivors", "activations"},
+    "rescaling": {"masks", "delta", "positions", "survivors", "pruning"},
     "optim": set(),
     "wire": {"masks", "delta", "positions", "survivors"},
     "model_cache": {"files", "wire"},
@@ -36,7 +36,7 @@ ROOMS = {
     "observers": {"config", "wire"},
     "run_folder": {"observers", "wire"},
     "display": {"observers", "wire"},
-    "study": {"run_folder"},
+    "study": {"pruning", "run_folder"},
     # The lazy exports of `import fl_darex`.
     "__init__": {"optim", "simulation"},
 }
