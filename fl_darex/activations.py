@@ -7,7 +7,7 @@ WANDA weighs a delta by the norm of its input, "DARE the Extreme" (Sec. 3, Eq. 5
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,15 +68,20 @@ def layer_inputs(model: torch.nn.Module, batches: Iterable[Batch]) -> dict[str, 
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode and back."""
+def in_mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
+    """Put a model into training or evaluation mode, and each module back into its own."""
     modes = {module: module.training for module in model.modules()}
-    model.train(False)
+    model.train(training)
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, before in modes.items():
+            module.training = before
+
+
+def evaluating(model: torch.nn.Module) -> AbstractContextManager[None]:
+    """Put a model into evaluation mode and back."""
+    return in_mode(model, False)
 
 
 class _Sums:

@@ -139,7 +139,7 @@ def _trained(why: str, has_labels: bool, architecture: Architecture) -> Choice:
 
 
 def _by_importance(mean: float, p: float) -> Choice:
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if p > _WANDA_LIMIT:
         warnings = (
             f"At p = {p:g} expect losses: in Table 6 WANDA goes from 64.5 to 54.5 at p = .5 and to "
@@ -163,7 +163,7 @@ def _by_importance(mean: float, p: float) -> Choice:
 
 def _rescaled(mean: float, p: float, has_labels: bool, architecture: Architecture) -> Choice:
     q, reason = _q(has_labels)
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if mean >= DOUBTFUL:
         warnings = (
             f"The mean |delta| of {mean:.2g} is between {DOUBTFUL} and {LARGE}, where DARE may "
