@@ -7,7 +7,7 @@ WANDA weighs a delta by the norm of its input, "DARE the Extreme" (Sec. 3, Eq. 5
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,13 @@ class LayerInputs:
     Attributes:
         mean: Signed mean of each input over all tokens of all examples, shape ``(inputs,)``.
         square: Mean of its square, shape ``(inputs,)``.
+        absolute: Mean of its absolute value, shape ``(inputs,)``.
         count: Tokens (rows) that were seen; padding is not counted.
     """
 
     mean: Vector
     square: Vector
+    absolute: Vector
     count: int
 
     @property
@@ -105,15 +107,20 @@ def rows_of(values: torch.Tensor, mask: Mask) -> torch.Tensor:
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode and back."""
+def in_mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
+    """Put a model into training or evaluation mode, and each module back into its own."""
     modes = {module: module.training for module in model.modules()}
-    model.train(False)
+    model.train(training)
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, before in modes.items():
+            module.training = before
+
+
+def evaluating(model: torch.nn.Module) -> AbstractContextManager[None]:
+    """Put a model into evaluation mode and back."""
+    return in_mode(model, False)
 
 
 class _Sums:
@@ -122,6 +129,7 @@ class _Sums:
     def __init__(self) -> None:
         self.first: Any = 0.0
         self.second: Any = 0.0
+        self.absolute: Any = 0.0
         self.count = 0
 
     def add(self, inputs: torch.Tensor, mask: Mask) -> None:
@@ -129,13 +137,15 @@ class _Sums:
         rows = rows_of(inputs, mask).double()
         self.first = self.first + rows.sum(0)
         self.second = self.second + rows.square().sum(0)
+        self.absolute = self.absolute + rows.abs().sum(0)
         self.count += rows.shape[0]
 
     def result(self) -> LayerInputs:
         """Return the moments."""
         count = max(1, self.count)
-        mean, square = (part / count for part in (self.first, self.second))
-        return LayerInputs(mean.cpu().numpy(), square.cpu().numpy(), self.count)
+        sums = (self.first, self.second, self.absolute)
+        mean, square, absolute = ((part / count).cpu().numpy() for part in sums)
+        return LayerInputs(mean, square, absolute, self.count)
 
 
 def _watch(

@@ -20,10 +20,10 @@ ROOMS = {
     "delta": set(),
     "positions": {"masks", "delta"},
     "survivors": {"delta", "positions"},
-    "pruning": {"masks", "delta", "positions", "survivors"},
-    "rescaling": {"masks", "delta", "positions", "survivors", "pruning"},
     "activations": set(),
     "outliers": {"activations"},
+    "pruning": {"masks", "delta", "positions", "survivors", "activations"},
+    "rescaling": {"masks", "delta", "positions", "survivors", "pruning"},
     "optim": set(),
     "wire": {"masks", "delta", "positions", "survivors"},
     "model_cache": {"files", "wire"},
@@ -37,11 +37,15 @@ ROOMS = {
     "training": {
         *("activations", "config", "optim", "rescaling", "seeds", "survivors", "tasks", "wire"),
     },
+    "diff_pruning": {
+        *("activations", "delta", "masks", "positions", "pruning", "seeds", "survivors"),
+        "training",
+    },
     "simulation": {"seeds", "wire"},
     "observers": {"config", "wire"},
     "run_folder": {"observers", "wire"},
     "display": {"observers", "wire"},
-    "study": {"outliers", "run_folder"},
+    "study": {"outliers", "pruning", "run_folder"},
     # The lazy exports of `import fl_darex`.
     "__init__": {"optim", "simulation"},
 }
