@@ -6,7 +6,7 @@ WANDA weighs a delta by the norm of its input, "DARE the Extreme" (Sec. 3, Eq. 5
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,15 +54,41 @@ def layer_inputs(model: torch.nn.Module, batches: Iterable[Batch]) -> dict[str, 
         ValueError: If there is no batch.
     """
     sums: dict[str, _Sums] = {}
+    each_input(model, batches, lambda name, rows: sums.setdefault(name, _Sums()).add(rows))
+    return {name: total.result() for name, total in sums.items()}
+
+
+def each_input(
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    take: Callable[[str, torch.Tensor], None],
+) -> None:
+    """Run a model and hand over what goes into each linear layer, as `layer_inputs` does.
+
+    Args:
+        model: As in `layer_inputs`.
+        batches: As in `layer_inputs`.
+        take: Is given a weight's name and the rows of its input, shape ``(tokens, inputs)``,
+            without those that are padding.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
     seen = 0
     with evaluating(model), torch.no_grad():
         for batch in batches:
             seen += 1
-            with _watching(model, sums, batch.get("attention_mask")):
+            with _watching(model, take, batch.get("attention_mask")):
                 model(**batch)
     if not seen:
         raise ValueError("no batches were given; statistics of inputs need at least one")
-    return {name: total.result() for name, total in sums.items()}
+
+
+def linear_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights of a model's linear layers, a tied one once, by its first name."""
+    names = {id(tensor): name for name, tensor in reversed(_state(model))}
+    linear = (module for module in model.modules() if isinstance(module, torch.nn.Linear))
+    return {names[id(module.weight)]: module.weight for module in linear}
 
 
 @contextmanager
@@ -85,11 +111,8 @@ class _Sums:
         self.second: Any = 0.0
         self.count = 0
 
-    def add(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Add the rows of ``inputs`` that ``mask`` does not leave out."""
-        rows = inputs.detach().reshape(-1, inputs.shape[-1])
-        if mask is not None and inputs.shape[:-1] == mask.shape:
-            rows = rows[mask.reshape(-1).bool().to(rows.device)]
+    def add(self, rows: torch.Tensor) -> None:
+        """Add rows of inputs."""
         rows = rows.double()
         self.first = self.first + rows.sum(0)
         self.second = self.second + rows.square().sum(0)
@@ -104,16 +127,18 @@ class _Sums:
 
 @contextmanager
 def _watching(
-    model: torch.nn.Module, sums: dict[str, _Sums], mask: torch.Tensor | None
+    model: torch.nn.Module,
+    take: Callable[[str, torch.Tensor], None],
+    mask: torch.Tensor | None,
 ) -> Iterator[None]:
-    names = {id(tensor): name for name, tensor in reversed(_state(model))}
+    names = {id(weight): name for name, weight in linear_weights(model).items()}
     handles = []
     for module in model.modules():
         if isinstance(module, torch.nn.Linear):
             name = names[id(module.weight)]
 
             def hook(_: Any, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-                sums.setdefault(name, _Sums()).add(inputs[0], mask)
+                take(name, _rows(inputs[0].detach(), mask))
 
             handles.append(module.register_forward_pre_hook(hook))
     try:
@@ -121,6 +146,13 @@ def _watching(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _rows(inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    if mask is not None and inputs.shape[:-1] == mask.shape:
+        rows = rows[mask.reshape(-1).bool().to(rows.device)]
+    return rows
 
 
 def _state(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -21,7 +21,7 @@ ROOMS = {
     "positions": {"masks", "delta"},
     "survivors": {"delta", "positions"},
     "pruning": {"masks", "delta", "positions", "survivors"},
-    "rescaling": {"masks", "delta", "positions", "survivors", "pruning"},
+    "rescaling": {"masks", "delta", "positions", "survivors", "pruning", "activations"},
     "activations": set(),
     "optim": set(),
     "wire": {"masks", "delta", "positions", "survivors"},
