@@ -2,9 +2,9 @@
 
 "DARE the Extreme", ICLR 2025, Sec. 4.1, https://arxiv.org/abs/2410.09344. A fixed q (`rescale`);
 one q for all layers by search (`search_q`), on validation data (1/q_v, `Validation`) or on the
-change of outputs (1/q_e, `OutputChange`); one q per layer by Eq. 5 (`per_layer_q`, `search_eta`), by
-least squares on activations (`mse_q`, `least_squares_q`), or learned (`learn_q`). What needs torch
-is loaded on first use.
+change of outputs (1/q_e, `OutputChange`); one q per layer by Eq. 5 (`per_layer_q`, `search_eta`),
+by least squares on activations (`mse_q`, `least_squares_q`), or learned (`learn_q`). What needs
+torch is loaded on first use.
 """
 
 from __future__ import annotations

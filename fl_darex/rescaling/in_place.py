@@ -207,7 +207,8 @@ def _memory(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.view(-1)
     pairs = zip(tensor.shape, tensor.stride(), strict=True)
     extent = 1 + sum((size - 1) * stride for size, stride in pairs) if tensor.numel() else 0
-    return torch.as_strided(tensor, (extent,), (1,))
+    flat: torch.Tensor = tensor.as_strided((extent,), (1,))
+    return flat
 
 
 def _offsets(tensor: torch.Tensor, positions: Positions) -> torch.Tensor:
