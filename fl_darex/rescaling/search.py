@@ -22,7 +22,7 @@ Tried = tuple[tuple[float, float], ...]
 
 _PATIENCE = 4  # the official code's: consecutive candidates that are worse than the best so far
 _DECAY = 0.1  # its second stage's step over the first one's
-_ROUND_OFF = 1e-9
+_ROUND_OFF, _DIGITS = 1e-6, 12
 
 
 class Rescalable(Protocol):
@@ -180,9 +180,11 @@ class _Errors:
 
     def __init__(self, score: Callable[[float], float], larger: bool) -> None:
         self._score, self._sign = score, -1.0 if larger else 1.0
+        self._known: dict[float, float] = {}  # two stages reach one q along two sums
         self.scores: dict[float, float] = {}
 
     def __call__(self, x: float) -> float:
+        x = self._known.setdefault(round(x, _DIGITS), x)
         if x not in self.scores:
             self.scores[x] = float(self._score(x))
         found = self._sign * self.scores[x]
