@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_darex.delta import Delta, Layout
+from fl_darex.masks import ONE, keep_threshold
 from fl_darex.rescaling import mse_optimal_q, per_layer_q, phi
 from fl_darex.rescaling.eq5 import eq5, grid_eq5, minimise_eq5
 from fl_darex.rescaling.fp16 import half_sums, official_q
@@ -303,6 +304,15 @@ def test_dense_biases_are_no_column_and_a_one_element_layer_works():
     assert alone == dense != pruned[0]
 
 
+@pytest.mark.parametrize("p", [0.9, 0.99, 0.999, 0.9995])
+def test_no_q_is_below_what_a_receiver_accepts(p):
+    delta, inputs = model(np.random.default_rng(0))
+    lowest = np.float32(keep_threshold(p) / ONE)
+    for form in ("paper", "closed"):
+        q = per_layer_q(delta, inputs, p, eta=1e-9, form=form)
+        assert (q >= lowest).all() and q == pytest.approx(1 - p, rel=1e-6)
+
+
 def test_sums_are_taken_once_for_all_eta():
     delta, inputs = model(np.random.default_rng(0))
     layers = PerLayer.of(Delta(delta), inputs, 0.99)
@@ -310,15 +320,15 @@ def test_sums_are_taken_once_for_all_eta():
         assert (layers.q(eta) == per_layer_q(delta, inputs, 0.99, eta=eta)).all()
 
 
-def test_spread_without_layers_is_the_default():
+def test_without_layers_q_is_the_keep_rate():
     layout = Layout.of({"a": np.zeros(3), "b": np.zeros((2, 2))})
-    assert spread(layout, {}, default=0.25).tolist() == [0.25, 0.25]
+    assert spread(layout, {}, keep=0.25).tolist() == [0.25, 0.25]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"p": 1.0}, "p is the fraction dropped"),
+        ({"p": 1.0}, r"p is the fraction dropped and must be in \[0, 1\), got 1.0"),
         ({"eta": -1.0}, "eta must be a finite number, 0 or more, got -1.0"),
         ({"eta": math.nan}, "eta must be"),
         ({"gamma": 0.0}, r"gamma is a probability in \(0, 1\), got 0.0"),

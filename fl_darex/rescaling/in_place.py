@@ -197,7 +197,8 @@ def _find(tensors: Mapping[str, Any], spec: TensorSpec, what: str) -> Any:
 def _as(values: Any, like: torch.Tensor) -> torch.Tensor:
     if not isinstance(values, torch.Tensor):
         values = torch.from_numpy(np.require(values, requirements="W"))
-    return values.detach().to(like.device, like.dtype)
+    moved: torch.Tensor = values.detach().to(like.device, like.dtype)
+    return moved
 
 
 def _memory(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fl_darex.delta import Delta, Layout, TensorSpec, as_delta
 from fl_darex.rescaling import fp16
 from fl_darex.rescaling.eq5 import GAMMA, Vector, check_eta, check_p, grid_eq5, minimise_eq5
+from fl_darex.rescaling.fixed import keep_rate
 
 Form = Literal["paper", "closed"]
 PerTensor = NDArray[np.float32]
@@ -121,7 +122,7 @@ class PerLayer:
             counted = np.ones(s1.shape, dtype=bool) if self.compat else np.asarray(s2) > 0
             if counted.any():
                 found[name] = float(rows(s1[counted], s2[counted]).mean())
-        return spread(self.layout, found, default=1.0 - self.p)
+        return spread(self.layout, found, keep_rate(self.p))
 
     def _rows(
         self, eta: float, form: Form, gamma: float, step: float | None
@@ -167,14 +168,15 @@ def _sums(c: NDArray[np.float32]) -> tuple[Vector, Vector]:
     )
 
 
-def spread(layout: Layout, layers: Mapping[str, float], default: float) -> PerTensor:
+def spread(layout: Layout, layers: Mapping[str, float], keep: float) -> PerTensor:
     """Return q for each pruned tensor: a layer's own, a bias its weight's, all others the mean.
 
     Args:
         layout: The tensors.
         layers: q by the name of the layer's weight.
-        default: q of all tensors if there is no layer.
+        keep: The smallest q allowed, and that of all tensors if there is no layer.
     """
-    mean = float(np.mean(list(layers.values()))) if layers else default
+    mean = float(np.mean(list(layers.values()))) if layers else keep
     known = {bias_of(name): q for name, q in layers.items()} | dict(layers)
-    return np.array([known.get(spec.name, mean) for spec in layout.pruned], dtype=np.float32)
+    found = [max(keep, known.get(spec.name, mean)) for spec in layout.pruned]
+    return np.array(found, dtype=np.float32)

@@ -102,7 +102,7 @@ class OutputChange:
     def _distances(self, index: int) -> torch.Tensor:
         reference = self._references[index]
         found = self._output(self.model(**self._batches[index]))
-        gap = reference.pick(found).float() - reference.values
+        gap = _pick(found, reference.rows, reference.largest).float() - reference.values
         return gap.square() if self._squared else gap.abs()
 
     def _reference(self, batch: Batch, top: int) -> Reference:
@@ -114,8 +114,7 @@ class OutputChange:
         largest = None
         if top:
             largest = _rows(found, rows).topk(min(top, found.shape[-1]), dim=-1).indices
-        reference = Reference(torch.empty(0), rows, largest)
-        return Reference(reference.pick(found).float(), rows, largest)
+        return Reference(_pick(found, rows, largest).float(), rows, largest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,13 +130,6 @@ class Reference:
     values: torch.Tensor
     rows: torch.Tensor | None
     largest: torch.Tensor | None
-
-    def pick(self, output: torch.Tensor) -> torch.Tensor:
-        """Return the entries of an output that are compared."""
-        if self.rows is None and self.largest is None:
-            return output
-        rows = _rows(output, self.rows)
-        return rows if self.largest is None else rows.gather(-1, self.largest)
 
 
 class Validation:
@@ -203,3 +195,13 @@ def _without_labels(batch: Mapping[str, torch.Tensor], device: torch.device) -> 
 def _rows(output: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
     flat = output.reshape(-1, output.shape[-1])
     return flat if rows is None else flat.index_select(0, rows)
+
+
+def _pick(
+    output: torch.Tensor, rows: torch.Tensor | None, largest: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the entries of an output that are compared."""
+    if rows is None and largest is None:
+        return output
+    some = _rows(output, rows)
+    return some if largest is None else some.gather(-1, largest)

@@ -14,7 +14,8 @@ import torch
 
 from fl_darex.activations import Batch, each_input, linear_weights
 from fl_darex.delta import Delta, TensorSpec, as_delta
-from fl_darex.rescaling.eq5 import check_p, mse_optimal_q
+from fl_darex.rescaling.eq5 import mse_optimal_q
+from fl_darex.rescaling.fixed import keep_rate
 from fl_darex.rescaling.layers import PerTensor, bias_of, linear_layers, spread
 from fl_darex.survivors import Survivors
 
@@ -37,7 +38,7 @@ def mse_q(
     Raises:
         ValueError: If p is out of range, there is no batch, or no pruned linear layer is reached.
     """
-    check_p(p)
+    keep = keep_rate(p)
     change, weights = as_delta(delta), linear_weights(model)
     sums = {
         spec.name: _Squares(_whole(change, spec, weights[spec.name]))
@@ -47,7 +48,7 @@ def mse_q(
     found = {
         name: mse_optimal_q(one.square, one.noise, p=p) for name, one in sums.items() if one.noise
     }
-    return spread(change.layout, found, default=1.0 - p)
+    return spread(change.layout, found, keep)
 
 
 def least_squares_q(
@@ -73,7 +74,7 @@ def least_squares_q(
     Raises:
         ValueError: If p is out of range, there is no batch, or no pruned linear layer is reached.
     """
-    keep = 1.0 - check_p(p)
+    keep = keep_rate(p)
     change, weights = as_delta(delta), linear_weights(model)
     sums = {}
     for spec in linear_layers(survivors.layout, weights):
@@ -84,7 +85,7 @@ def least_squares_q(
     for name, one in sums.items():
         if one.square:  # <Y, M> <= 0: the survivors point away, and the least of them is best
             found[name] = max(keep, min(1.0, one.square / one.cross)) if one.cross > 0 else 1.0
-    return spread(survivors.layout, found, default=keep)
+    return spread(survivors.layout, found, keep)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from fl_darex.masks import ONE
 from fl_darex.positions import SeededMask
+from fl_darex.rescaling.fixed import keep_rate
 from fl_darex.survivors import Q, Survivors
 
 Method = Literal["grid", "two-stage", "golden"]
@@ -121,15 +122,13 @@ def search_q(
 
 
 def lowest_q(survivors: Survivors, p: float | None) -> float:
-    """Return 1-p: given, or the exact keep rate of a seeded mask.
+    """Return the exact keep rate: of the p given, or of a seeded mask.
 
     Raises:
         ValueError: If p is out of range, or is neither given nor known.
     """
     if p is not None:
-        if not 0.0 <= p < 1.0:
-            raise ValueError(f"p must be in [0, 1), got {p!r}")
-        return 1.0 - p
+        return keep_rate(p)
     if isinstance(survivors.mask, SeededMask):
         return survivors.mask.kept / ONE
     raise ValueError("p is needed: these survivors were not drawn at random, so no rate is known")
