@@ -208,6 +208,7 @@ def main(
         if not data:
             raise SystemExit("--data FOLDER is needed: a folder with train.jsonl of SST-2")
         logging.set_verbosity_error()
+        logging.disable_progress_bar()
         torch.set_num_threads(1)
         torch.manual_seed(0)
         folder = model or packaged()
