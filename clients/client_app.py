@@ -9,7 +9,8 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from fl_darex.training.calibration import input_norms
+from fl_darex.survivors import Q, Survivors
+from fl_darex.training.calibration import choose_q, input_norms
 from fl_darex.training.evaluation import evaluate as evaluate_model
 from fl_darex.training.loop import train as train_model
 from fl_darex.training.session import Session
@@ -33,7 +34,14 @@ def norms(message: Message, context: Context) -> Mapping[str, NDArray[Any]]:
     return input_norms(session_for(settings_of(message, context)), _partition(context))
 
 
-app = ClientApp(mods=[DarexMod(base, norms=norms)])
+def search(message: Message, context: Context, survivors: Survivors, rule: str) -> Q:
+    """Return the q that suits the model that was trained last, on this node's examples."""
+    before = view_arrays(next(iter(message.content.array_records.values())))
+    session = session_for(settings_of(message, context))
+    return choose_q(session, _partition(context), survivors, before, rule)
+
+
+app = ClientApp(mods=[DarexMod(base, norms=norms, search=search)])
 
 
 @app.query(HANDSHAKE)

@@ -57,8 +57,27 @@ def layer_inputs(model: torch.nn.Module, batches: Iterable[Batch]) -> dict[str, 
         ValueError: If there is no batch.
     """
     sums: dict[str, _Sums] = {}
-    observe(model, batches, lambda mask: _watch(model, sums, mask))
+    each_input(model, batches, lambda name, rows: sums.setdefault(name, _Sums()).add(rows))
     return {name: total.result() for name, total in sums.items()}
+
+
+def each_input(
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    take: Callable[[str, torch.Tensor], None],
+) -> None:
+    """Run a model and hand over what goes into each linear layer, as `layer_inputs` does.
+
+    Args:
+        model: As in `layer_inputs`.
+        batches: As in `layer_inputs`.
+        take: Is given a weight's name and the rows of its input, shape ``(tokens, inputs)``,
+            without those that are padding.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
+    observe(model, batches, lambda mask: _watch(model, take, mask))
 
 
 def observe(
@@ -132,9 +151,9 @@ class _Sums:
         self.absolute: Any = 0.0
         self.count = 0
 
-    def add(self, inputs: torch.Tensor, mask: Mask) -> None:
-        """Add the rows of ``inputs`` that ``mask`` does not leave out."""
-        rows = rows_of(inputs, mask).double()
+    def add(self, rows: torch.Tensor) -> None:
+        """Add rows of inputs."""
+        rows = rows.double()
         self.first = self.first + rows.sum(0)
         self.second = self.second + rows.square().sum(0)
         self.absolute = self.absolute + rows.abs().sum(0)
@@ -149,13 +168,13 @@ class _Sums:
 
 
 def _watch(
-    model: torch.nn.Module, sums: dict[str, _Sums], mask: Mask
+    model: torch.nn.Module, take: Callable[[str, torch.Tensor], None], mask: Mask
 ) -> list[torch.utils.hooks.RemovableHandle]:
     handles = []
     for name, module in linear_layers(model):
 
         def hook(_: Any, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-            sums.setdefault(name, _Sums()).add(inputs[0], mask)
+            take(name, rows_of(inputs[0], mask))
 
         handles.append(module.register_forward_pre_hook(hook))
     return handles
@@ -170,3 +189,8 @@ def linear_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Linear]]:
         for module in model.modules()
         if isinstance(module, torch.nn.Linear)
     ]
+
+
+def linear_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the weights of a model's linear layers, a tied one once, by its first name."""
+    return {name: module.weight for name, module in linear_layers(model)}

@@ -23,7 +23,7 @@ ROOMS = {
     "activations": set(),
     "outliers": {"activations"},
     "pruning": {"masks", "delta", "positions", "survivors", "activations"},
-    "rescaling": {"masks", "delta", "positions", "survivors", "pruning"},
+    "rescaling": {"activations", "masks", "delta", "positions", "survivors", "pruning"},
     "optim": set(),
     "wire": {"masks", "delta", "positions", "survivors"},
     "model_cache": {"files", "wire"},
@@ -35,7 +35,8 @@ ROOMS = {
     "config": {"config_errors", "config_text", "masks", "rescaling"},
     "tasks": {"config", "files", "rescaling", "seeds"},
     "training": {
-        *("activations", "config", "optim", "rescaling", "seeds", "survivors", "tasks", "wire"),
+        *("activations", "config", "delta", "optim", "rescaling", "seeds", "survivors", "tasks"),
+        "wire",
     },
     "diff_pruning": {
         *("activations", "delta", "masks", "positions", "pruning", "seeds", "survivors"),

@@ -128,7 +128,8 @@ def test_importing_the_package_costs_numpy_at_most():
 
 
 def test_masks_wire_and_both_halves_import_without_the_heavy_packages():
-    names = ["fl_darex", *(f"fl_darex.{n}" for n in ("masks", "wire", "clients", "strategies"))]
+    rooms = ("masks", "rescaling", "wire", "clients", "strategies")
+    names = ["fl_darex", *(f"fl_darex.{room}" for room in rooms)]
     imports = "".join(f"import {name}\n" for name in names)
     run(WITHOUT_HEAVY_PACKAGES + imports + "assert not HEAVY & set(sys.modules)")
 

@@ -1,5 +1,61 @@
-"""How survivors are scaled: each stands for its value divided by q."""
+"""How survivors are scaled: each stands for its value divided by q.
 
+"DARE the Extreme", ICLR 2025, Sec. 4.1, https://arxiv.org/abs/2410.09344. A fixed q (`rescale`);
+one q for all layers by search (`search_q`), on validation data (1/q_v, `Validation`) or on the
+change of outputs (1/q_e, `OutputChange`); one q per layer by Eq. 5 (`per_layer_q`, `search_eta`),
+by least squares on activations (`mse_q`, `least_squares_q`), or learned (`learn_q`). What needs
+torch is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fl_darex.pruning.bounds import phi
+from fl_darex.rescaling.eq5 import mse_optimal_q
+from fl_darex.rescaling.eta import EtaSearch, search_eta
 from fl_darex.rescaling.fixed import rescale, resolve_q
+from fl_darex.rescaling.layers import per_layer_q
+from fl_darex.rescaling.search import QSearch, search_q
 
-__all__ = ["rescale", "resolve_q"]
+if TYPE_CHECKING:
+    from fl_darex.rescaling.in_place import RescaledModel
+    from fl_darex.rescaling.learned import LearnedQ, learn_q
+    from fl_darex.rescaling.objectives import OutputChange, Validation
+    from fl_darex.rescaling.outputs import least_squares_q, mse_q
+
+_LAZY = {
+    "LearnedQ": "fl_darex.rescaling.learned",
+    "OutputChange": "fl_darex.rescaling.objectives",
+    "RescaledModel": "fl_darex.rescaling.in_place",
+    "Validation": "fl_darex.rescaling.objectives",
+    "learn_q": "fl_darex.rescaling.learned",
+    "least_squares_q": "fl_darex.rescaling.outputs",
+    "mse_q": "fl_darex.rescaling.outputs",
+}
+
+__all__ = [
+    "EtaSearch",
+    "LearnedQ",
+    "OutputChange",
+    "QSearch",
+    "RescaledModel",
+    "Validation",
+    "learn_q",
+    "least_squares_q",
+    "mse_optimal_q",
+    "mse_q",
+    "per_layer_q",
+    "phi",
+    "rescale",
+    "resolve_q",
+    "search_eta",
+    "search_q",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

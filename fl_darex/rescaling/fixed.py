@@ -7,7 +7,7 @@ from numbers import Real
 
 import numpy as np
 
-from fl_darex.masks import ONE
+from fl_darex.masks import ONE, keep_threshold
 from fl_darex.positions import SeededMask, StructuredMask
 from fl_darex.survivors import Survivors
 
@@ -38,3 +38,14 @@ def resolve_q(q: float | str, kept: int) -> float:
     if not isinstance(q, Real) or isinstance(q, bool) or not 0.0 < np.float32(q) <= 1.0:
         raise ValueError(f"q must be 'dare' (q = 1-p) or a number in (0, 1], got {q!r}")
     return float(q)
+
+
+def keep_rate(p: float) -> float:
+    """Return the exact keep rate of masks that drop p, the smallest q that makes sense for them.
+
+    It differs from 1-p by at most 2**-33; a receiver refuses a smaller q.
+
+    Raises:
+        ValueError: If ``p`` is outside [0, 1).
+    """
+    return keep_threshold(p) / ONE

@@ -12,5 +12,8 @@ of the last layer's output. One q for all layers (Alg. 2), or one for each (Eq. 
 SERVER_VALIDATION = "server-validation"
 """By the server: along the averaged step, on examples that it holds out."""
 
+PER_LAYER = (LAYER_Q_V, LAYER_Q_E)
+"""The rules that find one q for each layer."""
+
 LABELLED = (Q_V, LAYER_Q_V)
 """The rules that need labelled examples which the client has not trained on."""

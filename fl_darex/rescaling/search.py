@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from fl_darex.masks import ONE
-from fl_darex.positions import SeededMask
+from fl_darex.positions import SeededMask, StructuredMask
+from fl_darex.rescaling.fixed import keep_rate
 from fl_darex.survivors import Q, Survivors
 
 Method = Literal["grid", "two-stage", "golden"]
@@ -22,7 +23,7 @@ Tried = tuple[tuple[float, float], ...]
 
 _PATIENCE = 4  # the official code's: consecutive candidates that are worse than the best so far
 _DECAY = 0.1  # its second stage's step over the first one's
-_ROUND_OFF = 1e-9
+_ROUND_OFF, _DIGITS = 1e-6, 12
 
 
 class Rescalable(Protocol):
@@ -107,7 +108,7 @@ def search_q(
     Raises:
         ValueError: If an option is out of range, p is not known, or no score is finite.
     """
-    first = _lowest(model.survivors, p)
+    first = lowest_q(model.survivors, p)
     step = first / 2 if step is None else step
     line = Line(first, step, rounds).up_to(1.0)
 
@@ -120,12 +121,15 @@ def search_q(
     return QSearch(*best, tried)
 
 
-def _lowest(survivors: Survivors, p: float | None) -> float:
+def lowest_q(survivors: Survivors, p: float | None) -> float:
+    """Return the exact keep rate: of the p given, or of a seeded mask.
+
+    Raises:
+        ValueError: If p is out of range, or is neither given nor known.
+    """
     if p is not None:
-        if not 0.0 <= p < 1.0:
-            raise ValueError(f"p must be in [0, 1), got {p!r}")
-        return 1.0 - p
-    if isinstance(survivors.mask, SeededMask):
+        return keep_rate(p)
+    if isinstance(survivors.mask, SeededMask | StructuredMask):
         return survivors.mask.kept / ONE
     raise ValueError("p is needed: these survivors were not drawn at random, so no rate is known")
 
@@ -175,9 +179,11 @@ class _Errors:
 
     def __init__(self, score: Callable[[float], float], larger: bool) -> None:
         self._score, self._sign = score, -1.0 if larger else 1.0
+        self._known: dict[float, float] = {}  # two stages reach one q along two sums
         self.scores: dict[float, float] = {}
 
     def __call__(self, x: float) -> float:
+        x = self._known.setdefault(round(x, _DIGITS), x)
         if x not in self.scores:
             self.scores[x] = float(self._score(x))
         found = self._sign * self.scores[x]

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fl_darex.activations import layer_inputs
+from fl_darex.activations import LayerInputs, layer_inputs
+from fl_darex.delta import Delta
+from fl_darex.rescaling import OutputChange, RescaledModel, Validation, search_eta, search_q
+from fl_darex.rescaling.rules import LABELLED, PER_LAYER
+from fl_darex.rescaling.search import Method, Objective
+from fl_darex.survivors import Q, Survivors
+from fl_darex.training.evaluation import evaluate
 from fl_darex.training.session import Examples, Session
+from fl_darex.training.state import to_numpy
 
 
 def batches(
@@ -43,3 +50,44 @@ def input_norms(session: Session, partition: int) -> dict[str, NDArray[np.float6
         session.model, batches(session, session.calibration(partition), labelled=False)
     )
     return {name: inputs.norm for name, inputs in found.items() if name in session.tensors}
+
+
+def choose_q(
+    session: Session,
+    partition: int,
+    survivors: Survivors,
+    base: Mapping[str, NDArray[Any]],
+    rule: str,
+) -> Q:
+    """Return the q by which a client's survivors do best on its own examples.
+
+    Args:
+        session: The model as it was trained; it holds the same values afterwards.
+        partition: The client; ``q-v`` looks at labelled examples that it has not trained on,
+            ``q-e`` at inputs alone.
+        survivors: What is left of its change.
+        base: The model before training.
+        rule: A row of `fl_darex.rescaling.rules.RULES`.
+    """
+    config = session.config
+    torch.set_num_threads(config.train.threads)
+    examples = session.calibration(partition)
+    objective: Objective
+    if rule in LABELLED:
+        objective = Validation(
+            lambda: evaluate(session, examples, config.train.threads)[session.task.metric_name]
+        )
+    else:
+        objective = OutputChange(session.model, batches(session, examples, labelled=False))
+    inputs: Mapping[str, LayerInputs] = {}
+    trained: Mapping[str, NDArray[Any]] = {}
+    if rule in PER_LAYER:
+        inputs = layer_inputs(session.model, batches(session, examples, labelled=False))
+        trained = to_numpy(session.tensors)  # the model itself is moved
+    with RescaledModel(session.tensors, survivors, base) as rescaled:
+        if rule in PER_LAYER:
+            delta = Delta(trained, base, session.dense)
+            return search_eta(rescaled, objective, delta, inputs, config.compress.p).q
+        # The change of outputs has one minimum; a metric need not.
+        method: Method = "grid" if rule in LABELLED else "golden"
+        return search_q(rescaled, objective, p=config.compress.p, method=method).q

@@ -1,0 +1,89 @@
+"""The search for eta: one number that sets q of all layers ("DARE the Extreme", Alg. 2 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fl_darex.delta import Delta, as_delta
+from fl_darex.rescaling.eq5 import GAMMA
+from fl_darex.rescaling.layers import Form, Inputs, PerLayer, PerTensor
+from fl_darex.rescaling.search import (
+    Line,
+    Method,
+    Objective,
+    Rescalable,
+    Tried,
+    larger_is_better,
+    search,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class EtaSearch:
+    """The result of a search for eta.
+
+    Attributes:
+        q: q of each pruned tensor, in canonical order.
+        eta: The eta that they follow from.
+        score: What the objective said of it.
+        tried: All (eta, score) in the order in which they were tried.
+    """
+
+    q: PerTensor
+    eta: float
+    score: float
+    tried: Tried
+
+
+def search_eta(
+    model: Rescalable,
+    objective: Objective,
+    delta: Delta | Mapping[str, Any],
+    inputs: Mapping[str, Inputs],
+    p: float,
+    *,
+    step: float = 0.1,
+    rounds: int = 10,
+    method: Method = "grid",
+    form: Form = "paper",
+    compat: Literal["fp16"] | None = None,
+    gamma: float = GAMMA,
+) -> EtaSearch:
+    """Return the eta with the best score and its per-layer q, and leave the model there.
+
+    The candidates are ``eta_t = t*step``, t = 1 .. rounds, the same for all layers. With
+    `OutputChange` the result is the paper's per-layer 1/q_e, with `Validation` its 1/q_v. Sums over
+    the deltas are taken once for all candidates.
+
+    Args:
+        model: The model to move; enter a `RescaledModel` first.
+        objective: As in `search_q`.
+        delta: What fine-tuning changed, as in `per_layer_q`; not made of the tensors that
+            ``model`` moves, which hold the base's values by now.
+        inputs: Inputs of the linear layers, as in `per_layer_q`.
+        p: Fraction dropped, in [0, 1).
+        step: The grid's d_eta.
+        rounds: The grid's N, at least 1.
+        method: As in `search_q`.
+        form: As in `per_layer_q`.
+        compat: As in `per_layer_q`.
+        gamma: As in `per_layer_q`.
+
+    Raises:
+        ValueError: If an option is out of range, or no score is finite.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds!r}")
+    layers = PerLayer.of(as_delta(delta), inputs, p, compat)
+
+    def score(eta: float) -> float:
+        model.set(layers.q(eta, form=form, gamma=gamma))
+        return objective()
+
+    line = Line(step, step, rounds - 1)
+    tried, (eta, best) = search(score, line, method, larger_is_better(objective))
+    q = layers.q(eta, form=form, gamma=gamma)
+    model.set(q)
+    return EtaSearch(q, eta, best, tried)
