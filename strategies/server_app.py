@@ -174,8 +174,17 @@ class _Server:
             dense_down_bytes=sum(entry.dense_down_bytes for entry in entries),
             q=self.strategy.q if pruned else None,
             pull=_number(self._train.get("pull")) if adamr else None,
+            test_metric=self._test(round_),
             seconds=time.monotonic() - self._clock,
         )
+
+    def _test(self, round_: int) -> float | None:
+        """Measure the final model on examples that nothing was chosen by, if there are any."""
+        test = self.session.task.test
+        if test is None or round_ != self.config.federation.rounds:
+            return None
+        scores = evaluate(self.session, list(test), os.cpu_count() or 1)
+        return scores[self.session.task.metric_name]
 
     def _train_metrics(self, contents: list[RecordDict], key: str) -> MetricRecord:
         self._train = _mean_metrics(contents, key)

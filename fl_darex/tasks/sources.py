@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fl_darex.config import TaskConfig
 from fl_darex.errors import ConfigError
 
 from .quiet import quiet
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -84,3 +88,49 @@ def load_model_config(name: str) -> Any:
             f"task.model = {name!r} has no config.json; give the folder that save_pretrained wrote"
         )
     return load_pretrained(name, "configuration", AutoConfig.from_pretrained)
+
+
+def dataset_folder(task: TaskConfig, pattern: str) -> Path | None:
+    """Return the folder with a task's data, or None where ``task.dataset`` is a hub name.
+
+    ``task.subset`` names a folder in it; where that does not exist, the data may lie in the
+    folder itself.
+
+    Args:
+        task: Where the data is.
+        pattern: What a folder with data holds, as a glob pattern: ``"train.*"``.
+
+    Raises:
+        ConfigError: If there is no such folder, or no such subset.
+    """
+    folder = local_folder("task.dataset", task.dataset)
+    if folder is None or not task.subset:
+        return folder
+    if (folder / task.subset).is_dir():
+        return folder / task.subset
+    if any(folder.glob(pattern)):
+        return folder
+    raise ConfigError(
+        f"task.subset = {task.subset!r}: no such folder in task.dataset = {task.dataset!r}, "
+        "and no train file lies there itself"
+    )
+
+
+def load_hub_dataset(task: TaskConfig) -> dict[str, Dataset]:
+    """Return the splits of a data set on the hub.
+
+    Raises:
+        ConfigError: If it cannot be loaded.
+    """
+    import datasets
+
+    with quiet():
+        try:
+            found = datasets.load_dataset(task.dataset, task.subset or None)
+        except Exception as error:
+            # Hub, network, scripts and formats: the library raises what its parts raise.
+            raise ConfigError(
+                f"task.dataset = {task.dataset!r} with task.subset = {task.subset!r}: no such "
+                f"folder, and not loaded from the hub: {first_line(error)}"
+            ) from None
+    return {str(split): data for split, data in found.items()}

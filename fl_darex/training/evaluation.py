@@ -25,20 +25,19 @@ def evaluate(session: Session, examples: Examples, threads: int) -> dict[str, fl
     session.model.train(False)
     # Texts of like length in one batch need little padding; metrics do not see the order.
     ordered = sorted(examples, key=_text_length)
-    logits, labels, loss = [], [], 0.0
+    parts = []
     autocast = torch.autocast(
         session.device.type, AUTOCAST[config.precision], enabled=config.precision != "fp32"
     )
     for start in range(0, len(ordered), config.eval_batch_size):
         batch = ordered[start : start + config.eval_batch_size]
-        inputs = {k: v.to(session.device) for k, v in session.task.collate(batch).items()}
         with autocast:
-            output = session.model(**inputs)
-        loss += float(output.loss) * len(batch)
-        logits.append(output.logits.float().cpu().numpy())
-        labels.append(inputs["labels"].cpu().numpy())
-    scores = session.task.score(np.concatenate(logits), np.concatenate(labels))
-    return {"loss": loss / len(ordered), **scores}
+            parts.append(session.task.predict(session.model, batch))
+    outputs, labels = (
+        np.concatenate([getattr(p, k) for p in parts]) for k in ("outputs", "labels")
+    )
+    loss = sum(part.loss for part in parts) / sum(part.terms for part in parts)
+    return {"loss": loss, **session.task.score(outputs, labels)}
 
 
 def _text_length(example: dict[str, Any]) -> int:
