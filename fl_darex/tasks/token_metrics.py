@@ -50,6 +50,7 @@ def choose_lm_metric(name: str, prompted: bool) -> str:
     return name
 
 
+@torch.no_grad()
 def reduce_logits(logits: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return float64 rows of ``COLUMNS`` and the number of tokens that count, per example.
 
