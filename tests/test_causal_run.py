@@ -99,12 +99,11 @@ def test_a_model_that_cannot_save_memory_is_refused(make: Any, monkeypatch: Any)
         checkpoint_activations(model)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_bf16_trains_float32_weights_to_nearly_the_same_loss(
-    make: Any, checkpointing: bool
-) -> None:
+@pytest.mark.parametrize("more", [False, True], ids=["alone", "packed and checkpointed"])
+def test_bf16_trains_float32_weights_to_nearly_the_same_loss(make: Any, more: bool) -> None:
     plain = make()
-    half = make(train__precision="bf16", train__gradient_checkpointing=checkpointing)
+    given = {"train__gradient_checkpointing": more, "task__packing": more}
+    half = make(train__precision="bf16", **given)
     (loss, _), (other_loss, other) = trained(plain), trained(half)
     # bfloat16 keeps 8 bits: a relative error of 2**-8 in each activation.
     assert other_loss == pytest.approx(loss, rel=0.02)

@@ -97,7 +97,9 @@ class CausalTask(Task):
         """Return ``token_metrics.COLUMNS`` and the number of counted tokens of each example.
 
         The loss is that of the reference answers, whatever the model would say itself; for the
-        metric ``exact-match`` it is asked too.
+        metric ``exact-match`` it is asked too. Memory is that of one batch's logits: examples x
+        length x vocabulary, so ``train.eval-batch-size`` should be small. Where clients evaluate
+        (``federation.evaluate``), the server averages their results by examples, not by tokens.
         """
         batch = pad_right(self.tokens.encode(examples), _pad(self.tokenizer))
         labels = batch.pop("labels").to(model.device)
