@@ -9,6 +9,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from fl_darex.training.calibration import input_norms
 from fl_darex.training.evaluation import evaluate as evaluate_model
 from fl_darex.training.loop import train as train_model
 from fl_darex.training.session import Session
@@ -27,7 +28,12 @@ def base(message: Message, context: Context) -> Mapping[str, NDArray[Any]]:
     return session_for(settings_of(message, context)).base
 
 
-app = ClientApp(mods=[DarexMod(base)])
+def norms(message: Message, context: Context) -> Mapping[str, NDArray[Any]]:
+    """Return the norms of the trained model's inputs on this node's examples."""
+    return input_norms(session_for(settings_of(message, context)), _partition(context))
+
+
+app = ClientApp(mods=[DarexMod(base, norms=norms)])
 
 
 @app.query(HANDSHAKE)

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from logging import WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.logger import log
+from numpy.typing import ArrayLike
 
-from fl_darex.compressors import compressor
+from fl_darex.compressors import Local, compressor
 from fl_darex.delta import Delta
 from fl_darex.errors import DeltaError
+from fl_darex.survivors import Q, Survivors
 from fl_darex.wire.delivery import DIGESTS_KEY, HELD_KEY, MISSING, Delivery, Greeting
 from fl_darex.wire.records import packet_record, to_arrays, view_arrays
 from fl_darex.wire.terms import Terms
 from fl_darex.wire.versions import content_version
 
 from .receiver import Base, Receiver
+
+Norms = Callable[[Message, Context], Mapping[str, ArrayLike]]
+"""Returns the norm of each input of each linear layer, by the name of its weight."""
+
+Search = Callable[[Message, Context, Survivors, str], Q]
+"""Returns q for survivors, by the rule that is named: one number, or one per pruned tensor."""
 
 
 class DarexMod:
@@ -32,10 +42,22 @@ class DarexMod:
             model, as NumPy arrays by name; called as ``base(message, context)``. Tensors that are
             equal to the server's, bit for bit, are then never sent. It should return the same
             mapping each time, which is hashed once per process.
+        norms: Returns what WANDA weighs changes by, ``fl_darex.activations.layer_inputs`` of the
+            model that the app has just trained; called as ``norms(message, context)``, and only
+            where the server asks for WANDA.
+        search: Returns the q of this client's survivors, where the server lets clients choose it;
+            called as ``search(message, context, survivors, rule)``.
     """
 
-    def __init__(self, base: Base | None = None) -> None:
+    def __init__(
+        self,
+        base: Base | None = None,
+        *,
+        norms: Norms | None = None,
+        search: Search | None = None,
+    ) -> None:
         self._receiver = Receiver(base)
+        self._norms, self._search = norms, search
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         """Bring the model, strip our settings, run the app, replace its arrays by a packet.
@@ -58,7 +80,11 @@ class DarexMod:
             message.content[name] = model
         if terms is None:
             return call_next(message, context)
-        return _compressed(terms, message, context, call_next)
+        local = Local(
+            norms=self._norms and partial(self._norms, message, context),
+            search=self._search and partial(self._search, message, context),
+        )
+        return _compressed(terms, local, message, context, call_next)
 
     def _greet(
         self, greeting: Greeting, message: Message, context: Context, call_next: ClientAppCallable
@@ -82,7 +108,11 @@ class DarexMod:
 
 
 def _compressed(
-    terms: Terms, message: Message, context: Context, call_next: ClientAppCallable
+    terms: Terms,
+    local: Local,
+    message: Message,
+    context: Context,
+    call_next: ClientAppCallable,
 ) -> Message:
     method = compressor(terms.method)
     name, sent = _single(message.content, "message")
@@ -93,7 +123,7 @@ def _compressed(
     if not reply.has_content() or not reply.content.array_records:
         return reply
     name, record = _single(reply.content, "reply")
-    packet = method.compress(Delta(to_arrays(record), base, terms.dense), terms)
+    packet = method.compress(Delta(to_arrays(record), base, terms.dense), terms, local)
     if packet is not None:
         reply.content[name] = packet_record(packet)
     return reply

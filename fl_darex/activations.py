@@ -6,8 +6,8 @@ WANDA weighs a delta by the norm of its input, "DARE the Extreme" (Sec. 3, Eq. 5
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
 Batch = Mapping[str, torch.Tensor]
+Mask = torch.Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +27,13 @@ class LayerInputs:
     Attributes:
         mean: Signed mean of each input over all tokens of all examples, shape ``(inputs,)``.
         square: Mean of its square, shape ``(inputs,)``.
+        absolute: Mean of its absolute value, shape ``(inputs,)``.
         count: Tokens (rows) that were seen; padding is not counted.
     """
 
     mean: Vector
     square: Vector
+    absolute: Vector
     count: int
 
     @property
@@ -54,27 +57,70 @@ def layer_inputs(model: torch.nn.Module, batches: Iterable[Batch]) -> dict[str, 
         ValueError: If there is no batch.
     """
     sums: dict[str, _Sums] = {}
+    observe(model, batches, lambda mask: _watch(model, sums, mask))
+    return {name: total.result() for name, total in sums.items()}
+
+
+def observe(
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    attach: Callable[[Mask], list[torch.utils.hooks.RemovableHandle]],
+) -> None:
+    """Run a model on batches, in evaluation mode without gradients, with hooks on it.
+
+    Its mode is put back and no hook stays, whatever happens.
+
+    Args:
+        model: Any model.
+        batches: Inputs, such that ``model(**batch)`` runs; at least one.
+        attach: Sets the hooks for one batch, given its ``attention_mask``, and returns them.
+
+    Raises:
+        ValueError: If there is no batch.
+    """
     seen = 0
     with evaluating(model), torch.no_grad():
         for batch in batches:
             seen += 1
-            with _watching(model, sums, batch.get("attention_mask")):
+            handles = attach(batch.get("attention_mask"))
+            try:
                 model(**batch)
+            finally:
+                for handle in handles:
+                    handle.remove()
     if not seen:
         raise ValueError("no batches were given; statistics of inputs need at least one")
-    return {name: total.result() for name, total in sums.items()}
+
+
+def rows_of(values: torch.Tensor, mask: Mask) -> torch.Tensor:
+    """Return values as rows, shape ``(tokens, dimensions)``, without the tokens of padding.
+
+    Args:
+        values: Shape ``(..., dimensions)``.
+        mask: 0 where a token is padding; None, or another shape than ``values`` has before its
+            last axis, keeps every row.
+    """
+    rows = values.detach().reshape(-1, values.shape[-1])
+    if mask is not None and values.shape[:-1] == mask.shape:
+        rows = rows[mask.reshape(-1).bool().to(rows.device)]
+    return rows
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode and back."""
+def in_mode(model: torch.nn.Module, training: bool) -> Iterator[None]:
+    """Put a model into training or evaluation mode, and each module back into its own."""
     modes = {module: module.training for module in model.modules()}
-    model.train(False)
+    model.train(training)
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for module, before in modes.items():
+            module.training = before
+
+
+def evaluating(model: torch.nn.Module) -> AbstractContextManager[None]:
+    """Put a model into evaluation mode and back."""
+    return in_mode(model, False)
 
 
 class _Sums:
@@ -83,45 +129,44 @@ class _Sums:
     def __init__(self) -> None:
         self.first: Any = 0.0
         self.second: Any = 0.0
+        self.absolute: Any = 0.0
         self.count = 0
 
-    def add(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def add(self, inputs: torch.Tensor, mask: Mask) -> None:
         """Add the rows of ``inputs`` that ``mask`` does not leave out."""
-        rows = inputs.detach().reshape(-1, inputs.shape[-1])
-        if mask is not None and inputs.shape[:-1] == mask.shape:
-            rows = rows[mask.reshape(-1).bool().to(rows.device)]
-        rows = rows.double()
+        rows = rows_of(inputs, mask).double()
         self.first = self.first + rows.sum(0)
         self.second = self.second + rows.square().sum(0)
+        self.absolute = self.absolute + rows.abs().sum(0)
         self.count += rows.shape[0]
 
     def result(self) -> LayerInputs:
         """Return the moments."""
         count = max(1, self.count)
-        mean, square = (part / count for part in (self.first, self.second))
-        return LayerInputs(mean.cpu().numpy(), square.cpu().numpy(), self.count)
+        sums = (self.first, self.second, self.absolute)
+        mean, square, absolute = ((part / count).cpu().numpy() for part in sums)
+        return LayerInputs(mean, square, absolute, self.count)
 
 
-@contextmanager
-def _watching(
-    model: torch.nn.Module, sums: dict[str, _Sums], mask: torch.Tensor | None
-) -> Iterator[None]:
-    names = {id(tensor): name for name, tensor in reversed(_state(model))}
+def _watch(
+    model: torch.nn.Module, sums: dict[str, _Sums], mask: Mask
+) -> list[torch.utils.hooks.RemovableHandle]:
     handles = []
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            name = names[id(module.weight)]
+    for name, module in linear_layers(model):
 
-            def hook(_: Any, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-                sums.setdefault(name, _Sums()).add(inputs[0], mask)
+        def hook(_: Any, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
+            sums.setdefault(name, _Sums()).add(inputs[0], mask)
 
-            handles.append(module.register_forward_pre_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        handles.append(module.register_forward_pre_hook(hook))
+    return handles
 
 
-def _state(model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return list(model.state_dict(keep_vars=True).items())
+def linear_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Linear]]:
+    """Return every linear layer with the name of its weight; a tied weight has its first name."""
+    state = list(model.state_dict(keep_vars=True).items())
+    names = {id(tensor): name for name, tensor in reversed(state)}
+    return [
+        (names[id(module.weight)], module)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear)
+    ]

@@ -16,6 +16,7 @@ from fl_darex.config_errors import explain
 from fl_darex.config_text import Scalar, flatten, parse_override, toml_scalar
 from fl_darex.errors import ConfigError, nearest
 from fl_darex.masks import keep_threshold
+from fl_darex.rescaling.rules import LABELLED
 
 Rate = Annotated[float, Field(ge=1e-9, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -41,7 +42,7 @@ class Section(BaseModel):
 class TaskConfig(Section):
     """What is learned: a model, a dataset, and how the result is measured."""
 
-    name: Literal["digits", "text-classification", "causal-lm"] = "digits"
+    name: Literal["digits", "text-classification", "image-classification", "causal-lm"] = "digits"
     model: str = Field("", description="hub name or folder; digits: empty = the packaged model")
     dataset: str = Field("", description="hub name or folder; digits: must be empty")
     subset: str = Field("", description="configuration of a hub dataset, e.g. 'sst2'")
@@ -151,9 +152,18 @@ class TrainConfig(Section):
 class CompressConfig(Section):
     """What a client sends."""
 
-    method: Literal["dare", "dense"] = "dare"
+    method: Literal["dare", "structured", "magnitude", "wanda", "dense"] = "dare"
     p: float = Field(0.99, ge=0.0, lt=1.0, description="fraction of the delta that is dropped")
-    q: Literal["dare"] | Rate = Field("dare", description="survivors are divided by q")
+    q: Literal["dare", "q-v", "q-e", "layer-q-v", "layer-q-e", "server-validation"] | Rate = Field(
+        "dare", description="survivors are divided by q; the names search for it"
+    )
+    calibration_examples: int = Field(
+        64, ge=1, description="of each client, for WANDA and searches; q-v does not train on them"
+    )
+    scope: Literal["layer", "row", "global"] = Field(
+        "layer", description="magnitude, wanda: among which entries the largest are kept"
+    )
+    columns: Rate = Field(0.05, description="structured: fraction of input columns that is kept")
     values: Literal["fp32", "fp16", "bf16", "int8", "int4", "sign"] = "fp16"
     mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
     count: Literal["random", "exact"] = Field("random", description="survivors of each tensor")
@@ -176,6 +186,35 @@ class CompressConfig(Section):
                 raise ValueError(f"compress.{key} = {p!r} is not allowed; {error}") from None
         return self
 
+    @model_validator(mode="after")
+    def _goes_together(self) -> CompressConfig:
+        by_value = self.method in ("magnitude", "wanda")
+        if by_value and self.mask == "round":
+            raise ValueError(
+                f"compress.mask = 'round' is for masks that are drawn; compress.method = "
+                f"{self.method!r} chooses by value: set compress.mask = 'client'"
+            )
+        if self.method == "wanda" and self.scope == "global":
+            raise ValueError(
+                "compress.scope = 'global' needs activations of every tensor, which only linear "
+                "layers have; with compress.method = 'wanda' set 'layer' or 'row'"
+            )
+        if self.method == "structured" and self.columns < 1 - self.p - 1e-9:
+            raise ValueError(
+                f"compress.columns = {self.columns} keeps fewer entries than compress.p = "
+                f"{self.p} does; allowed: {1 - self.p:g} to 1"
+            )
+        if self.method == "dense" and isinstance(self.q, str) and self.q != "dare":
+            raise ValueError(
+                f"compress.q = {self.q!r} divides survivors; compress.method = 'dense' has none"
+            )
+        return self
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether clients keep their calibration examples out of training."""
+        return self.q in LABELLED
+
     @property
     def server_p(self) -> float:
         """Fraction of its step that the server keeps back."""
@@ -196,6 +235,9 @@ class ServerConfig(Section):
     beta_1: float = Field(0.9, ge=0.0, lt=1.0, description="FedAdam")
     beta_2: float = Field(0.99, ge=0.0, lt=1.0, description="FedAdam")
     tau: float = Field(1e-3, gt=0.0, description="FedAdam")
+    validation_examples: int = Field(
+        256, ge=1, description="q = server-validation: taken out of train for choosing q"
+    )
 
 
 class ResourcesConfig(Section):

@@ -39,10 +39,12 @@ def _allowed(root: type[BaseModel], key: str, found: Any) -> str:
     if kind is bool:
         return "it must be true or false"
     number = "a whole number" if kind is int else "a number"
-    words = [" or ".join(map(repr, choices))] if choices else []
+    words = [", ".join(map(repr, choices))] if choices else []
     if kind is str:
         return "it must be text"
-    return f"it must be {' or '.join([*words, number])}{_range([*field.metadata, *_nested(kind)])}"
+    limits = _range([*field.metadata, *_nested(kind)])
+    hint = nearest(found, choices) if isinstance(found, str) else ""
+    return f"it must be {' or '.join([*words, number])}{limits}{hint}"
 
 
 def _options(kind: Any) -> tuple[Any, ...]:

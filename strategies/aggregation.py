@@ -7,7 +7,7 @@ beyond their packets, and the result does not depend on who answered first.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,14 @@ class Reply:
         record: Its arrays or its packet.
         weight: Its share before normalisation, for example the number of examples.
         terms: What this client was told.
+        packet: Its packet, once that was checked; None where its tensors came whole.
     """
 
     message: Message
     record: ArrayRecord
     weight: float
     terms: Terms
+    packet: Packet | None = None
 
 
 def weighted_mean(
@@ -63,21 +65,21 @@ def weighted_mean(
     Raises:
         PacketError: If no reply can be used, or all weights are 0.
     """
-    sound: list[tuple[Reply, Packet | None]] = []
+    sound: list[Reply] = []
     for reply in replies:
         try:
-            sound.append((reply, _open(reply, base, layout)))
+            sound.append(replace(reply, packet=_open(reply, base, layout)))
         except PacketError as error:
             refuse(reply, error)
-    while sum(reply.weight for reply, _ in sound) > 0.0:
+    while sum(reply.weight for reply in sound) > 0.0:
         result, odd = _combine(base, layout, sound)
         if result is not None:
-            return result, [reply for reply, _ in sound]
+            return result, sound
         # How many entries a mask keeps comes to light when it is drawn: begin again without.
         for reply, reason in odd:
             refuse(reply, reason)
         gone = {id(reply) for reply, _ in odd}
-        sound = [one for one in sound if id(one[0]) not in gone]
+        sound = [reply for reply in sound if id(reply) not in gone]
     raise PacketError(
         "no reply of this round can be used, or all of them have weight 0", Reason.REPLY
     )
@@ -96,11 +98,11 @@ Odd = list[tuple[Reply, PacketError]]
 
 
 def _combine(
-    base: Mapping[str, NDArray[Any]], layout: Layout, replies: list[tuple[Reply, Packet | None]]
+    base: Mapping[str, NDArray[Any]], layout: Layout, replies: list[Reply]
 ) -> tuple[Arrays | None, Odd]:
     """Return the mean, or the replies because of which there is none."""
-    total = sum(reply.weight for reply, _ in replies)
-    packed = [(reply, packet) for reply, packet in replies if packet is not None]
+    total = sum(reply.weight for reply in replies)
+    packed = [(reply, reply.packet) for reply in replies if reply.packet is not None]
     share = sum(reply.weight for reply, _ in packed) / total
     moved: Arrays = {}
     # Shares of the packets alone: their sum is a mean, whatever the dense replies weigh.
@@ -111,7 +113,7 @@ def _combine(
             return None, [(reply, _odd(packet)) for reply, packet in packed if id(packet) in bad]
         moved = _moved(base, layout, sums) | _dense_moved(base, layout, shares)
     counters = _Counters({spec.name: base[spec.name] for spec in layout.raw})
-    dense = [reply for reply, packet in replies if packet is None]
+    dense = [reply for reply in replies if reply.packet is None]
     result = _dense_sum(dense, total, counters)
     for name, array in moved.items() if share else ():
         if name in result:

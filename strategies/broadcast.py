@@ -18,7 +18,7 @@ from flwr.common.logger import log
 from fl_darex.delta import Delta
 from fl_darex.errors import DeltaError
 from fl_darex.model_cache import ModelCache
-from fl_darex.positions import SeededMask
+from fl_darex.positions import Mask
 from fl_darex.wire.apply import apply_packet
 from fl_darex.wire.delivery import DIGESTS_KEY, HELD_KEY, Delivery, Greeting, delivery_record
 from fl_darex.wire.fields import is_hex
@@ -161,9 +161,7 @@ class Broadcast:
 
     # --- the next version -------------------------------------------------------------------------
 
-    def advance(
-        self, record: ArrayRecord, sent: Sequence[SeededMask] | None, round_: int
-    ) -> ArrayRecord:
+    def advance(self, record: ArrayRecord, sent: Sequence[Mask] | None, round_: int) -> ArrayRecord:
         """Take the server's step as the clients will be told of it.
 
         Args:

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from logging import INFO, WARNING
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
-from fl_darex.compressors import COMPRESSORS
 from fl_darex.delta import Layout
-from fl_darex.errors import PacketError, Reason, nearest
-from fl_darex.masks import keep_threshold
-from fl_darex.rescaling import resolve_q
+from fl_darex.errors import PacketError, Reason
+from fl_darex.pruning.structured import COLUMNS
+from fl_darex.rescaling.rules import SERVER_VALIDATION
 from fl_darex.seeds import derive
 from fl_darex.wire.handshake import Roster
 from fl_darex.wire.ledger import Entry, Ledger, LedgerGrid
-from fl_darex.wire.records import packet_of, to_record, view_arrays
+from fl_darex.wire.records import to_record, view_arrays
 from fl_darex.wire.terms import Terms
 from fl_darex.wire.values import CODINGS
 
-from .aggregation import Reply, weighted_mean
+from .aggregation import Arrays, Reply, weighted_mean
 from .courier import Courier
 from .downlink import DOWNLINKS, make_downlink
 from .fallback_grid import FallbackGrid
 from .ordered_grid import OrderedGrid, seeded_random
 from .replies import read_reply
+from .request import Request, check_choice
+from .server_q import choose_q
 from .wrapped import averaged, metrics_of_all, start_from, typed
 
 
@@ -48,13 +50,19 @@ class DarexStrategy(Strategy):
     Args:
         strategy: Flower's FedAvg, FedAvgM, FedAdam or one built on them.
         p: Fraction of each delta that is dropped, in [0, 1); 0 drops nothing.
-        q: Survivors are divided by it: ``"dare"`` is 1-p (unbiased), or a number in (0, 1].
+        q: Survivors are divided by it: ``"dare"`` is 1-p (unbiased), or a number in (0, 1], or a
+            rule of `fl_darex.rescaling.RULES` by which each client chooses its own, or
+            ``"server-validation"``: the server chooses it each round, with ``validate``.
         values: How packets write numbers: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``,
             ``"int4"`` or ``"sign"``; all but the last are unbiased.
         mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one.
         count: ``"random"``: each entry by a draw of its own; ``"exact"``: each tensor keeps
             exactly its share, rounded up or down at random.
-        method: ``"dare"``, or ``"dense"``: the same path with nothing dropped.
+        method: ``"dare"``, ``"structured"``, ``"magnitude"``, ``"wanda"`` (for clients with
+            ``DarexMod(norms=...)``), or ``"dense"``: the same path with nothing dropped.
+        scope: Of magnitude and WANDA: among which entries the largest are chosen, ``"layer"``,
+            ``"row"`` or ``"global"``.
+        columns: Of structured pruning: fraction of the input columns that is kept.
         downlink: How the model goes to the clients. ``"dense"``: whole, to everybody.
             ``"update"``: what changed since the version that a client holds. ``"server"``: the
             largest entries of that, the rest is kept for later rounds.
@@ -62,11 +70,14 @@ class DarexStrategy(Strategy):
         downlink_values: How the server's packets write numbers; None: as ``values``.
         seed: Seed of masks and of the sampling of clients, in [0, 2**63).
         dense: Names of tensors whose whole delta is sent, such as a fresh head.
+        validate: Of ``q="server-validation"``: returns the loss of a model on examples that are
+            neither trained on nor reported; called with arrays by name, many times a round.
         on_reply: Called with the ledger's entry as each reply arrives.
 
     Attributes:
         ledger: The bytes of every message of the run.
-        q: The number by which survivors are divided.
+        q: The number by which survivors are divided; where it is searched, the mean over the
+            last round's clients.
         counted: Replies that entered the average of the last round.
 
     Raises:
@@ -83,29 +94,38 @@ class DarexStrategy(Strategy):
         mask: str = "client",
         count: str = "random",
         method: str = "dare",
+        scope: str = "layer",
+        columns: float = COLUMNS,
         downlink: str = "update",
         downlink_p: float | None = None,
         downlink_values: str | None = None,
         seed: int = 0,
         dense: Iterable[str] = (),
+        validate: Callable[[Mapping[str, Any]], float] | None = None,
         on_reply: Callable[[Entry], None] | None = None,
     ) -> None:
-        _check_choice("values", values, CODINGS)
-        _check_choice("mask", mask, ("client", "round"))
-        _check_choice("count", count, ("random", "exact"))
-        _check_choice("method", method, COMPRESSORS)
-        _check_choice("downlink", downlink, DOWNLINKS)
-        _check_choice("downlink_values", downlink_values or values, CODINGS)
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"seed must be in [0, 2**63), got {seed}")
+        self._request = Request(
+            p=p,
+            q=q,
+            values=values,
+            mask=mask,
+            count=count,
+            method=method,
+            scope=scope,
+            columns=columns,
+            seed=seed,
+            dense=tuple(dense),
+        )
+        check_choice("downlink", downlink, DOWNLINKS)
+        check_choice("downlink_values", downlink_values or values, CODINGS)
+        if (validate is None) == (q == SERVER_VALIDATION):
+            raise ValueError(f"q = {SERVER_VALIDATION!r} and validate need each other")
         self.strategy = strategy
         self.ledger = Ledger()
         self.counted = 0
-        self._kept = keep_threshold(p)
-        self.q = resolve_q(q, self._kept)
-        self._values, self._shared, self._method = values, mask == "round", method
-        self._exact = count == "exact"
-        self._seed, self._dense, self._on_reply = seed, tuple(dense), on_reply
+        self.q = self._request.first_q
+        self._seed, self._dense, self._on_reply = seed, self._request.dense, on_reply
+        self._validate = validate
         self._downlink = make_downlink(
             downlink,
             p=p if downlink_p is None else downlink_p,
@@ -123,9 +143,9 @@ class DarexStrategy(Strategy):
 
     def summary(self) -> None:
         """Log the settings of this strategy and of the wrapped one."""
-        kept = self._kept / 2**32
-        log(INFO, "\t├──> DAREx: %s, p = %g, q = %g", self._method, 1 - kept, self.q)
-        log(INFO, "\t│\t└── values %s, mask shared: %s", self._values, self._shared)
+        asked = self._request
+        log(INFO, "\t├──> DAREx: %s, p = %g, q = %s", asked.method, asked.p, asked.q)
+        log(INFO, "\t│\t└── values %s, mask %s", asked.values, asked.mask)
         self.strategy.summary()
 
     def start(
@@ -170,7 +190,8 @@ class DarexStrategy(Strategy):
         messages.sort(key=self._slot_of)
         for message in messages:
             node = message.metadata.dst_node_id
-            self._terms[node] = self._terms_for(server_round, self._slot_of(message))
+            version = self._downlink.version.hex()
+            self._terms[node] = self._request.terms(server_round, self._slot_of(message), version)
             self._courier.address(message, self._asked(message))
         return messages
 
@@ -186,9 +207,9 @@ class DarexStrategy(Strategy):
             log(WARNING, "round %s: %s; the model stays as it is", server_round, error)
             return None, None
         self.counted = len(used)
-        packed = [reply for reply in used if packet_of(reply.record) is not None]
+        self._note_q(used, mean)
         for reply in used:
-            known = self._downlink.spoke if reply in packed else self._downlink.holds
+            known = self._downlink.spoke if reply.packet else self._downlink.holds
             known(reply.message.metadata.src_node_id)
         counters = {spec.name: mean[spec.name] for spec in self._layout.raw}
         averaged_reply = averaged(used, to_record(mean), self.strategy)
@@ -199,7 +220,8 @@ class DarexStrategy(Strategy):
         if arrays is None:
             return None, metrics
         arrays = typed(arrays, self._base, counters)
-        sent = [reply.terms.mask for reply in used] if len(packed) == len(used) else None
+        masks = [reply.packet.mask for reply in used if reply.packet]
+        sent = masks if len(masks) == len(used) else None
         return self._downlink.advance(arrays, sent, server_round), metrics
 
     def configure_evaluate(
@@ -239,7 +261,7 @@ class DarexStrategy(Strategy):
 
     def _asked(self, message: Message) -> Terms | None:
         """Return the terms that a message carries, if it carries any."""
-        dense = self._method == "dense"
+        dense = self._request.method == "dense"
         return None if dense else self._terms.get(message.metadata.dst_node_id)
 
     def _again(self, message: Message) -> Message:
@@ -251,20 +273,13 @@ class DarexStrategy(Strategy):
     def _partition_of(self, reply: Message) -> int:
         return self._roster.partition_of.get(reply.metadata.src_node_id, -1)
 
-    def _terms_for(self, server_round: int, slot: int) -> Terms:
-        return Terms(
-            method=self._method,
-            kept=self._kept,
-            q=self.q,
-            values=self._values,
-            seed=self._seed,
-            round=server_round,
-            slot=slot,
-            shared=self._shared,
-            exact=self._exact,
-            dense=self._dense,
-            base=self._downlink.version.hex(),
-        )
+    def _note_q(self, used: list[Reply], mean: Arrays) -> None:
+        """Set ``q`` to what the round's survivors were divided by; choose it if that is ours."""
+        if self._validate is not None and any(reply.packet for reply in used):
+            self.q = choose_q(self._validate, self._base, mean, self._layout, self._request.first_q)
+        elif self._request.rule:
+            own = [reply.packet.q for reply in used if reply.packet is not None]
+            self.q = float(np.mean([np.mean(q) for q in own])) if own else self.q
 
     def _usable(self, replies: Iterable[Message]) -> list[Reply]:
         """Return the replies that can be averaged, one per client, in partition order."""
@@ -277,19 +292,13 @@ class DarexStrategy(Strategy):
                 key = self.strategy.weighted_by_key
                 usable[node] = read_reply(message, self._terms[node], key)
             except PacketError as error:
-                _log_refused(self._partition_of(message), error)
+                _log(self._partition_of(message), error)
         return list(usable.values())
 
 
 def _refuse(reply: Reply, error: PacketError) -> None:
-    _log_refused(reply.terms.slot, error)
+    _log(reply.terms.slot, error)
 
 
-def _log_refused(partition: int, error: PacketError) -> None:
+def _log(partition: int, error: PacketError) -> None:
     log(WARNING, "client %s does not count this round: %s", partition, error)
-
-
-def _check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        choices = sorted(known)
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}{nearest(value, choices)}")

@@ -8,7 +8,7 @@ from typing import Protocol
 from flwr.app import ArrayRecord, ConfigRecord
 
 from fl_darex.masks import keep_threshold
-from fl_darex.positions import SeededMask
+from fl_darex.positions import Mask
 from fl_darex.wire.delivery import Delivery
 from fl_darex.wire.header import NO_VERSION
 from fl_darex.wire.values import CODINGS
@@ -50,9 +50,7 @@ class Downlink(Protocol):
     def lacks(self, node: int) -> None:
         """A client does not hold what it should."""
 
-    def advance(
-        self, record: ArrayRecord, sent: Sequence[SeededMask] | None, round_: int
-    ) -> ArrayRecord:
+    def advance(self, record: ArrayRecord, sent: Sequence[Mask] | None, round_: int) -> ArrayRecord:
         """Return the model that everybody will hold after a step of the server's."""
 
     def end(self) -> None:
@@ -94,9 +92,7 @@ class DenseDownlink:
     def lacks(self, node: int) -> None:
         """Nobody needs to know."""
 
-    def advance(
-        self, record: ArrayRecord, sent: Sequence[SeededMask] | None, round_: int
-    ) -> ArrayRecord:
+    def advance(self, record: ArrayRecord, sent: Sequence[Mask] | None, round_: int) -> ArrayRecord:
         """Return the model as it is."""
         return record
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,13 @@ import numpy as np
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+from numpy.typing import NDArray
 
 from fl_darex.config import RunConfig, make_config
 from fl_darex.observers import Observer, RoundReport, RunStart
+from fl_darex.rescaling.rules import SERVER_VALIDATION
 from fl_darex.run_folder import RunFolder
-from fl_darex.training.evaluation import evaluate
+from fl_darex.training.evaluation import evaluate, mean_loss
 from fl_darex.training.session import Session
 from fl_darex.training.session import session as session_for
 from fl_darex.training.settings import settings_record
@@ -61,11 +63,14 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
         mask=config.compress.mask,
         count=config.compress.count,
         method=config.compress.method,
+        scope=config.compress.scope,
+        columns=config.compress.columns,
         downlink=config.compress.downlink,
         downlink_p=config.compress.server_p,
         downlink_values=config.compress.server_values,
         seed=config.federation.seed,
         dense=server.session.dense,
+        validate=server.validate if config.compress.q == SERVER_VALIDATION else None,
         on_reply=server.replied,
     )
     server.strategy = strategy
@@ -145,6 +150,12 @@ class _Server:
         self._clock = time.monotonic()
         self._train, self._scores = MetricRecord(), {}
         return MetricRecord({**scores}) if scores else None
+
+    def validate(self, arrays: Mapping[str, NDArray[Any]]) -> float:
+        """Return a model's loss on the examples that are held out for choosing q."""
+        write(arrays, self.session.tensors)
+        threads = os.cpu_count() or 1
+        return mean_loss(self.session, self.session.validation_examples, threads)
 
     def _evaluate(self, round_: int) -> dict[str, float]:
         federation = self.config.federation

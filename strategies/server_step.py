@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from fl_darex.delta import Delta
 from fl_darex.masks import ONE
-from fl_darex.positions import ListedMask, Mask, SeededMask, UnionMask
+from fl_darex.positions import ListedMask, Mask, SeededMask, StructuredMask, UnionMask
 from fl_darex.pruning.gather import gather
 from fl_darex.pruning.largest import largest
+from fl_darex.pruning.scores import kept_count
 from fl_darex.survivors import Survivors
 from fl_darex.wire.reader import Packet
 from fl_darex.wire.values import Coding
@@ -29,7 +30,7 @@ SERVER = -1
 class Step(Protocol):
     """Chooses what is sent of a step, and learns what the clients made of it."""
 
-    def survivors(self, delta: Delta, sent: Sequence[SeededMask] | None, round_: int) -> Survivors:
+    def survivors(self, delta: Delta, sent: Sequence[Mask] | None, round_: int) -> Survivors:
         """Return what is sent of a step.
 
         Args:
@@ -56,7 +57,7 @@ class WholeStep:
     def __init__(self, seed: int, coding: Coding) -> None:
         self._seed, self._coding = seed, coding
 
-    def survivors(self, delta: Delta, sent: Sequence[SeededMask] | None, round_: int) -> Survivors:
+    def survivors(self, delta: Delta, sent: Sequence[Mask] | None, round_: int) -> Survivors:
         """Return the whole step."""
         layout = delta.layout
         count = sum(delta.count_nonzero(spec.name) for spec in layout.pruned)
@@ -78,16 +79,26 @@ class WholeStep:
         """Nothing was kept."""
 
     def _united(
-        self, delta: Delta, sent: Sequence[SeededMask] | None, count: int, limit: float
+        self, delta: Delta, sent: Sequence[Mask] | None, count: int, limit: float
     ) -> Survivors | None:
         """Return the step where clients sent something; None if that is not all, or larger."""
-        if not sent:
+        mask = _union(sent or ())
+        if mask is None:
             return None
-        members = tuple(sorted(set(sent), key=lambda mask: mask.slot))
-        mask: Mask = members[0] if len(members) == 1 else UnionMask(members)
         found = gather(delta, mask, 1.0)
-        size = self._coding.size(found.count) + 8 * (len(members) if len(members) > 1 else 0)
+        size = self._coding.size(found.count)
+        size += 8 * len(mask.members) if isinstance(mask, UnionMask) else 0
         return found if np.count_nonzero(found.numbers) == count and size <= limit else None
+
+
+def _union(sent: Sequence[Mask]) -> Mask | None:
+    """Return the mask of what several masks keep; None if no packet could carry it."""
+    if len(set(sent)) == 1 and isinstance(sent[0], SeededMask | StructuredMask):
+        return sent[0]
+    seeded = {mask for mask in sent if isinstance(mask, SeededMask)}
+    if not seeded or len(seeded) < len(set(sent)):
+        return None
+    return UnionMask(tuple(sorted(seeded, key=lambda mask: mask.slot)))
 
 
 class LargestOfStep:
@@ -102,7 +113,7 @@ class LargestOfStep:
         self._seed, self._kept = seed, kept
         self._left: dict[str, NDArray[np.float32]] = {}
 
-    def survivors(self, delta: Delta, sent: Sequence[SeededMask] | None, round_: int) -> Survivors:
+    def survivors(self, delta: Delta, sent: Sequence[Mask] | None, round_: int) -> Survivors:
         """Return the largest entries; tensors that are never pruned are sent whole."""
         layout = delta.layout
         for spec in (*layout.pruned, *layout.dense):
@@ -111,8 +122,7 @@ class LargestOfStep:
             )
         pruned = {spec.name: self._left[spec.name] for spec in layout.pruned}
         numel = sum(tensor.size for tensor in pruned.values())
-        count = (numel * self._kept + ONE // 2) // ONE
-        where = largest(pruned, count)
+        where = largest(pruned, kept_count(numel, self._kept))
         parts = [pruned[name][positions] for name, positions in where.items()]
         return Survivors(
             layout=layout,

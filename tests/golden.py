@@ -10,7 +10,7 @@ import numpy as np
 
 from fl_darex.delta import Layout
 from fl_darex.masks import ONE
-from fl_darex.positions import ListedMask, SeededMask, UnionMask
+from fl_darex.positions import ListedMask, SeededMask, StructuredMask, UnionMask
 
 # --- a second description of the header, independent of the library's -------------------------
 
@@ -185,6 +185,7 @@ GOLDEN = {
 LISTED = ListedMask({"bias": np.array([2]), "weight": np.array([0, 4, 5])}, 7, 3, 2)
 UNION = UnionMask((SeededMask(7, 3, 0, ONE // 4), SeededMask(7, 3, 2, ONE // 4)))
 EXACT = SeededMask(7, 3, 2, ONE // 2, exact=True)
+STRUCTURED = StructuredMask(MASK, columns=3 * (ONE // 4))
 
 GOLDEN_LISTED = bytes.fromhex(
     "44415258"
@@ -262,9 +263,34 @@ GOLDEN_EXACT = bytes.fromhex(
     "0000003e000000bf"  # bn.running_var
     "0201000000000000"  # steps
 )
+GOLDEN_STRUCTURED = bytes.fromhex(
+    "44415258"
+    "01"
+    "04"  # method: structured
+    "01"  # random generator: SplitMix64
+    "00"  # value coding: fp32
+    "0700000000000000"  # seed
+    "0300000000000000"  # round
+    "0200000000000000"  # slot
+    "0000008000000000"  # keep threshold: 2**31 of 2**32
+    "000000000000e03f"  # q: 0.5
+    "00000100" + FINGERPRINT + "0000000000000000"  # version of the model: not said
+    "0500000000000000"  # survivors
+    "0800000000000000"  # bytes of the positions section
+    "be319d73"  # CRC-32
+    "000000c000000000"  # keep threshold of columns: 3 * 2**30; weight keeps columns 0 and 2
+    "0000403f"  # bias[2] = 0.75
+    "0000803f"  # weight[0] = 1
+    "00004040"  # weight[2] = 3
+    "6f12833a"  # weight[3] = 0.001
+    "0000c040"  # weight[5] = 6
+    "0000003e000000bf"  # bn.running_var
+    "0201000000000000"  # steps
+)
 ALL_GOLDEN = {
     **GOLDEN,
     "listed": GOLDEN_LISTED,
     "union": GOLDEN_UNION,
     "exact": GOLDEN_EXACT,
+    "structured": GOLDEN_STRUCTURED,
 }

@@ -31,6 +31,7 @@ def test_moments_are_those_of_all_tokens_of_all_batches_whatever_their_sizes():
         )
         assert found["first.weight"].count == 35
     np.testing.assert_allclose(whole["second.weight"].mean, parts["second.weight"].mean, atol=1e-6)
+    np.testing.assert_allclose(whole["first.weight"].absolute, np.abs(rows).mean(0), rtol=1e-12)
 
 
 def test_padding_does_not_count():

@@ -21,7 +21,8 @@ from fl_darex.config import load_config, make_config
 from fl_darex.errors import ConfigError
 from fl_darex.run_folder import RunFolder
 from fl_darex.strategies.server_app import serve
-from fl_darex.training.evaluation import evaluate
+from fl_darex.training.calibration import input_norms
+from fl_darex.training.evaluation import evaluate, mean_loss
 from fl_darex.training.loop import train
 from fl_darex.training.session import Session, checkpoint_activations
 from fl_darex.training.state import to_numpy
@@ -161,6 +162,36 @@ def test_a_model_that_has_learned_the_answers_matches_them_exactly(make: Any, ro
     assert after["perplexity"] == pytest.approx(np.exp(after["loss"]))
     said = session.task.generate(session.model, session.evaluation_examples())  # type: ignore
     assert said == ["It is #### 1", "It is #### 22"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_loss_alone_is_that_of_an_evaluation(make: Any, precision: str) -> None:
+    given = {"task__packing": True, "train__precision": precision, "train__eval_batch_size": 4}
+    session = make(**given)
+    examples = session.evaluation_examples()
+    found = mean_loss(session, examples, 1)
+    assert found == pytest.approx(evaluate(session, examples, 1)["loss"], rel=1e-5)
+
+
+def test_calibration_reads_an_example_a_row(make: Any) -> None:
+    plain, packed = make(), make(task__packing=True)
+    norms = [input_norms(session, 0) for session in (plain, packed)]
+    assert list(norms[0]) == list(norms[1]) != []
+    assert all(np.array_equal(norms[0][name], norms[1][name]) for name in norms[0])
+
+
+def test_examples_by_which_q_is_chosen_are_neither_trained_on_nor_evaluated(make: Any) -> None:
+    given = {"compress__q": "server-validation", "server__validation_examples": 5}
+    session = make(**given, task__metric="exact-match", task__holdout=4, task__test=True)
+    parts = [
+        session.task.train,
+        session.task.evaluation,
+        session.task.validation,
+        session.task.test,
+    ]
+    asked = [row["question"] for part in parts for row in part]
+    assert [len(part) for part in parts] == [15, 4, 5, 6]
+    assert len(set(asked)) == 30
 
 
 def test_the_size_of_evaluation_batches_does_not_change_results(make: Any) -> None:

@@ -19,6 +19,7 @@ from fl_darex.config import (
 )
 from fl_darex.config_text import flatten, parse_override
 from fl_darex.errors import ConfigError, DarexError
+from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
 
 FIELDS = {
     f"{section}.{field.alias}": field
@@ -66,7 +67,7 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
     if key == "compress.p":
         return st.floats(0, 1 - 2**-32)
     if key == "compress.q":
-        return st.just("dare") | st.floats(1e-9, 1)
+        return st.sampled_from(["dare", *RULES, SERVER_VALIDATION]) | st.floats(1e-9, 1)
     if key == "compress.downlink-p":
         return st.just("same") | st.floats(0, 1 - 2**-32)
     if get_origin(kind) is Literal:
@@ -104,6 +105,13 @@ def configs(draw: Any) -> RunConfig:
         values |= {"train.local-steps": 0, "train.local-epochs": draw(st.integers(1, 9))}
     else:
         values |= {"train.local-steps": draw(st.integers(1, 9)), "train.local-epochs": 0}
+    method = values.get("compress.method")
+    if method in ("magnitude", "wanda"):
+        values |= {"compress.mask": "client", "compress.scope": "row"}
+    if method == "structured":
+        values["compress.columns"] = 1.0
+    if method == "dense":
+        values["compress.q"] = "dare"
     if values.get("train.optimizer", "adamr") == "adamr":
         values["train.weight-decay"] = 0.0
     return make_config(values)
@@ -268,7 +276,7 @@ def test_a_value_of_another_type_is_refused_at_every_key(key):
     message = refused({key: wrong})
     assert message.startswith(f"{key} = {wrong!r} is not allowed; ")
     assert re.search(
-        r"must be (text|true or false|a (whole )?number|'(dare|same)' or a number)|allowed: '",
+        r"must be (text|true or false|a (whole )?number|'(dare|same)'.* or a number)|allowed: '",
         message,
     )
 
@@ -288,15 +296,22 @@ def test_a_whole_number_is_not_a_fraction_or_text(key, value):
     assert "it must be a whole number" in refused({key: value})
 
 
+Q = (
+    "it must be 'dare', 'q-v', 'q-e', 'layer-q-v', 'layer-q-e', 'server-validation' or a number "
+    "from 1e-09 to 1"
+)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "allowed"),
     [
         ("compress.p", 1, "it must be a number from 0 below 1"),
         ("compress.p", 1.0, "it must be a number from 0 below 1"),
         ("compress.p", -0.1, "it must be a number from 0 below 1"),
-        ("compress.q", 0, "it must be 'dare' or a number from 1e-09 to 1"),
-        ("compress.q", 1.01, "it must be 'dare' or a number from 1e-09 to 1"),
-        ("compress.q", "drae", "it must be 'dare' or a number from 1e-09 to 1"),
+        ("compress.q", 0, Q),
+        ("compress.q", 1.01, Q),
+        ("compress.q", "drae", f"{Q}; did you mean 'dare'?"),
+        ("compress.q", "q_v", f"{Q}; did you mean 'q-v'?"),
         ("compress.downlink-p", 1.0, "it must be 'same' or a number from 0 below 1"),
         ("compress.downlink-p", "equal", "it must be 'same' or a number from 0 below 1"),
         (
@@ -314,7 +329,8 @@ def test_a_whole_number_is_not_a_fraction_or_text(key, value):
         ("task.model", 5, "it must be text"),
         (
             *("task.name", "digit"),
-            "allowed: 'digits', 'text-classification', 'causal-lm'; did you mean 'digits'?",
+            "allowed: 'digits', 'text-classification', 'image-classification', 'causal-lm'; "
+            "did you mean 'digits'?",
         ),
         ("task.packing", 1, "it must be true or false"),
         ("train.norm", "L2", "allowed: 'l2', 'l1'; did you mean 'l2'?"),
@@ -626,3 +642,20 @@ def test_only_the_first_mistake_is_told():
 def test_flattening_leaves_flat_keys_alone():
     tree = {"a": {"b": {"c": 1}, "d": "x"}, "e.f": 2.5, "g": {}}
     assert flatten(tree) == {"a.b.c": 1, "a.d": "x", "e.f": 2.5, "g": {}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"method": "magnitude", "mask": "round"},
+            "chooses by value: set compress.mask = 'client'",
+        ),
+        ({"method": "wanda", "scope": "global"}, "set 'layer' or 'row'"),
+        ({"method": "structured", "p": 0.9}, "compress.columns = 0.05 keeps fewer .*: 0.1 to 1"),
+        ({"method": "dense", "q": "q-e"}, "compress.q = 'q-e' divides survivors"),
+    ],
+)
+def test_settings_of_a_method_that_do_not_go_together_are_refused(settings, words):
+    message = refused({f"compress.{key}": value for key, value in settings.items()})
+    assert re.search(words, message)

@@ -20,12 +20,14 @@ from golden import (
     GOLDEN,
     GOLDEN_EXACT,
     GOLDEN_LISTED,
+    GOLDEN_STRUCTURED,
     GOLDEN_UNION,
     HEADER,
     LAYOUT,
     LISTED,
     MASK,
     POSITIONS,
+    STRUCTURED,
     TENSORS,
     UNION,
     forge,
@@ -41,7 +43,7 @@ from fl_darex.config import load_config
 from fl_darex.delta import Delta, Layout
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.masks import ONE, keep_threshold
-from fl_darex.positions import Mask
+from fl_darex.positions import Mask, StructuredMask
 from fl_darex.pruning import dare
 from fl_darex.pruning.gather import gather
 from fl_darex.rescaling import rescale
@@ -110,6 +112,7 @@ def test_golden_packets_of_other_masks_never_change():
     assert encode(pruned_by(UNION), "fp32").hex() == GOLDEN_UNION.hex()
     two = pruned_by(EXACT, np.array([0.5, 0.75], np.float32))
     assert encode(two, "fp32", base=bytes(range(1, 9))).hex() == GOLDEN_EXACT.hex()
+    assert encode(pruned_by(STRUCTURED, 0.5), "fp32").hex() == GOLDEN_STRUCTURED.hex()
 
 
 def test_golden_packets_of_other_masks_are_read_as_written():
@@ -129,6 +132,24 @@ def test_golden_packets_of_other_masks_are_read_as_written():
     full = exact.rescaled()
     assert full["bias"].tolist() == [0.0, 0.0, 1.5]
     assert full["weight"].reshape(-1).tolist()[:3] == [np.float32(1 / 0.75), 0.0, 4.0]
+    columns = read(GOLDEN_STRUCTURED, mask=STRUCTURED, q=0.5)
+    assert {n: w.tolist() for n, w in columns.positions.items()} == {
+        "bias": [2],
+        "weight": [0, 2, 3, 5],
+    }
+
+
+def test_shares_of_columns_that_make_no_sense_are_refused():
+    body = take_apart(GOLDEN_STRUCTURED)[1]
+    for section in (ONE // 4, ONE + 1, 2**64 - 1):
+        odd = forge(GOLDEN_STRUCTURED, body=section.to_bytes(8, "little") + body[8:])
+        with pytest.raises(PacketError, match="keeps columns by"):
+            read_packet(odd, LAYOUT)
+    with pytest.raises(PacketError, match="keeps columns by"):
+        read_packet(forge(GOLDEN_STRUCTURED, body=body[8:], positions=0), LAYOUT)
+    other = StructuredMask(STRUCTURED.drawn, ONE)
+    with pytest.raises(PacketError, match="the packet's share of columns is"):
+        read(GOLDEN_STRUCTURED, mask=other, q=0.5)
 
 
 def test_the_header_has_96_bytes_and_the_packet_nothing_else():
@@ -743,7 +764,8 @@ def test_a_packet_in_a_dense_round_is_refused():
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_one():
-    message = re.escape("unknown method 'dara'; known: ['dare', 'dense']; did you mean 'dare'?")
+    known = ["dare", "dense", "magnitude", "structured", "wanda"]
+    message = re.escape(f"unknown method 'dara'; known: {known}; did you mean 'dare'?")
     with pytest.raises(PacketError, match=message):
         compressor("dara")
 

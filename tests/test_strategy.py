@@ -15,6 +15,8 @@ from fl_darex.clients import DarexMod
 from fl_darex.compressors import COMPRESSORS
 from fl_darex.config import CompressConfig
 from fl_darex.pruning import dare
+from fl_darex.pruning.scores import SCOPES
+from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
 from fl_darex.simulation.identity import node_id_of
 from fl_darex.strategies import DarexStrategy
 from fl_darex.wire.records import packet_of, packet_record, to_arrays, to_record
@@ -469,6 +471,9 @@ def test_every_method_and_coding_can_be_configured() -> None:
     fields = CompressConfig.model_fields
     assert set(get_args(fields["method"].annotation)) == set(COMPRESSORS)
     assert set(get_args(fields["values"].annotation)) == set(CODINGS)
+    assert set(get_args(fields["scope"].annotation)) == set(SCOPES)
+    rules = {"dare", *RULES, SERVER_VALIDATION}
+    assert set(get_args(get_args(fields["q"].annotation)[0])) == rules
 
 
 class _heard:

@@ -458,7 +458,7 @@ def test_missing_splits_are_refused(models, data, tmp_path):
     llama = models["llama"]
     refused("task.dataset is empty; task.name = 'causal-lm' needs", llama, "")
     refused("no training data; found no file named train", llama, tmp_path)
-    refused("evaluate on beside the test split; set task.holdout", llama, data, task__test=True)
+    refused("evaluate on; set task.holdout", llama, data, task__test=True)
     refused("task.holdout = 40 leaves nothing", llama, data, task__holdout=40)
     (data / "test.jsonl").unlink()
     refused("no examples to evaluate on; set task.holdout", llama, data)

@@ -14,6 +14,8 @@ from fl_darex.compressors import COMPRESSORS
 from fl_darex.errors import PacketError, Reason
 from fl_darex.masks import ONE
 from fl_darex.positions import SeededMask
+from fl_darex.pruning.scores import SCOPES
+from fl_darex.rescaling.rules import RULES
 from fl_darex.wire import Terms
 from fl_darex.wire.values import CODINGS
 
@@ -30,7 +32,8 @@ def test_terms_never_change_on_the_wire():
     replace(TERMS, dense=("héad", "b")).attach(config)
     assert config == {
         "darex": '{"method":"dare","kept":2147483648,"q":0.5,"values":"fp16","seed":7,"round":3,'
-        '"slot":2,"shared":false,"exact":false,"dense":["h\\u00e9ad","b"],'
+        '"slot":2,"shared":false,"exact":false,"columns":0,"scope":"layer","search":"",'
+        '"dense":["h\\u00e9ad","b"],'
         '"base":"0000000000000000","version":1}'
     }
 
@@ -48,6 +51,9 @@ def test_terms_never_change_on_the_wire():
         slot=st.integers(0, 2**40),
         shared=st.booleans(),
         exact=st.booleans(),
+        columns=st.integers(0, ONE),
+        scope=st.sampled_from(SCOPES),
+        search=st.sampled_from(["", *RULES]),
         base=st.binary(min_size=8, max_size=8).map(bytes.hex),
         dense=st.lists(st.text(max_size=8), max_size=4).map(tuple),
     )
@@ -66,9 +72,9 @@ def test_a_message_without_terms_asks_for_nothing():
 
 
 def test_a_shared_mask_has_the_slot_of_nobody():
-    assert TERMS.mask == SeededMask(7, 3, 2, ONE // 2)
-    assert replace(TERMS, shared=True).mask == SeededMask(7, 3, -1, ONE // 2)
-    assert replace(TERMS, exact=True).mask == SeededMask(7, 3, 2, ONE // 2, exact=True)
+    assert TERMS.drawn == SeededMask(7, 3, 2, ONE // 2)
+    assert replace(TERMS, shared=True).drawn == SeededMask(7, 3, -1, ONE // 2)
+    assert replace(TERMS, exact=True).drawn == SeededMask(7, 3, 2, ONE // 2, exact=True)
 
 
 @pytest.mark.parametrize(
@@ -169,4 +175,4 @@ def test_any_field_in_place_of_a_right_one_raises_nothing_but_packet_errors(chan
     except PacketError:
         return
     assert terms is not None
-    assert isinstance(terms.mask.kept, int) and isinstance(terms.values, str)
+    assert isinstance(terms.drawn.kept, int) and isinstance(terms.values, str)

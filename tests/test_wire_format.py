@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fl_darex.delta import Delta
-from fl_darex.masks import keep_threshold
-from fl_darex.positions import ListedMask, SeededMask, UnionMask
-from fl_darex.pruning import dare
+from fl_darex.masks import ONE, keep_threshold
+from fl_darex.positions import ListedMask, SeededMask, StructuredMask, UnionMask
+from fl_darex.pruning import dare, structured
 from fl_darex.pruning.gather import gather
 from fl_darex.survivors import Survivors
 from fl_darex.wire import encode
@@ -33,6 +33,8 @@ from fl_darex.wire.versions import content_version, next_version, tensor_digests
 PAGE = (Path(__file__).parent.parent / "docs" / "wire-format.md").read_text("utf-8")
 WORD = 2**64
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
+
+Spec = tuple[str, tuple[int, ...], str, str]
 
 # --- §5: seeded masks -------------------------------------------------------------------------
 
@@ -70,19 +72,27 @@ def kept_of_block(stream: int, length: int, kept: int) -> list[int]:
 
 
 def mask(seed: int, round_: int, slot: int, name: str, numel: int, kept: int, exact: bool) -> Any:
-    text = f"darex.mask.v1|{seed}|{round_}|{slot}|{name}"
-    key = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
-    found = []
+    key, found = mask_key(seed, round_, slot, name), []
     for block, start in enumerate(range(0, numel, 2**18)):
         length = min(2**18, numel - start)
-        stream = mix((key + (block + 1) * GOLDEN_GAMMA) % WORD)
-        mine = kept_of_block(stream, length, kept)
-        if exact and kept < 2**32:
-            offset = mix(key) % 2**32
-            count = ((start + length) * kept + offset >> 32) - (start * kept + offset >> 32)
-            mine = corrected(stream, mine, length, count)
+        mine = of_block(key, block, start, length, kept, exact)
         found += [start + position for position in mine]
     return found
+
+
+def mask_key(seed: int, round_: int, slot: int, name: str) -> int:
+    text = f"darex.mask.v1|{seed}|{round_}|{slot}|{name}"
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def of_block(key: int, block: int, first: int, length: int, kept: int, exact: bool) -> list[int]:
+    stream = mix((key + (block + 1) * GOLDEN_GAMMA) % WORD)
+    mine = kept_of_block(stream, length, kept)
+    if exact and kept < 2**32:
+        offset = mix(key) % 2**32
+        count = ((first + length) * kept + offset >> 32) - (first * kept + offset >> 32)
+        mine = corrected(stream, mine, length, count)
+    return mine
 
 
 def corrected(stream: int, mine: list[int], length: int, count: int) -> list[int]:
@@ -94,6 +104,26 @@ def corrected(stream: int, mine: list[int], length: int, count: int) -> list[int
         rank = draw_number(stream, 2**32 + index) * (top + 1) >> 32
         chosen.add(top if rank in chosen else rank)
     return sorted(set(mine) ^ {pool[rank] for rank in chosen})
+
+
+def in_columns(
+    seed: int, round_: int, slot: int, spec: Spec, kept: int, columns: int, exact: bool
+) -> list[int]:
+    name, shape = spec[:2]
+    numel = int(np.prod(shape, dtype=int))
+    if len(shape) < 2 or not numel:
+        return mask(seed, round_, slot, name, numel, kept, exact)
+    width = numel // shape[0]
+    chosen = set(mask(seed, round_, slot, f"{name}|columns", width, columns, True))
+    numbered = [position for position in range(numel) if position % width in chosen]
+    key = mask_key(seed, round_, slot, name)
+    inside, found, first = max(1, (kept << 32) // columns), [], 0
+    for block, start in enumerate(range(0, numel, 2**18)):
+        length = sum(start <= position < start + 2**18 for position in numbered)
+        mine = of_block(key, block, first, length, inside, exact) if length else []
+        found += [numbered[first + number] for number in mine]
+        first += length
+    return found
 
 
 # --- §4: listed positions ---------------------------------------------------------------------
@@ -182,8 +212,6 @@ def number_bytes(coding: int, count: int) -> int:
 
 # --- §1 and §2: layout and packet -------------------------------------------------------------
 
-Spec = tuple[str, tuple[int, ...], str, str]
-
 
 def specs_of(tensors: dict[str, np.ndarray], dense: set[str] = frozenset()) -> list[Spec]:
     found = []
@@ -218,6 +246,12 @@ def read(packet: bytes, specs: list[Spec]) -> dict[str, Any]:
     at += position_bytes
     if method == 2:
         where = listed(section, [sizes[name] for name in pruned])
+    elif method == 4:
+        (columns,) = struct.unpack("<Q", section)
+        chosen = [spec for spec in specs if spec[3] == "pruned"]
+        where = [
+            in_columns(seed, round_, slot, spec, kept, columns, generator == 2) for spec in chosen
+        ]
     else:
         slots = struct.unpack(f"<{position_bytes // 8}q", section) if method == 3 else [slot]
         where = [
@@ -269,7 +303,7 @@ def test_the_second_reader_reads_the_golden_packets(which):
 
 @st.composite
 def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
-    shapes = npst.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=9)
+    shapes = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9)
     names = st.text("ab.é", max_size=3) | st.just("x.running_var")
     tensors = draw(
         st.dictionaries(
@@ -284,7 +318,7 @@ def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
     delta = Delta(tensors, dense=dense)
     kept = keep_threshold(draw(st.sampled_from([0.0, 0.2, 0.5, 0.9])))
     seed, round_ = draw(st.integers(0, 2**63)), draw(st.integers(0, 1000))
-    kind = draw(st.sampled_from(["seeded", "exact", "union", "listed"]))
+    kind = draw(st.sampled_from(["seeded", "exact", "union", "listed", "columns", "both"]))
     if kind == "listed":
         where = {}
         for spec in delta.layout.pruned:
@@ -295,7 +329,10 @@ def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
         slots = sorted(draw(st.sets(st.integers(-1, 9), min_size=1, max_size=3)))
         members = tuple(SeededMask(seed, round_, slot, kept) for slot in slots)
         return gather(delta, UnionMask(members), 0.5), specs_of(tensors, dense)
-    one = SeededMask(seed, round_, 3, kept, kind == "exact")
+    one = SeededMask(seed, round_, 3, kept, kind in ("exact", "both"))
+    if kind in ("columns", "both"):
+        columns = draw(st.integers(kept, ONE))
+        return gather(delta, StructuredMask(one, columns), 0.5), specs_of(tensors, dense)
     return gather(delta, one, 0.25), specs_of(tensors, dense)
 
 
@@ -311,6 +348,9 @@ def test_the_second_reader_follows_a_mask_across_blocks():
     for exact in (False, True):
         update = dare({"w": values}, 0.999, seed=3, exact=exact)
         assert_says(encode(update), update, specs_of({"w": values}))
+        table = {"w": values.reshape(16, -1)}
+        update = structured(table, 0.999, 0.01, seed=3, exact=exact)
+        assert_says(encode(update), update, specs_of(table))
 
 
 # --- §8: versions -----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from numbers import Real
 import numpy as np
 
 from fl_darex.masks import ONE
-from fl_darex.positions import SeededMask
+from fl_darex.positions import SeededMask, StructuredMask
 from fl_darex.survivors import Survivors
 
 
@@ -22,7 +22,8 @@ def rescale(survivors: Survivors, q: float | str) -> Survivors:
     Raises:
         ValueError: If ``q`` is neither ``"dare"`` nor a number in (0, 1].
     """
-    kept = survivors.mask.kept if isinstance(survivors.mask, SeededMask) else ONE
+    mask = survivors.mask
+    kept = mask.kept if isinstance(mask, SeededMask | StructuredMask) else ONE
     return replace(survivors, q=resolve_q(q, kept))
 
 

@@ -1,1 +1,1 @@
-"""What run folders show: plots now, tables and sweeps over many runs later."""
+"""What run folders show, and the figures of the theory: plots now, sweeps and tables later."""

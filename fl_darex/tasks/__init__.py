@@ -14,9 +14,10 @@ from fl_darex.errors import ConfigError, nearest
 
 from .task import Task
 
-# Name -> "module:function"; text needs packages that digits does not, so modules load on use.
+# Name -> "module:function"; some need packages that digits does not, so modules load on use.
 TASKS = {
     "digits": "fl_darex.tasks.digits:load_digits_task",
+    "image-classification": "fl_darex.tasks.image:load_image_task",
     "text-classification": "fl_darex.tasks.text:load_text_task",
     "causal-lm": "fl_darex.tasks.causal:load_causal_task",
 }

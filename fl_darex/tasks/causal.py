@@ -18,6 +18,7 @@ from .causal_model import build_causal, load_causal_config, load_causal_tokenize
 from .causal_tokens import IGNORED, Tokenization
 from .generation import generate_greedily
 from .partitions import Partitions
+from .sampling import take_validation
 from .task import Example, Predictions, Task, check_evaluation_shares
 from .token_metrics import COLUMNS, choose_lm_metric, reduce_logits, token_scores
 
@@ -37,6 +38,7 @@ def load_causal_task(config: RunConfig) -> Task:
     data = load_causal_data(
         task, federation.partition_column if federation.partition == "natural" else ""
     )
+    train, validation = take_validation(data.train, config)
     metric = choose_lm_metric(task.metric, data.text_format.prompted)
     new_tokens = task.max_new_tokens if metric == "exact-match" else 0
     tokenizer = load_causal_tokenizer(task, model, new_tokens)
@@ -45,10 +47,11 @@ def load_causal_task(config: RunConfig) -> Task:
         check_evaluation_shares(len(data.evaluation), federation.clients)
     return CausalTask(
         metric_name=metric,
-        train=data.train,
+        train=train,
         evaluation=data.evaluation,
+        validation=validation,
         test=data.test,
-        partitions=Partitions(data.train, 0, federation),
+        partitions=Partitions(train, 0, federation),
         collate=functools.partial(collate, tokens=tokens, pad=_pad(tokenizer), task=task),
         build=functools.partial(build_causal, task.model, task.packing),
         metric=functools.partial(token_scores, metric=metric),
@@ -89,6 +92,10 @@ class CausalTask(Task):
         """Nothing: a checkpoint that lacks tensors is refused."""
         return ()
 
+    def inputs(self, examples: list[Example]) -> dict[str, Tensor]:
+        """Return a batch to measure a model on: an example a row, packing or not."""
+        return pad_right(self.tokens.encode(examples), _pad(self.tokenizer))
+
     def loss_terms(self, batch: Mapping[str, Tensor]) -> int:
         """Return how many tokens count in a batch's loss."""
         return int((batch["labels"][:, 1:] != IGNORED).sum())
@@ -101,9 +108,9 @@ class CausalTask(Task):
         length x vocabulary, so ``train.eval-batch-size`` should be small. Where clients evaluate
         (``federation.evaluate``), the server averages their results by examples, not by tokens.
         """
-        batch = pad_right(self.tokens.encode(examples), _pad(self.tokenizer))
-        labels = batch.pop("labels").to(model.device)
-        logits = model(**{key: value.to(model.device) for key, value in batch.items()}).logits
+        batch = {key: value.to(model.device) for key, value in self.inputs(examples).items()}
+        labels = batch.pop("labels")
+        logits = model(**batch).logits
         rows, counted = reduce_logits(logits, labels)
         del logits  # generation needs the room
         if self.metric_name == "exact-match":

@@ -13,12 +13,11 @@ from .partitions import check_owner_column
 from .prompts import FORMATS, TextFormat
 from .sampling import hold_out, subsample
 from .sources import dataset_folder, load_hub_dataset
+from .splits import evaluation_split, training_split
 from .text_files import Table, from_arrow, read_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_EVALUATION = ("validation", "test")
 
 
 @dataclass(frozen=True)
@@ -105,29 +104,18 @@ def _read(task: TaskConfig) -> dict[str, Table]:
 
 def _used(task: TaskConfig, found: Mapping[str, Table]) -> dict[str, Table]:
     """Return the splits that play a part: train, evaluation (not if held out), test (if asked)."""
-    names = ", ".join(found) or "no file named train, validation or test"
-    if "train" not in found:
-        raise ConfigError(
-            f"task.dataset = {task.dataset!r} has no training data; found {names}; name the file "
-            "train.jsonl, .json, .csv or .parquet"
-        )
-    used = {"train": found["train"]}
+    hint = "the file train.jsonl, .json, .csv or .parquet"
+    used = {"train": training_split(task.dataset, found, hint)}
     if task.test:
         if "test" not in found:
             raise ConfigError(
                 f"task.test = true, but task.dataset = {task.dataset!r} has no test split; found "
-                f"{names}; set task.test = false"
+                f"{', '.join(found)}; set task.test = false"
             )
         used["test"] = found["test"]
     if not task.holdout:
-        usable = [split for split in _EVALUATION if split in found and split not in used]
-        if not usable:
-            raise ConfigError(
-                f"task.dataset = {task.dataset!r} has no examples to evaluate on"
-                f"{' beside the test split' if task.test else ''}; set task.holdout to the number "
-                "of training examples to keep apart, e.g. 500"
-            )
-        used["evaluation"] = found[usable[0]]
+        free = {split: table for split, table in found.items() if split not in used}
+        used["evaluation"] = evaluation_split(task.dataset, free, lambda _: False)[1]
     return used
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +12,7 @@ from fl_darex.errors import ConfigError
 
 from .causal_batches import pack
 from .causal_tokens import Tokens
+from .classifier import model_class
 from .sources import load_model_config, load_pretrained
 from .task import LoadedModel
 from .text_model import check_length, load_any_tokenizer
@@ -44,7 +45,8 @@ def load_causal_config(task: TaskConfig) -> PretrainedConfig:
             f"task.model = {task.model!r} is of type {config.model_type!r}, which is not a causal "
             "language model; give one such as Llama, Qwen2 or GPT-2"
         )
-    if task.packing and "position_ids" not in inspect.signature(_class(config).forward).parameters:
+    known = inspect.signature(model_class(config, MODEL_FOR_CAUSAL_LM_MAPPING).forward).parameters
+    if task.packing and "position_ids" not in known:
         raise ConfigError(
             f"task.packing = true, but models of type {config.model_type!r} take no positions, so "
             "examples in one row would not stay apart; set task.packing = false"
@@ -126,10 +128,3 @@ def _check_packing(name: str, model: PreTrainedModel) -> None:
             f"task.packing = true, but task.model = {name!r} lets examples in one row see each "
             "other; set task.packing = false"
         )
-
-
-def _class(config: PretrainedConfig) -> Any:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return found[0] if isinstance(found, tuple) else found

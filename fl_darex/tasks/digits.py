@@ -22,7 +22,7 @@ from fl_darex.errors import ConfigError
 from .checkpoint import materialise
 from .metrics import METRICS, choose_metric
 from .partitions import Partitions
-from .sampling import subsample
+from .sampling import subsample, take_validation
 from .sources import load_model_config, load_pretrained
 from .task import Example, LoadedModel, Task, check_evaluation_shares
 
@@ -74,6 +74,7 @@ def load_digits_task(config: RunConfig) -> Task:
     _refuse_text_settings(task)
     train, evaluation = (_dataset(rows) for rows in split_indices())
     train = subsample(train, task.train_examples, "train")
+    train, validation = take_validation(train, config)
     evaluation = subsample(evaluation, task.eval_examples, "evaluation")
     metric = choose_metric(task.metric, CLASSES)
     if federation.evaluate == "clients":
@@ -86,6 +87,7 @@ def load_digits_task(config: RunConfig) -> Task:
         collate=collate,
         build=functools.partial(load_vit, task.model),
         metric=METRICS[metric],
+        validation=validation,
     )
 
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fl_darex.config import RunConfig
 from fl_darex.errors import ConfigError
+from fl_darex.rescaling.rules import SERVER_VALIDATION
 from fl_darex.seeds import derive
 
 if TYPE_CHECKING:
@@ -29,6 +31,24 @@ def hold_out(train: Dataset, examples: int) -> tuple[Dataset, Dataset]:
             f"allowed: 0 to {len(train) - 1}"
         )
     order = _order(len(train), "holdout")
+    return train.select(np.sort(order[examples:])), train.select(np.sort(order[:examples]))
+
+
+def take_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset | None]:
+    """Take the examples out of ``train`` by which the server chooses q, if it does.
+
+    Raises:
+        ConfigError: If nothing would remain.
+    """
+    if config.compress.q != SERVER_VALIDATION:
+        return train, None
+    examples = config.server.validation_examples
+    if examples >= len(train):
+        raise ConfigError(
+            f"server.validation-examples = {examples} leaves nothing of the {len(train)} "
+            f"training examples; allowed: 1 to {len(train) - 1}"
+        )
+    order = _order(len(train), "validation")
     return train.select(np.sort(order[examples:])), train.select(np.sort(order[:examples]))
 
 

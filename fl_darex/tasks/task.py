@@ -17,7 +17,7 @@ from .partitions import Partitions
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 Example = dict[str, Any]
 
@@ -63,8 +63,11 @@ class Task:
             ``model(**collate(examples))`` has ``.loss`` and ``.logits``.
         build: Loads the model anew.
         metric: Computes the results from the outputs and labels of ``predict``.
+        validation: Examples by which the server chooses q, neither trained on nor evaluated;
+            None: it does not.
+        processor: What a user needs beside the model, a tokenizer or an image processor;
+            saved with it.
         test: Examples for the final model alone: nothing may be chosen by them. None = none.
-        processor: What a user needs beside the model, such as a tokenizer; saved with it.
     """
 
     metric_name: str
@@ -74,7 +77,8 @@ class Task:
     collate: Callable[[list[Example]], dict[str, Tensor]]
     build: Callable[[], LoadedModel]
     metric: Metric
-    processor: PreTrainedTokenizerBase | None = None
+    validation: Dataset | None = None
+    processor: PreTrainedTokenizerBase | BaseImageProcessor | None = None
     test: Dataset | None = None
 
     def load_model(self) -> PreTrainedModel:
@@ -115,6 +119,10 @@ class Task:
         bounds = [len(self.evaluation) * i // clients for i in (index, index + 1)]
         return self.evaluation.select(range(*bounds))
 
+    def inputs(self, examples: list[Example]) -> dict[str, Tensor]:
+        """Return a batch to measure a model on: as ``collate``, and always an example a row."""
+        return self.collate(examples)
+
     def loss_terms(self, batch: Mapping[str, Tensor]) -> int:
         """Return how many losses the mean of a batch's ``loss`` is over: its examples.
 
@@ -128,7 +136,7 @@ class Task:
         A task whose logits are large reduces them here, batch by batch; ``score`` then sees the
         rows of all batches at once.
         """
-        inputs = {key: value.to(model.device) for key, value in self.collate(examples).items()}
+        inputs = {key: value.to(model.device) for key, value in self.inputs(examples).items()}
         output = model(**inputs)
         return Predictions(
             outputs=output.logits.float().cpu().numpy(),

@@ -10,11 +10,13 @@ import torch
 from fl_darex.config import RunConfig
 from fl_darex.seeds import derive
 
+from .classifier import build_classifier
 from .metrics import METRICS, choose_metric
 from .partitions import Partitions
+from .sampling import take_validation
 from .task import Example, Task, check_evaluation_shares
 from .text_data import load_text_data
-from .text_model import build_encoder, load_encoder_config, load_tokenizer
+from .text_model import load_encoder_config, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,19 +30,22 @@ def load_text_task(config: RunConfig) -> Task:
     Raises:
         ConfigError: If the model or the data cannot be used, or do not fit the settings.
     """
+    from transformers import AutoModelForSequenceClassification
+
     task, federation = config.task, config.federation
     encoder = load_encoder_config(task.model)
     tokenizer = load_tokenizer(task.model, encoder, task.max_length)
     owner = federation.partition_column if federation.partition == "natural" else ""
     data = load_text_data(task, owner)
+    train, validation = take_validation(data.train, config)
     metric = choose_metric(task.metric, data.classes, task.subset)
     if federation.evaluate == "clients":
         check_evaluation_shares(len(data.evaluation), federation.clients)
     return Task(
         metric_name=metric,
-        train=data.train,
+        train=train,
         evaluation=data.evaluation,
-        partitions=Partitions(data.train, data.classes, federation),
+        partitions=Partitions(train, data.classes, federation),
         collate=functools.partial(
             collate,
             tokenizer=tokenizer,
@@ -49,9 +54,14 @@ def load_text_task(config: RunConfig) -> Task:
             label_type=torch.int64 if data.classes else torch.float32,
         ),
         build=functools.partial(
-            build_encoder, task.model, data.label_names, derive(federation.seed, "head")
+            build_classifier,
+            task.model,
+            AutoModelForSequenceClassification,
+            data.label_names,
+            derive(federation.seed, "head"),
         ),
         metric=METRICS[metric],
+        validation=validation,
         processor=tokenizer,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from fl_darex.config import TaskConfig
 from fl_darex.errors import ConfigError
 
+from .labels import encode_labels, hidden
 from .partitions import check_owner_column
-from .quiet import quiet
 from .sampling import hold_out, subsample
-from .sources import first_line, local_folder
+from .sources import dataset_folder, load_hub_dataset
+from .splits import evaluation_split, training_split
 from .text_files import Table, from_arrow, read_folder
 
 if TYPE_CHECKING:
@@ -28,15 +28,6 @@ TEXT_COLUMNS = (
     ("sentence",),
     ("text",),
 )
-MAX_CLASSES = 1000
-_VALIDATION = ("validation", "validation_matched")
-_KINDS = {
-    type(None): "empty values",
-    bool: "true and false",
-    int: "whole numbers",
-    float: "numbers with a fraction",
-    str: "texts",
-}
 
 
 @dataclass(frozen=True)
@@ -72,18 +63,14 @@ def load_text_data(task: TaskConfig, owner: str = "") -> TextData:
         ConfigError: If the data cannot be found or read, or its columns do not fit.
     """
     splits = _read(task)
-    if "train" not in splits:
-        found = ", ".join(splits) or "no file named train, validation or test"
-        raise ConfigError(
-            f"task.dataset = {task.dataset!r} has no training data; found {found}; name the file "
-            "train.jsonl, .json, .csv or .parquet"
-        )
+    training = training_split(task.dataset, splits, "the file train.jsonl, .json, .csv or .parquet")
     if owner:
-        check_owner_column(owner, list(splits["train"].columns))
-    evaluation = None if task.holdout else _evaluation_split(task, splits)
-    used = [splits["train"], *([evaluation] if evaluation else [])]
+        check_owner_column(owner, list(training.columns))
+    used = [training]
+    if not task.holdout:
+        used.append(evaluation_split(task.dataset, splits, _is_hidden)[1])
     columns = _text_columns(task, used)
-    encoded, names = _encode([table.columns["label"] for table in used], used[0].label_names)
+    encoded, names = encode_labels([table.columns["label"] for table in used], used[0].label_names)
     keep = [*columns, *([owner] if owner else [])]
     data = [_dataset(t, keep, labels) for t, labels in zip(used, encoded, strict=True)]
     train, held = hold_out(data[0], task.holdout) if task.holdout else (data[0], data[1])
@@ -102,51 +89,14 @@ def _read(task: TaskConfig) -> dict[str, Table]:
             "task.dataset is empty; task.name = 'text-classification' needs a folder with train "
             "and validation files, or a hub name"
         )
-    folder = local_folder("task.dataset", task.dataset)
+    folder = dataset_folder(task, "train.*")
     if folder is None:
-        return _read_hub(task)
-    if task.subset and (folder / task.subset).is_dir():
-        folder = folder / task.subset
-    elif task.subset and not any(folder.glob("train.*")):
-        raise ConfigError(
-            f"task.subset = {task.subset!r}: no such folder in task.dataset = {task.dataset!r}, "
-            "and no train file lies there itself"
-        )
+        return {split: from_arrow(data) for split, data in load_hub_dataset(task).items()}
     return read_folder(folder)
 
 
-def _read_hub(task: TaskConfig) -> dict[str, Table]:
-    import datasets
-
-    with quiet():
-        try:
-            found = datasets.load_dataset(task.dataset, task.subset or None)
-        except Exception as error:
-            # Hub, network, scripts and formats: the library raises what its parts raise.
-            raise ConfigError(
-                f"task.dataset = {task.dataset!r} with task.subset = {task.subset!r}: no such "
-                f"folder, and not loaded from the hub: {first_line(error)}"
-            ) from None
-    return {str(split): from_arrow(data) for split, data in found.items()}
-
-
-def _evaluation_split(task: TaskConfig, splits: dict[str, Table]) -> Table:
-    hidden = ""
-    for split in (*_VALIDATION, "test"):
-        if split in splits:
-            if not _is_hidden(splits[split]):
-                return splits[split]
-            hidden = f" (the {split} split has no labels)"
-    raise ConfigError(
-        f"task.dataset = {task.dataset!r} has no examples to evaluate on{hidden}; set "
-        "task.holdout to the number of training examples to keep apart, e.g. 500"
-    )
-
-
 def _is_hidden(table: Table) -> bool:
-    # GLUE on the hub publishes its test texts with -1 for every label.
-    labels = table.columns.get("label", [])
-    return bool(labels) and all(label is None or label == -1 for label in labels)
+    return hidden(table.columns.get("label", []))
 
 
 def _text_columns(task: TaskConfig, tables: Sequence[Table]) -> tuple[str, ...]:
@@ -173,37 +123,6 @@ def _check_texts(column: str, tables: Sequence[Table]) -> None:
                 raise ConfigError(
                     f"column {column!r}, row {number}: {text!r} is not a text; every row needs one"
                 )
-
-
-def _encode(
-    labels: Sequence[list[Any]], known: tuple[str, ...]
-) -> tuple[list[list[Any]], tuple[str, ...]]:
-    """Return labels as class ids and the classes' names, or as floats and no names."""
-    every = [label for part in labels for label in part]
-    kinds = {type(label) for label in every}
-    if float in kinds and kinds <= {int, float}:
-        if not all(math.isfinite(label) for label in every):
-            raise ConfigError("column 'label' holds a number that is not finite; remove that row")
-        return [[float(label) for label in part] for part in labels], ()
-    if kinds - {int, bool} and kinds != {str}:
-        found = " and ".join(sorted(_KINDS.get(kind, kind.__name__) for kind in kinds))
-        raise ConfigError(
-            f"column 'label' holds {found}; it must hold whole numbers or texts (classes), or "
-            "numbers with a fraction (a regression), and nothing else"
-        )
-    values = list(range(len(known))) if known else sorted(set(every))
-    ids = {value: position for position, value in enumerate(values)}
-    if unknown := set(every) - set(ids):
-        raise ConfigError(
-            f"column 'label' holds {min(unknown)!r}, which is none of its {len(known)} classes; "
-            "remove the rows without a label"
-        )
-    if not 2 <= len(values) <= MAX_CLASSES:
-        raise ConfigError(
-            f"column 'label' holds {len(values)} different classes; allowed: 2 to {MAX_CLASSES}; "
-            "write 1.0 rather than 1 where labels are amounts (a regression)"
-        )
-    return [[ids[label] for label in part] for part in labels], known or tuple(map(str, values))
 
 
 def _dataset(table: Table, keep: list[str], labels: list[Any]) -> Dataset:

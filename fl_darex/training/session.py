@@ -6,11 +6,13 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fl_darex.config import RunConfig
 from fl_darex.errors import ConfigError
+from fl_darex.seeds import derive
 from fl_darex.tasks import Task, load_task
 from fl_darex.training.state import exchanged
 
@@ -55,14 +57,41 @@ class Session:
         """Return `pretrained` as NumPy arrays: what a client holds before it is sent anything."""
         return {name: tensor.cpu().numpy() for name, tensor in self.pretrained.items()}
 
+    @cached_property
+    def validation_examples(self) -> Examples:
+        """Return the examples by which the server chooses q."""
+        return list(self.task.validation or ())
+
     def save_model(self, folder: Path) -> None:
         """Write the model, as it is now, so that ``from_pretrained`` loads it."""
         self.model.save_pretrained(folder)
         if self.task.processor is not None:
             self.task.processor.save_pretrained(folder)
 
+    def calibration(self, partition: int) -> Examples:
+        """Return the examples of a client by which it weighs changes and searches for q."""
+        return self._shares(partition)[1]
+
     def _examples(self, partition: int) -> Examples:
-        return list(self.task.partition(partition))
+        return self._shares(partition)[0]
+
+    def _shares(self, partition: int) -> tuple[Examples, Examples]:
+        """Return what a client trains on and what it calibrates with.
+
+        These are the same examples, unless the search needs some that were not trained on.
+        """
+        examples, config = list(self.task.partition(partition)), self.config
+        count = config.compress.calibration_examples
+        held = config.compress.holds_out
+        if held and count >= len(examples):
+            raise ConfigError(
+                f"compress.calibration-examples = {count} leaves client {partition} nothing of "
+                f"its {len(examples)} examples to train on; set a smaller number"
+            )
+        seed = derive(config.federation.seed, "calibration", partition)
+        order = np.random.default_rng(seed).permutation(len(examples)).tolist()
+        chosen = [examples[index] for index in order[:count]]
+        return ([examples[index] for index in sorted(order[count:])] if held else examples), chosen
 
     def _evaluation_examples(self, partition: int | None = None) -> Examples:
         if partition is None:

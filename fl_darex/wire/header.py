@@ -15,9 +15,9 @@ from fl_darex.errors import PacketError, Reason
 MAGIC = b"DARX"
 VERSION = 1
 
-METHODS = {1: "seeded", 2: "listed", 3: "union"}
-"""Where survivors are: drawn from the header's numbers, listed in the packet, or the union of
-several draws whose slots are listed."""
+METHODS = {1: "seeded", 2: "listed", 3: "union", 4: "structured"}
+"""Where survivors are: drawn from the header's numbers, listed in the packet, the union of
+several draws whose slots are listed, or drawn in few columns."""
 
 GENERATORS = {0: "none", 1: "splitmix64", 2: "splitmix64-exact"}
 """How seeded masks are drawn (`fl_darex.masks`)."""

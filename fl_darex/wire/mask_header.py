@@ -10,7 +10,7 @@ import numpy as np
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.masks import ONE
-from fl_darex.positions import ListedMask, Mask, SeededMask, UnionMask
+from fl_darex.positions import ListedMask, Mask, SeededMask, StructuredMask, UnionMask
 from fl_darex.wire.header import Header
 from fl_darex.wire.listed import ListedPositions, write_positions
 
@@ -40,12 +40,16 @@ def mask_fields(mask: Mask) -> MaskFields:
             slot=mask.slot,
             kept=0,
         )
-    union = isinstance(mask, UnionMask)
-    first = mask.members[0] if isinstance(mask, UnionMask) else mask
+    union, structured = isinstance(mask, UnionMask), isinstance(mask, StructuredMask)
+    first = mask
+    if isinstance(mask, UnionMask):
+        first = mask.members[0]
+    elif isinstance(mask, StructuredMask):
+        first = mask.drawn
     if not isinstance(first, SeededMask):
         raise TypeError(f"{type(mask).__name__} is not a mask that a packet can carry")
     return MaskFields(
-        method="union" if union else "seeded",
+        method="union" if union else "structured" if structured else "seeded",
         generator="splitmix64-exact" if first.exact else "splitmix64",
         seed=first.seed,
         round=first.round,
@@ -55,12 +59,12 @@ def mask_fields(mask: Mask) -> MaskFields:
 
 
 def write_mask(layout: Layout, mask: Mask) -> bytes:
-    """Return the positions section: Rice-coded gaps, slots, or nothing."""
+    """Return the positions section: Rice-coded gaps, slots, columns kept, or nothing."""
     if isinstance(mask, ListedMask):
         return write_positions(layout, mask.where)
     if isinstance(mask, UnionMask):
         return np.array([member.slot for member in mask.members], dtype="<i8").tobytes()
-    return b""
+    return mask.columns.to_bytes(8, "little") if isinstance(mask, StructuredMask) else b""
 
 
 def read_mask(layout: Layout, header: Header, section: memoryview) -> Mask:
@@ -83,7 +87,16 @@ def read_mask(layout: Layout, header: Header, section: memoryview) -> Mask:
         if len(section):
             _refuse("lists positions although they follow from its seed")
         return drawn
+    if header.method == "structured":
+        return _structured(drawn, section)
     return UnionMask(_members(drawn, section))
+
+
+def _structured(drawn: SeededMask, section: memoryview) -> StructuredMask:
+    columns = int.from_bytes(section, "little")
+    if len(section) != 8 or not drawn.kept <= columns <= ONE:
+        _refuse(f"keeps columns by {bytes(section[:8]).hex()!r}, which is no share of them")
+    return StructuredMask(drawn, columns)
 
 
 def _members(drawn: SeededMask, section: memoryview) -> tuple[SeededMask, ...]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from fl_darex.delta import Layout
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.masks import ONE
-from fl_darex.positions import Mask
+from fl_darex.positions import Mask, StructuredMask
 from fl_darex.survivors import Survivors
 from fl_darex.wire.header import NO_VERSION, Header, read_header
 from fl_darex.wire.mask_header import MaskFields, mask_fields, write_mask
@@ -143,7 +143,13 @@ def open_packet(
                 f"the packet's {field} is {found!r}, expected {wanted!r}", Reason.UNEXPECTED
             )
     opened = read_packet(packet, layout, header)
-    lowest = np.float32(fields["kept"] / ONE)
+    if isinstance(mask, StructuredMask) and opened.mask != mask:
+        found = getattr(opened.mask, "columns", 0)
+        raise PacketError(
+            f"the packet's share of columns is {found}, expected {mask.columns}", Reason.UNEXPECTED
+        )
+    # q of single tensors are float32, and may have been rounded down.
+    lowest = min(fields["kept"] / ONE, float(np.float32(fields["kept"] / ONE)))
     if q is None and np.min(opened.q, initial=1.0) < lowest:
         raise PacketError(f"the packet holds a q below 1-p = {lowest}", Reason.UNEXPECTED)
     return opened

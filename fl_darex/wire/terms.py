@@ -37,6 +37,9 @@ class Terms:
         slot: The client's partition, unique among the clients of the run.
         shared: Whether all clients of the round use one mask.
         exact: Whether each tensor keeps an exact number of entries.
+        columns: Keep threshold of input columns, of structured pruning; 0: the method has none.
+        scope: Among which entries the largest are chosen, of methods that look at the values.
+        search: How the client chooses q; empty: it is ``q``.
         dense: Names of tensors whose whole delta is sent.
         base: Version of the model in the message, 16 hexadecimal digits; the packet repeats it.
         version: Wire version; a client refuses one that it does not know.
@@ -51,13 +54,21 @@ class Terms:
     slot: int
     shared: bool = False
     exact: bool = False
+    columns: int = 0
+    scope: str = "layer"
+    search: str = ""
     dense: tuple[str, ...] = ()
     base: str = "0" * 16
     version: int = WIRE_VERSION
 
     @property
-    def mask(self) -> SeededMask:
-        """The mask of this client in this round."""
+    def p(self) -> float:
+        """Fraction dropped."""
+        return 1.0 - self.kept / ONE
+
+    @property
+    def drawn(self) -> SeededMask:
+        """The entries that this client draws in this round."""
         slot = SHARED if self.shared else self.slot
         return SeededMask(self.seed, self.round, slot, self.kept, self.exact)
 
@@ -90,6 +101,9 @@ _RULES: Rules = {
     "slot": ("an integer in [0, 2**63)", lambda v: type(v) is int and 0 <= v < _WORD),
     "shared": ("true or false", lambda v: type(v) is bool),
     "exact": ("true or false", lambda v: type(v) is bool),
+    "columns": ("an integer in [0, 2**32]", lambda v: type(v) is int and 0 <= v <= ONE),
+    "scope": ("text", lambda v: isinstance(v, str)),
+    "search": ("text", lambda v: isinstance(v, str)),
     "dense": ("a list of names", is_names),
     "base": ("16 hexadecimal digits", lambda v: is_hex(v, 16)),
     "version": ("an integer", lambda v: type(v) is int),

@@ -1,0 +1,52 @@
+"""MP: keep the largest changes.
+
+"DARE the Extreme", App. A and C.5: ``S_ij = |delta_ij|``, the top ``(1-p) m n`` of each matrix, not
+rescaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_darex.delta import Delta, TensorSpec, as_delta
+from fl_darex.pruning.scores import Scope, keep_largest
+from fl_darex.survivors import Survivors
+
+
+def magnitude(
+    delta: Delta | Mapping[str, Any],
+    p: float,
+    *,
+    scope: Scope = "layer",
+    seed: int = 0,
+    round_: int = 0,
+    slot: int = 0,
+) -> Survivors:
+    """Keep the ``(1-p)`` largest changes; they survive as they are, with q = 1.
+
+    Exactly k = ``(1-p) * entries``, rounded half up, of each tensor (``scope="layer"``), of each
+    output row (``"row"``) or of the whole model (``"global"``) survive; of equal changes the one
+    that comes first. Entries that did not change never survive. Nothing is sorted. AdamR in its
+    L1 form is what makes large p work here (Table 7).
+
+    Args:
+        delta: A `Delta`, or differences by tensor name.
+        p: Fraction dropped, in [0, 1); 0 keeps every entry that changed.
+        scope: Among which entries the largest are chosen.
+        seed: The run's seed; with round and slot it names the packet.
+        round_: The federated round.
+        slot: Who prunes: the client's partition.
+
+    Raises:
+        ValueError: If ``p`` or ``scope`` is not allowed.
+    """
+    known = as_delta(delta)
+
+    def score(spec: TensorSpec) -> NDArray[np.float32]:
+        return np.abs(known.whole(spec.name))
+
+    return keep_largest(known, p, scope, score, seed=seed, round_=round_, slot=slot)

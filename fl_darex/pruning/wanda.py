@@ -1,0 +1,83 @@
+"""WANDA on deltas: keep the changes that matter most to their layer's output.
+
+"DARE the Extreme", App. A and C.5: ``S_ij = |delta_ij| * ||x_j||_2``, the top ``(1-p) m n`` of each
+matrix, not rescaled; after Sun et al., "A Simple and Effective Pruning Approach for Large Language
+Models", ICLR 2024, which chooses in each row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fl_darex.delta import Delta, Layout, TensorSpec, as_delta
+from fl_darex.pruning.scores import Scope, keep_largest
+from fl_darex.survivors import Survivors
+
+
+def wanda(
+    delta: Delta | Mapping[str, Any],
+    p: float,
+    norms: Mapping[str, ArrayLike],
+    *,
+    scope: Scope = "layer",
+    seed: int = 0,
+    round_: int = 0,
+    slot: int = 0,
+) -> Survivors:
+    """Keep the changes with the largest ``|delta_ij| * ||x_j||``; see `magnitude` for the rest.
+
+    A tensor without norms (an embedding, a bias, a normalisation) is pruned by the magnitude of
+    its changes, which the paper leaves open.
+
+    Args:
+        delta: A `Delta`, or differences by tensor name.
+        p: Fraction dropped, in [0, 1).
+        norms: For weights (outputs, inputs), the norm of each input, shape ``(inputs,)``, as
+            ``fl_darex.activations.layer_inputs(...)[name].norm``. Names that the delta lacks
+            are left aside.
+        scope: Among which entries the largest are chosen. ``"global"`` needs norms of all
+            tensors.
+        seed: The run's seed; with round and slot it names the packet.
+        round_: The federated round.
+        slot: Who prunes: the client's partition.
+
+    Raises:
+        ValueError: If ``p`` or ``scope`` is not allowed, or norms do not fit.
+    """
+    known = as_delta(delta)
+    scales = _checked(known.layout, norms)
+    if scope == "global" and len(scales) < len(known.layout.pruned):
+        lacking = [spec.name for spec in known.layout.pruned if spec.name not in scales]
+        raise ValueError(
+            "scope 'global' compares the scores of all tensors, but norms has none of "
+            f"{lacking[:5]}; use 'layer' or 'row'"
+        )
+
+    def score(spec: TensorSpec) -> NDArray[np.float32]:
+        scores = np.abs(known.whole(spec.name))
+        if spec.name in scales:
+            scores = (scores.reshape(spec.shape) * scales[spec.name]).reshape(-1)
+        return scores
+
+    return keep_largest(known, p, scope, score, seed=seed, round_=round_, slot=slot)
+
+
+def _checked(layout: Layout, norms: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float32]]:
+    found = {}
+    for spec in layout.pruned:
+        if spec.name not in norms:
+            continue
+        scale = np.asarray(norms[spec.name], dtype=np.float32)
+        if len(spec.shape) < 2 or scale.shape != spec.shape[-1:]:
+            raise ValueError(
+                f"norms[{spec.name!r}] has shape {scale.shape}; a weight of shape {spec.shape} "
+                f"needs {spec.shape[-1:] if len(spec.shape) > 1 else 'none'}"
+            )
+        if not (np.isfinite(scale) & (scale >= 0)).all():
+            raise ValueError(f"norms[{spec.name!r}] holds negative, infinite or NaN norms")
+        found[spec.name] = scale
+    return found
