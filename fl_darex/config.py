@@ -42,17 +42,36 @@ class Section(BaseModel):
 class TaskConfig(Section):
     """What is learned: a model, a dataset, and how the result is measured."""
 
-    name: Literal["digits", "text-classification", "image-classification"] = "digits"
+    name: Literal["digits", "text-classification", "image-classification", "causal-lm"] = "digits"
     model: str = Field("", description="hub name or folder; digits: empty = the packaged model")
     dataset: str = Field("", description="hub name or folder; digits: must be empty")
     subset: str = Field("", description="configuration of a hub dataset, e.g. 'sst2'")
-    metric: Literal["auto", "accuracy", "matthews", "accuracy-f1", "pearson-spearman"] = "auto"
+    metric: Literal[
+        "auto",
+        "accuracy",
+        "matthews",
+        "accuracy-f1",
+        "pearson-spearman",
+        "token-accuracy",
+        "exact-match",
+        "negative-perplexity",
+    ] = "auto"
     max_length: int = Field(128, ge=4, le=8192, description="tokens per example at most")
+    max_new_tokens: int = Field(
+        256, ge=1, le=8192, description="causal-lm: tokens of a generated answer at most"
+    )
+    template: Literal["plain", "chat"] = Field(
+        "plain", description="causal-lm: how a prompt is written; chat = as the tokenizer says"
+    )
+    packing: bool = Field(False, description="causal-lm: several training examples in one row")
     holdout: int = Field(
         0, ge=0, description="examples taken out of train for evaluation; 0 = the dataset's own"
     )
     train_examples: int = Field(0, ge=0, description="use that many training examples; 0 = all")
     eval_examples: int = Field(0, ge=0, description="use that many evaluation examples; 0 = all")
+    test: bool = Field(
+        False, description="causal-lm: measure the final model on the test split, once"
+    )
 
 
 class FederationConfig(Section):
@@ -105,6 +124,9 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.0, ge=0.0, le=10.0, description="AdamW's, towards zero")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="autocast type")
     grad_accumulation: int = Field(1, ge=1, le=65536)
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again on the way back: less memory, more time"
+    )
     max_grad_norm: float = Field(1.0, ge=0.0, description="0 = no clipping")
     warmup: float = Field(0.0, ge=0.0, le=1.0, description="fraction of all steps of the run")
     schedule: Literal["constant", "linear", "cosine"] = Field(

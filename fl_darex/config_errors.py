@@ -36,6 +36,8 @@ def _allowed(root: type[BaseModel], key: str, found: Any) -> str:
     choices = [option for arg in (kind, *get_args(kind)) for option in _options(arg)]
     if choices and get_origin(kind) is Literal:
         return f"allowed: {', '.join(map(repr, choices))}{nearest(str(found), choices)}"
+    if kind is bool:
+        return "it must be true or false"
     number = "a whole number" if kind is int else "a number"
     words = [", ".join(map(repr, choices))] if choices else []
     if kind is str:

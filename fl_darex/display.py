@@ -118,6 +118,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
     for label, key in (("before round 1", "initial_metric"), ("best", "best_metric")):
         table.add_row(f"{name}, {label}", _number(summary[key]), "", "")
     table.add_row(f"[bold]{name}, final", f"[bold]{_number(summary['final_metric'])}", "", "")
+    if summary["test_metric"] is not None:
+        table.add_row(f"{name}, final, on test", _number(summary["test_metric"]), "", "")
     if summary["failures"]:
         table.add_row("failed replies", str(summary["failures"]), "", "")
     return table

@@ -31,6 +31,8 @@ class RoundReport:
         q: The number that survivors were divided by; None where nothing was pruned.
         pull: AdamR's largest decay weight in a last local step; None for other optimizers.
         seconds: Wall-clock time of the round, evaluation included.
+        test_metric: The task's metric on its test examples, after the last round alone; None
+            where the task has none.
     """
 
     round: int
@@ -46,6 +48,7 @@ class RoundReport:
     q: float | None
     pull: float | None
     seconds: float
+    test_metric: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

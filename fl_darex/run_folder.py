@@ -119,6 +119,7 @@ def summarise(
         "initial_metric": start.initial_metric,
         "final_metric": metrics[-1] if metrics else None,
         "best_metric": max(metrics, default=None),
+        "test_metric": reports[-1].test_metric if reports else None,
         "rounds": len(reports),
         "parameters": start.parameters,
         "up_bytes": up,

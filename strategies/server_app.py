@@ -18,7 +18,7 @@ from fl_darex.config import RunConfig, make_config
 from fl_darex.observers import Observer, RoundReport, RunStart
 from fl_darex.rescaling.rules import SERVER_VALIDATION
 from fl_darex.run_folder import RunFolder
-from fl_darex.training.evaluation import evaluate
+from fl_darex.training.evaluation import evaluate, mean_loss
 from fl_darex.training.session import Session
 from fl_darex.training.session import session as session_for
 from fl_darex.training.settings import settings_record
@@ -155,7 +155,7 @@ class _Server:
         """Return a model's loss on the examples that are held out for choosing q."""
         write(arrays, self.session.tensors)
         threads = os.cpu_count() or 1
-        return evaluate(self.session, self.session.validation_examples, threads)["loss"]
+        return mean_loss(self.session, self.session.validation_examples, threads)
 
     def _evaluate(self, round_: int) -> dict[str, float]:
         federation = self.config.federation
@@ -185,8 +185,17 @@ class _Server:
             dense_down_bytes=sum(entry.dense_down_bytes for entry in entries),
             q=self.strategy.q if pruned else None,
             pull=_number(self._train.get("pull")) if adamr else None,
+            test_metric=self._test(round_),
             seconds=time.monotonic() - self._clock,
         )
+
+    def _test(self, round_: int) -> float | None:
+        """Measure the final model on examples that nothing was chosen by, if there are any."""
+        test = self.session.task.test
+        if test is None or round_ != self.config.federation.rounds:
+            return None
+        scores = evaluate(self.session, list(test), os.cpu_count() or 1)
+        return scores[self.session.task.metric_name]
 
     def _train_metrics(self, contents: list[RecordDict], key: str) -> MetricRecord:
         self._train = _mean_metrics(contents, key)

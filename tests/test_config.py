@@ -74,6 +74,8 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
         return st.sampled_from(get_args(kind))
     if kind is str:
         return TEXT
+    if kind is bool:
+        return st.booleans()
     limits = {
         n: getattr(m, n) for m in field.metadata for n in ("ge", "gt", "le", "lt") if hasattr(m, n)
     }
@@ -274,11 +276,12 @@ def test_a_value_of_another_type_is_refused_at_every_key(key):
     message = refused({key: wrong})
     assert message.startswith(f"{key} = {wrong!r} is not allowed; ")
     assert re.search(
-        r"must be (text|a number|a whole number|'(dare|same)'.* or a number)|allowed: '", message
+        r"must be (text|true or false|a (whole )?number|'(dare|same)'.* or a number)|allowed: '",
+        message,
     )
 
 
-NUMBERS = [key for key, value in DEFAULTS.items() if isinstance(value, int | float)]
+NUMBERS = [key for key, value in DEFAULTS.items() if type(value) in (int, float)]
 
 
 @pytest.mark.parametrize("key", [*NUMBERS, "compress.q"])
@@ -326,9 +329,10 @@ Q = (
         ("task.model", 5, "it must be text"),
         (
             *("task.name", "digit"),
-            "allowed: 'digits', 'text-classification', 'image-classification'; "
+            "allowed: 'digits', 'text-classification', 'image-classification', 'causal-lm'; "
             "did you mean 'digits'?",
         ),
+        ("task.packing", 1, "it must be true or false"),
         ("train.norm", "L2", "allowed: 'l2', 'l1'; did you mean 'l2'?"),
         (
             *("compress.values", "int3"),

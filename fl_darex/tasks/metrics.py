@@ -106,6 +106,8 @@ def choose_metric(name: str, classes: int, subset: str = "") -> str:
 
 
 def _fits(name: str, classes: int) -> bool:
+    if name not in METRICS:
+        return False  # a language model's
     if name == "accuracy-f1":
         return classes == 2
     return (name == "pearson-spearman") == (classes == 0)

@@ -47,8 +47,8 @@ class Partitions:
         """Divide a training set; raises where that is not possible, before any round starts.
 
         Args:
-            train: The training examples, with a ``label`` column.
-            classes: Number of classes; 0 for a regression.
+            train: The training examples; where there are classes, with a ``label`` column.
+            classes: Number of classes; 0 for a regression and for texts without labels.
             federation: Number of clients, kind of partition and seed.
 
         Raises:
@@ -61,9 +61,10 @@ class Partitions:
                 f"examples; allowed: 1 to {len(train)}"
             )
         if federation.partition in ("dirichlet", "pathological") and classes == 0:
+            found = "numbers (a regression)" if _LABEL in train.column_names else "no labels"
             raise ConfigError(
                 f"federation.partition = {federation.partition!r} needs classes as labels; this "
-                "dataset has numbers (a regression): use 'iid' or 'natural'"
+                f"dataset has {found}: use 'iid' or 'natural'"
             )
         self._partitioner = _make(train, federation)
         # The library divides lazily: do it here, so that its refusals come at the start.
@@ -241,7 +242,9 @@ def check_owner_column(column: str, columns: Sequence[str]) -> None:
 
 def _shuffled(train: Dataset, federation: FederationConfig) -> Dataset:
     order = np.random.default_rng(derive(federation.seed, "order")).permutation(len(train))
-    return _light(_LABEL, np.asarray(train[_LABEL][:])[order], order)
+    # Texts without labels are of one class: only iid gets here then.
+    labels = train[_LABEL][:] if _LABEL in train.column_names else np.zeros(len(train), np.int64)
+    return _light(_LABEL, np.asarray(labels)[order], order)
 
 
 def _light(

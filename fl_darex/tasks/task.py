@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,23 @@ class LoadedModel:
     fresh: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What is kept of a model's answer to a batch: small, whatever the size of its logits.
+
+    Attributes:
+        outputs: A row for each example, all that the metric needs of the model's output.
+        labels: What the metric compares it with, one entry for each example.
+        loss: Sum of the losses.
+        terms: How many losses the sum has: examples, or tokens of a language model.
+    """
+
+    outputs: np.ndarray
+    labels: np.ndarray
+    loss: float
+    terms: int
+
+
 @dataclass(frozen=True, eq=False)
 class Task:
     """A learning task as the training loop and the server see it.
@@ -45,11 +62,12 @@ class Task:
         collate: Turns examples into a batch of model inputs, ``labels`` among them, so that
             ``model(**collate(examples))`` has ``.loss`` and ``.logits``.
         build: Loads the model anew.
-        metric: Computes the results from logits and labels.
+        metric: Computes the results from the outputs and labels of ``predict``.
         validation: Examples by which the server chooses q, neither trained on nor evaluated;
             None: it does not.
         processor: What a user needs beside the model, a tokenizer or an image processor;
             saved with it.
+        test: Examples for the final model alone: nothing may be chosen by them. None = none.
     """
 
     metric_name: str
@@ -61,6 +79,7 @@ class Task:
     metric: Metric
     validation: Dataset | None = None
     processor: PreTrainedTokenizerBase | BaseImageProcessor | None = None
+    test: Dataset | None = None
 
     def load_model(self) -> PreTrainedModel:
         """Return the model in float32 on the CPU, with the same weights at each call.
@@ -100,17 +119,44 @@ class Task:
         bounds = [len(self.evaluation) * i // clients for i in (index, index + 1)]
         return self.evaluation.select(range(*bounds))
 
-    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def inputs(self, examples: list[Example]) -> dict[str, Tensor]:
+        """Return a batch to measure a model on: as ``collate``, and always an example a row."""
+        return self.collate(examples)
+
+    def loss_terms(self, batch: Mapping[str, Tensor]) -> int:
+        """Return how many losses the mean of a batch's ``loss`` is over: its examples.
+
+        Batches whose gradients are added up count by this number.
+        """
+        return len(batch["labels"])
+
+    def predict(self, model: PreTrainedModel, examples: list[Example]) -> Predictions:
+        """Return what the results need of a model's answer to a batch: here, the logits.
+
+        A task whose logits are large reduces them here, batch by batch; ``score`` then sees the
+        rows of all batches at once.
+        """
+        inputs = {key: value.to(model.device) for key, value in self.inputs(examples).items()}
+        output = model(**inputs)
+        return Predictions(
+            outputs=output.logits.float().cpu().numpy(),
+            labels=inputs["labels"].cpu().numpy(),
+            loss=float(output.loss) * len(examples),
+            terms=len(examples),
+        )
+
+    def score(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Return ``{metric_name: value}``, with its components where it is a mean of several.
 
         Args:
-            logits: Shape ``(examples, classes)``, or ``(examples, 1)`` for a regression.
+            outputs: Rows of ``predict``: logits, shape ``(examples, classes)``, or
+                ``(examples, 1)`` for a regression.
             labels: Shape ``(examples,)``.
 
         Raises:
             ValueError: If there is no example.
         """
-        return self.metric(np.asarray(logits), np.asarray(labels))
+        return self.metric(np.asarray(outputs), np.asarray(labels))
 
 
 def check_evaluation_shares(examples: int, clients: int) -> None:

@@ -46,7 +46,29 @@ def load_tokenizer(name: str, config: PretrainedConfig, max_length: int) -> PreT
         ConfigError: If it is missing or does not fit the model, or the model cannot take
             ``max_length`` tokens.
     """
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoTokenizer
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    found = load_any_tokenizer(name, config)
+    if found.pad_token is None:
+        raise ConfigError(
+            f"task.model = {name!r}: its tokenizer has no padding token, so texts of different "
+            "length make no batch; give an encoder such as BERT, DistilBERT or RoBERTa"
+        )
+    check_length(name, found, config, max_length)
+    # A tokenizer may offer token types to a model that has none, and is refused by its forward.
+    model = model_class(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+    known = inspect.signature(model.forward).parameters
+    found.model_input_names = [name for name in found.model_input_names if name in known]
+    return found
+
+
+def load_any_tokenizer(name: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of any text model.
+
+    Raises:
+        ConfigError: If it is missing or has more tokens than the model.
+    """
+    from transformers import AutoTokenizer
 
     found: PreTrainedTokenizerBase = load_pretrained(
         name, "tokenizer", AutoTokenizer.from_pretrained
@@ -56,26 +78,45 @@ def load_tokenizer(name: str, config: PretrainedConfig, max_length: int) -> PreT
         raise ConfigError(
             f"task.model = {name!r} has no tokenizer files; save the tokenizer into the same folder"
         )
-    if found.pad_token is None:
-        raise ConfigError(
-            f"task.model = {name!r}: its tokenizer has no padding token, so texts of different "
-            "length make no batch; give an encoder such as BERT, DistilBERT or RoBERTa"
-        )
     vocabulary = getattr(config, "vocab_size", None) or len(found)
     if len(found) > vocabulary:
         raise ConfigError(
             f"task.model = {name!r}: its tokenizer has {len(found)} tokens, its model "
             f"{vocabulary}; they do not belong together"
         )
+    return found
+
+
+def check_length(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config: PretrainedConfig,
+    max_length: int,
+    new_tokens: int = 0,
+) -> None:
+    """Refuse more tokens than the model has positions for.
+
+    Args:
+        name: ``task.model``, for messages.
+        tokenizer: Its tokenizer, which may know a limit of its own.
+        config: Its configuration.
+        max_length: ``task.max-length``.
+        new_tokens: ``task.max-new-tokens`` where texts are generated; 0 = none are.
+
+    Raises:
+        ConfigError: If ``max_length + new_tokens`` is too much.
+    """
     positions = getattr(config, "max_position_embeddings", None) or 0
-    limit = min(found.model_max_length, positions) if positions > 0 else found.model_max_length
+    limit = tokenizer.model_max_length
+    if positions > 0:
+        limit = min(limit, positions)
     if max_length > limit:
         raise ConfigError(
             f"task.max-length = {max_length} is more than task.model = {name!r} can take; "
             f"allowed: 4 to {limit}"
         )
-    # A tokenizer may offer token types to a model that has none, and is refused by its forward.
-    model = model_class(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
-    known = inspect.signature(model.forward).parameters
-    found.model_input_names = [name for name in found.model_input_names if name in known]
-    return found
+    if max_length + new_tokens > limit:
+        raise ConfigError(
+            f"task.max-length = {max_length} and task.max-new-tokens = {new_tokens} are together "
+            f"more than the {limit} tokens that task.model = {name!r} can take; use smaller ones"
+        )

@@ -32,7 +32,7 @@ def batches(
     """
     size = session.config.train.eval_batch_size
     for start in range(0, len(examples), size):
-        batch: dict[str, Any] = session.task.collate(examples[start : start + size])
+        batch: dict[str, Any] = session.task.inputs(examples[start : start + size])
         if not labelled:
             batch.pop("labels", None)
         yield {name: tensor.to(session.device) for name, tensor in batch.items()}

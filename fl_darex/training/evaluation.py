@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,25 +21,49 @@ def evaluate(session: Session, examples: Examples, threads: int) -> dict[str, fl
         examples: What to predict, at least one.
         threads: torch threads to use.
     """
-    config = session.config.train
+    parts = []
+    for batch in _batches(session, examples, threads):
+        with _autocast(session):
+            parts.append(session.task.predict(session.model, batch))
+    outputs, labels = (
+        np.concatenate([getattr(p, k) for p in parts]) for k in ("outputs", "labels")
+    )
+    loss = sum(part.loss for part in parts) / sum(part.terms for part in parts)
+    return {"loss": loss, **session.task.score(outputs, labels)}
+
+
+@torch.no_grad()
+def mean_loss(session: Session, examples: Examples, threads: int) -> float:
+    """Return the ``loss`` of `evaluate` alone: no metric is computed, no text generated.
+
+    Args:
+        session: Model and task.
+        examples: What to predict, at least one.
+        threads: torch threads to use.
+    """
+    total, terms = 0.0, 0
+    for batch in _batches(session, examples, threads):
+        inputs = {k: v.to(session.device) for k, v in session.task.inputs(batch).items()}
+        count = session.task.loss_terms(inputs)
+        with _autocast(session):
+            total += float(session.model(**inputs).loss) * count
+        terms += count
+    return total / terms
+
+
+def _batches(session: Session, examples: Examples, threads: int) -> Iterator[Examples]:
+    size = session.config.train.eval_batch_size
     torch.set_num_threads(threads)
     session.model.train(False)
     # Texts of like length in one batch need little padding; metrics do not see the order.
     ordered = sorted(examples, key=_text_length)
-    logits, labels, loss = [], [], 0.0
-    autocast = torch.autocast(
-        session.device.type, AUTOCAST[config.precision], enabled=config.precision != "fp32"
-    )
-    for start in range(0, len(ordered), config.eval_batch_size):
-        batch = ordered[start : start + config.eval_batch_size]
-        inputs = {k: v.to(session.device) for k, v in session.task.collate(batch).items()}
-        with autocast:
-            output = session.model(**inputs)
-        loss += float(output.loss) * len(batch)
-        logits.append(output.logits.float().cpu().numpy())
-        labels.append(inputs["labels"].cpu().numpy())
-    scores = session.task.score(np.concatenate(logits), np.concatenate(labels))
-    return {"loss": loss / len(ordered), **scores}
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
+
+
+def _autocast(session: Session) -> torch.autocast:
+    precision = session.config.train.precision
+    return torch.autocast(session.device.type, AUTOCAST[precision], enabled=precision != "fp32")
 
 
 def _text_length(example: dict[str, Any]) -> int:

@@ -60,7 +60,7 @@ def train(session: Session, partition: int, round_: int) -> TrainResult:
     batches = shuffled(examples, config.batch_size, derive(seed, "batches", round_, partition))
     loss, taken, skipped = 0.0, 0, 0
     while taken < steps and skipped <= _FP16_SKIPS:
-        mean = sum(_backward(session, next(batches), scaler) for _ in range(accumulate))
+        mean = _backward(session, [next(batches) for _ in range(accumulate)], scaler)
         scaler.unscale_(optimizer)
         if config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(session.model.parameters(), config.max_grad_norm)
@@ -77,16 +77,26 @@ def train(session: Session, partition: int, round_: int) -> TrainResult:
     return TrainResult(len(examples), loss, pull)
 
 
-def _backward(session: Session, batch: list[dict[str, Any]], scaler: torch.amp.GradScaler) -> float:
-    config = session.config.train
-    inputs = {k: v.to(session.device) for k, v in session.task.collate(batch).items()}
-    autocast = torch.autocast(
-        session.device.type, AUTOCAST[config.precision], enabled=config.precision != "fp32"
-    )
-    with autocast:
-        loss = session.model(**inputs).loss / config.grad_accumulation
-    scaler.scale(loss).backward()
-    return float(loss.detach())
+def _backward(
+    session: Session, batches: list[list[dict[str, Any]]], scaler: torch.amp.GradScaler
+) -> float:
+    """Add up the gradients of one step's batches; return the mean loss over all of them.
+
+    The mean is over the step's examples, or the tokens of a language model: it does not depend
+    on how they were cut into batches.
+    """
+    precision, task = session.config.train.precision, session.task
+    autocast = torch.autocast(session.device.type, AUTOCAST[precision], enabled=precision != "fp32")
+    collated = [task.collate(batch) for batch in batches]
+    terms = [task.loss_terms(inputs) for inputs in collated]
+    mean = 0.0
+    for inputs, count in zip(collated, terms, strict=True):
+        with autocast:
+            output = session.model(**{k: v.to(session.device) for k, v in inputs.items()})
+            loss = output.loss * (count / sum(terms))
+        scaler.scale(loss).backward()
+        mean += float(loss.detach())
+    return mean
 
 
 def make_optimizer(session: Session) -> torch.optim.Optimizer:
