@@ -59,7 +59,7 @@ def test_phi_is_that_of_the_sheet_and_has_its_limits():
 @pytest.mark.parametrize("p", [1.0, -0.1, math.nan])
 def test_a_rate_outside_its_range_is_refused(p):
     with pytest.raises(ValueError, match=r"p .* must be in \[0, 1\)"):
-        minimise_eq5(np.ones(1), np.ones(1), p=p, eta=1.0)
+        eq5(0.5, 1.0, 1.0, p=p, eta=1.0)
 
 
 @settings(deadline=None, max_examples=200)

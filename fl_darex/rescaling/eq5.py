@@ -125,7 +125,7 @@ def _coefficients(
 ) -> tuple[Vector, Vector, Vector]:
     """Return the constant, the factor of ``1 - (1-p)/q`` and that of ``1/q^2``."""
     check_eta(eta, gamma)
-    noise = eta * eta * phi(p) / 4.0
+    noise = eta * eta * phi(check_p(p)) / 4.0
     first, second = np.asarray(s1, dtype=np.float64), np.asarray(s2, dtype=np.float64)
     return np.asarray(math.log(2.0 / gamma)), eta * first, noise * second
 
