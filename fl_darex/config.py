@@ -110,6 +110,10 @@ class TrainConfig(Section):
         "constant", description="learning rate over all steps of the run"
     )
     threads: int = Field(1, ge=1, le=1024, description="torch threads; part of a run's identity")
+    lora_rank: int = Field(0, ge=0, le=65536, description="train adapters of that rank; 0 = off")
+    lora_alpha: float = Field(16.0, gt=0.0, le=1e6, description="adapters: scaled by alpha / rank")
+    lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="of an adapter's inputs")
+    lora_targets: str = Field("auto", description="'auto', 'all-linear' or names, by commas")
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TrainConfig:
@@ -143,6 +147,9 @@ class CompressConfig(Section):
     )
     downlink_values: Literal["same", "fp32", "fp16", "bf16", "int8", "int4", "sign"] = Field(
         "same", description="how the server's packets write numbers"
+    )
+    lora: Literal["factors", "product"] = Field(
+        "factors", description="of LoRA's adapters: prune A and B each, or the change that they are"
     )
 
     @model_validator(mode="after")
@@ -194,6 +201,20 @@ class RunConfig(Section):
     compress: CompressConfig = CompressConfig()
     server: ServerConfig = ServerConfig()
     resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _product_of_adapters(self) -> RunConfig:
+        if self.compress.lora == "product" and not self.train.lora_rank:
+            raise ValueError(
+                "compress.lora = 'product' is for adapters, and train.lora-rank = 0 means none; "
+                "set train.lora-rank to 1 or more, or compress.lora = 'factors'"
+            )
+        if self.compress.lora == "product" and self.train.anchor == "pretrained":
+            raise ValueError(
+                "train.anchor = 'pretrained' does not go with compress.lora = 'product': adapters "
+                "start anew each round, so all they know is the round's change; set 'round'"
+            )
+        return self
 
     def flat(self) -> dict[str, Scalar]:
         """Return ``{"section.key": value}`` for every setting, defaults included."""

@@ -20,7 +20,6 @@ from fl_darex.training.evaluation import evaluate
 from fl_darex.training.session import Session
 from fl_darex.training.session import session as session_for
 from fl_darex.training.settings import settings_record
-from fl_darex.training.state import to_numpy, write
 from fl_darex.wire.ledger import Entry
 from fl_darex.wire.records import to_record, view_arrays
 
@@ -71,7 +70,7 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
     server.strategy = strategy
     strategy.start(
         grid,
-        to_record(to_numpy(server.session.tensors)),
+        to_record(server.session.read()),
         num_rounds=config.federation.rounds,
         timeout=config.federation.timeout,
         train_config=settings_record(config),
@@ -124,7 +123,7 @@ class _Server:
 
     def round_closed(self, round_: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Evaluate and report; round 0 is the model before the first round."""
-        write(view_arrays(arrays), self.session.tensors)
+        self.session.write(view_arrays(arrays))
         scores = self._evaluate(round_)
         metric = scores.get(self.session.task.metric_name)
         if round_ == 0:

@@ -190,7 +190,9 @@ def test_a_model_loaded_from_the_checkpoint_needs_the_anchor_handed_over(tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("options", [{"bf16": True}, {"fp16": True}, {"max_grad_norm": 1e-3}, {}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"bf16": True}, {"fp16": True}, {"max_grad_norm": 1e-3}, {}], ids=str
+)
 def test_a_trainers_flags_take_effect(tmp_path, options):
     model = bert()
     optimizer = AdamR.for_model(model, fresh=HEAD, lr=1e-3, delta_decay=1e-4)
