@@ -16,7 +16,6 @@ from fl_darex.training.loop import train as train_model
 from fl_darex.training.session import Session
 from fl_darex.training.session import session as session_for
 from fl_darex.training.settings import settings_of
-from fl_darex.training.state import to_numpy, write
 from fl_darex.wire.handshake import answer
 from fl_darex.wire.ledger import HANDSHAKE, ROUND_KEY
 from fl_darex.wire.records import to_record, view_arrays
@@ -58,7 +57,7 @@ def train(message: Message, context: Context) -> Message:
     metrics = MetricRecord(
         {"num-examples": result.examples, "loss": result.loss, "pull": result.pull}
     )
-    content = RecordDict({name: to_record(to_numpy(session.tensors)), "metrics": metrics})
+    content = RecordDict({name: to_record(session.read()), "metrics": metrics})
     return Message(content, reply_to=message)
 
 
@@ -75,7 +74,7 @@ def evaluate(message: Message, context: Context) -> Message:
 def _session_with_model(message: Message, context: Context) -> tuple[Session, str]:
     name, record = next(iter(message.content.array_records.items()))
     session = session_for(settings_of(message, context))
-    write(view_arrays(record), session.tensors)
+    session.write(view_arrays(record))
     return session, name
 
 

@@ -21,7 +21,7 @@ from fl_darex.errors import ConfigError
 from fl_darex.observers import RoundReport, RunStart, SaveModel
 from fl_darex.wire.ledger import HANDSHAKE, Entry
 
-_PACKAGES = ("fl-darex", "flwr", "torch", "transformers", "datasets", "numpy", "ray")
+_PACKAGES = ("fl-darex", "flwr", "torch", "transformers", "peft", "datasets", "numpy", "ray")
 
 
 class RunFolder:

@@ -22,7 +22,6 @@ from fl_darex.training.evaluation import evaluate, mean_loss
 from fl_darex.training.session import Session
 from fl_darex.training.session import session as session_for
 from fl_darex.training.settings import settings_record
-from fl_darex.training.state import to_numpy, write
 from fl_darex.wire.ledger import Entry
 from fl_darex.wire.records import to_record, view_arrays
 
@@ -76,7 +75,7 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
     server.strategy = strategy
     strategy.start(
         grid,
-        to_record(to_numpy(server.session.tensors)),
+        to_record(server.session.read()),
         num_rounds=config.federation.rounds,
         timeout=config.federation.timeout,
         train_config=settings_record(config),
@@ -129,7 +128,7 @@ class _Server:
 
     def round_closed(self, round_: int, arrays: ArrayRecord) -> MetricRecord | None:
         """Evaluate and report; round 0 is the model before the first round."""
-        write(view_arrays(arrays), self.session.tensors)
+        self.session.write(view_arrays(arrays))
         scores = self._evaluate(round_)
         metric = scores.get(self.session.task.metric_name)
         if round_ == 0:
@@ -153,7 +152,7 @@ class _Server:
 
     def validate(self, arrays: Mapping[str, NDArray[Any]]) -> float:
         """Return a model's loss on the examples that are held out for choosing q."""
-        write(arrays, self.session.tensors)
+        self.session.write(arrays)
         threads = os.cpu_count() or 1
         return mean_loss(self.session, self.session.validation_examples, threads)
 

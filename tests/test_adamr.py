@@ -420,44 +420,6 @@ def test_step_hooks_run_once_even_where_adamw_was_used_before_the_import(monkeyp
     assert calls == [1]
 
 
-def bert() -> nn.Module:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return BertForSequenceClassification(BertConfig(vocab_size=32, intermediate_size=16, **sizes))
-
-
-def train_with_trainer(folder, max_steps: int, resume: bool = False) -> tuple[nn.Module, AdamR]:
-    from transformers import Trainer, TrainingArguments
-
-    model = bert()
-    groups = [
-        {"params": list(model.bert.parameters()), "delta_decay": 0.1},
-        {"params": list(model.classifier.parameters()), "delta_decay": 0.0},
-    ]
-    optimizer = AdamR(groups, lr=1e-3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
-    settings = {"save_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    arguments = TrainingArguments(
-        str(folder), max_steps=max_steps, report_to=[], use_cpu=True, disable_tqdm=True, **settings
-    )
-    rows = [{"input_ids": [i % 32, (7 * i) % 32, 3], "labels": i % 2} for i in range(32)]
-    trainer = Trainer(model, arguments, train_dataset=rows, optimizers=(optimizer, schedule))
-    trainer.train(resume_from_checkpoint=resume)
-    return model, optimizer
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_hugging_face_trainer_runs_and_resumes_to_the_same_bits(tmp_path):
-    straight, optimizer = train_with_trainer(tmp_path / "a", 4)
-    train_with_trainer(tmp_path / "b", 2)
-    resumed, _ = train_with_trainer(tmp_path / "b", 4, resume=True)
-    assert same(list(straight.parameters()), list(resumed.parameters()))
-    assert optimizer.last_pull[0] > 0 == optimizer.last_pull[1]
-    assert not same(list(straight.parameters()), list(bert().parameters()))
-
-
 def test_a_sparse_gradient_is_refused_before_anything_changes():
     dense, embedding = nn.Parameter(torch.ones(2)), nn.Embedding(4, 2, sparse=True)
     optimizer = AdamR([dense, embedding.weight])

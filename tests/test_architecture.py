@@ -24,6 +24,7 @@ ROOMS = {
     "outliers": {"activations"},
     "pruning": {"masks", "delta", "positions", "survivors", "activations"},
     "rescaling": {"activations", "masks", "delta", "positions", "survivors", "pruning"},
+    "lora": {"delta"},
     "optim": set(),
     "wire": {"masks", "delta", "positions", "survivors"},
     "model_cache": {"files", "wire"},
@@ -32,11 +33,12 @@ ROOMS = {
     },
     "config_errors": set(),
     "config_text": set(),
-    "config": {"config_errors", "config_text", "masks", "rescaling"},
+    "config_sections": {"masks", "rescaling"},
+    "config": {"config_errors", "config_sections", "config_text", "rescaling"},
     "tasks": {"config", "files", "rescaling", "seeds"},
     "training": {
-        *("activations", "config", "delta", "optim", "rescaling", "seeds", "survivors", "tasks"),
-        "wire",
+        *("activations", "config", "delta", "lora", "optim", "rescaling", "seeds", "survivors"),
+        *("tasks", "wire"),
     },
     "diff_pruning": {
         *("activations", "delta", "masks", "positions", "pruning", "seeds", "survivors"),

@@ -114,6 +114,8 @@ def configs(draw: Any) -> RunConfig:
         values["compress.q"] = "dare"
     if values.get("train.optimizer", "adamr") == "adamr":
         values["train.weight-decay"] = 0.0
+    if values.get("compress.lora") == "product":
+        values |= {"train.lora-rank": draw(st.integers(1, 64)), "train.anchor": "round"}
     return make_config(values)
 
 
@@ -164,6 +166,7 @@ def test_every_value_of_every_key_is_written_and_read_back(key, data, tmp_path):
         "train.local-steps": {"train.local-epochs": int(value == 0)},
         "train.local-epochs": {"train.local-steps": int(value == 0)},
         "train.weight-decay": {"train.optimizer": "adamw"},
+        "compress.lora": {"train.lora-rank": 1},
     }.get(key, {})
     if key == "federation.clients-per-round" and value > 1_000_000:
         return

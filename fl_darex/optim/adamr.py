@@ -6,30 +6,22 @@ the mean second moment is after AdamS, Xie et al., https://arxiv.org/abs/2011.11
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
-from fl_darex.errors import AnchorError, nearest
+from fl_darex.errors import AnchorError
+
+from .anchors import Track, fingerprint, resolve
+from .groups import check_group, model_groups
+from .passes import pull_l1, pull_l2, square_sums
 
 _FINGERPRINT, _SQUARE_SUM = "anchor_fingerprint", "square_sum"
-_ROW = 1024  # a CPU norm adds float32 naively: 1e-3 off at 23 M elements, 1e-6 at this many
 # torch wraps the public step in the hooks of AdamW; calling that could run user hooks twice.
 _adamw_step: Callable[..., Any] = inspect.unwrap(torch.optim.AdamW.step)
-
-
-@dataclass(slots=True)
-class _Track:
-    """What is kept for one parameter besides Adam's own state."""
-
-    anchor: Tensor
-    steps: int = 0
-    square_sum: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
 
 class AdamR(torch.optim.AdamW):
@@ -43,7 +35,8 @@ class AdamR(torch.optim.AdamW):
         l1: theta <- theta - lr * m^ / (sqrt(v^) + eps) - w * sign(theta - anchor)
 
     ``delta_decay=0`` is exactly Adam. A parameter without a gradient does not move and does not
-    count in v_bar. A new head has no meaningful anchor: give it a group with ``delta_decay=0``.
+    count in v_bar. A new head has no meaningful anchor: give it a group with ``delta_decay=0``, as
+    ``for_model`` does.
     Two differences from the paper keep the pull from overshooting: l2 clamps w at 1 (back to the
     anchor, then the Adam step), and l1 stops an entry at the anchor that it would cross. While
     all gradients are 0, w is lr * delta_decay / eps: as a rule all the way back.
@@ -51,7 +44,9 @@ class AdamR(torch.optim.AdamW):
     norm 1 over N elements sqrt(v_bar) is about 1/sqrt(N): to carry a strength to another model or
     learning rate, keep ``lr * delta_decay * sqrt(N)``.
     Memory: the anchor, one copy of the parameters, more than Adam. ``state_dict`` holds only its
-    fingerprint: to resume, build the optimizer with the same anchor.
+    fingerprint: to resume, build the optimizer as at the start, on the base model, before the
+    checkpoint's weights are loaded (as Hugging Face's Trainer does), or hand the anchor over. What
+    has ``delta_decay=0`` has no fingerprint: a fresh head may be drawn anew.
 
     Args:
         params: Real floating-point parameters, ``model.named_parameters()`` or group dicts, which
@@ -62,8 +57,9 @@ class AdamR(torch.optim.AdamW):
         delta_decay: The paper's lambda, at least 0. Higher means smaller deltas.
         norm: ``"l2"`` shrinks the delta, ``"l1"`` favours few large entries.
         anchor: None is the values that the parameters have now. Else tensors of their shapes, in
-            their order, or by name if the parameters are named (more names are allowed). They are
-            copied, and follow their parameter's device and dtype from the first step.
+            their order, or by name if the parameters are named. More names are allowed, and what
+            has ``delta_decay=0`` may be missing. They are copied, and follow their parameter's
+            device and dtype from the first step.
 
     Raises:
         AnchorError: If the anchor lacks a tensor, has one too many, or a shape does not fit.
@@ -84,17 +80,37 @@ class AdamR(torch.optim.AdamW):
         norm: Literal["l2", "l1"] = "l2",
         anchor: Iterable[Tensor] | Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._tracks: dict[Tensor, _Track] = {}
+        self._tracks: dict[Tensor, Track] = {}
         self._pulls: list[Tensor | None] = []
-        self._fingerprint: str | None = None
+        self._fingerprints: list[str | None] | None = None
         self._options: dict[str, Any] = {"delta_decay": delta_decay, "norm": norm}
         self._anchor_follows = anchor is not None
         super().__init__(params, lr, betas, eps, weight_decay=0.0)
         if anchor is not None:
             if self._tracks:
                 raise ValueError("anchor is given both to AdamR and in a group; give one of them")
-            self._tracks = _resolve(self.param_groups, anchor)
+            self._tracks = resolve(self.param_groups, anchor)
             self._anchor_follows = False
+
+    @classmethod
+    def for_model(
+        cls, model: torch.nn.Module, *, fresh: Iterable[str] = (), **options: Any
+    ) -> Self:
+        """Return AdamR for what a model trains; fresh tensors are trained without a pull.
+
+        ``Trainer(model, ..., optimizers=(AdamR.for_model(model, lr=2e-5, delta_decay=0.1,
+        fresh=["classifier"]), None))`` is all that Hugging Face's Trainer needs.
+
+        Args:
+            model: Frozen parameters (``requires_grad=False``) are left out.
+            fresh: What the base checkpoint lacks: names of parameters or of modules, such as
+                ``missing_keys`` of ``from_pretrained(..., output_loading_info=True)``.
+            options: As for AdamR itself.
+
+        Raises:
+            ValueError: If nothing is trained, or a fresh name fits no trained parameter.
+        """
+        return cls(model_groups(model, fresh), **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with the constructor's options and errors; an error changes nothing."""
@@ -102,16 +118,16 @@ class AdamR(torch.optim.AdamW):
         anchor = group.pop("anchor", None)
         super().add_param_group(group)
         try:
-            _check_group(group)
+            check_group(group)
             if anchor is not None or not self._anchor_follows:
-                self._tracks |= _resolve([group], anchor)
+                self._tracks |= resolve([group], anchor)
         except Exception:
             self.param_groups.pop()
             raise
         if group["fused"] is None and group["foreach"] is None:
             group["fused"] = all(p.device.type in ("cpu", "cuda") for p in group["params"]) or None
         self._pulls.append(None)
-        self._fingerprint = None
+        self._fingerprints = None
 
     @property
     def last_pull(self) -> list[float]:
@@ -143,8 +159,9 @@ class AdamR(torch.optim.AdamW):
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state, the recursion of v_bar and a fingerprint of the anchor."""
-        packed, own = super().state_dict(), self._anchor_fingerprint()
-        for saved, group in zip(packed["param_groups"], self.param_groups, strict=True):
+        packed = super().state_dict()
+        rows = zip(packed["param_groups"], self.param_groups, self._fingerprint(), strict=True)
+        for saved, group, own in rows:
             saved[_FINGERPRINT] = own
             for index, p in zip(saved["params"], group["params"], strict=True):
                 if index in packed["state"]:
@@ -159,12 +176,13 @@ class AdamR(torch.optim.AdamW):
         Raises:
             AnchorError: If it was saved with another anchor, or not by AdamR; nothing is loaded.
         """
-        own = self._anchor_fingerprint()
-        for saved in state_dict["param_groups"]:
-            if saved.get(_FINGERPRINT) != own:
+        for saved, own in zip(state_dict["param_groups"], self._fingerprint(), strict=False):
+            found = saved.get(_FINGERPRINT, "none: not saved by AdamR")
+            if found not in (None, own):
                 raise AnchorError(
-                    f"the state has {_FINGERPRINT} {saved.get(_FINGERPRINT)!r} (None: not saved by "
-                    f"AdamR), the optimizer {own!r}; build it with the anchor of the saved run"
+                    f"the state has {_FINGERPRINT} {found!r}, the optimizer {own!r}; build it with "
+                    "the anchor of the saved run: on the base model, before the checkpoint's "
+                    "weights are loaded, or with anchor=..."
                 )
         super().load_state_dict(state_dict)
         for group in self.param_groups:
@@ -176,22 +194,22 @@ class AdamR(torch.optim.AdamW):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what ``pickle`` and ``deepcopy`` keep; the anchor is part of it."""
-        own = ("_tracks", "_pulls", "_fingerprint", "_options", "_anchor_follows")
+        own = ("_tracks", "_pulls", "_fingerprints", "_options", "_anchor_follows")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
-    def _track(self, p: Tensor) -> _Track:
+    def _track(self, p: Tensor) -> Track:
         track = self._tracks.get(p)
         if track is None:
             raise AnchorError(f"parameter {tuple(p.shape)} is new; build AdamR on the final model")
         if track.anchor.device != p.device or track.anchor.dtype != p.dtype:
             track.anchor = track.anchor.to(device=p.device, dtype=p.dtype)
-            self._fingerprint = None
+            self._fingerprints = None
         return track
 
     def _mean_second_moment(self, rows: list[tuple[Tensor, dict[str, Any]]]) -> Tensor:
         """Advance every recursion by one step and return v_bar, float64, shape ()."""
         # sum(v_t) = b2 sum(v_{t-1}) + (1 - b2) |g_t|^2: no pass over v, no value on the host.
-        squares = _square_sums([p.grad for p, _ in rows if p.grad is not None])
+        squares = square_sums([p.grad for p, _ in rows if p.grad is not None])
         tracks = [self._track(p) for p, _ in rows]
         betas = [float(group["betas"][1]) for _, group in rows]
         for track in tracks:
@@ -213,27 +231,17 @@ class AdamR(torch.optim.AdamW):
         weight = pull.clamp(max=1.0) if group["norm"] == "l2" else pull
         cast = {k: weight.reshape(()).to(*k) for k in {(p.device, p.dtype) for p in params}}
         weights = [cast[p.device, p.dtype] for p in params]
-        anchors = [self._track(p).anchor for p in params]
-        if group["norm"] == "l2":
-            torch._foreach_lerp_(params, anchors, weights)
-        else:
-            for p, anchor, step in zip(params, anchors, weights, strict=True):
-                # Small pieces: on a CPU a large temporary costs more than the arithmetic.
-                both = (t.view(t.shape or (1,)).chunk(1 + t.numel() // 2**18) for t in (p, anchor))
-                for theta, goal in zip(*both, strict=True):
-                    lowest = theta - step  # goal clamped to theta +- step: hit to the bit if near
-                    theta.add_(step).clamp_(max=goal).clamp_(min=lowest)
+        move = pull_l2 if group["norm"] == "l2" else pull_l1
+        move(params, [self._track(p).anchor for p in params], weights)
         return pull
 
-    def _anchor_fingerprint(self) -> str:
-        tracks = [self._track(p) for group in self.param_groups for p in group["params"]]
-        if self._fingerprint is None:
-            digest = hashlib.blake2b(digest_size=16)
-            for anchor in (track.anchor.cpu() for track in tracks):
-                digest.update(f"{anchor.dtype}{tuple(anchor.shape)};".encode())
-                digest.update(anchor.reshape(-1).view(torch.uint8).numpy().data)
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+    def _fingerprint(self) -> list[str | None]:
+        """Return a fingerprint of each group's anchor; None where there is no pull."""
+        tracks = [[self._track(p) for p in group["params"]] for group in self.param_groups]
+        if self._fingerprints is None:
+            self._fingerprints = [fingerprint(some) for some in tracks]
+        rows = zip(self.param_groups, self._fingerprints, strict=True)
+        return [own if group["delta_decay"] else None for group, own in rows]
 
 
 def _with_gradient(group: dict[str, Any]) -> list[Tensor]:
@@ -241,60 +249,3 @@ def _with_gradient(group: dict[str, Any]) -> list[Tensor]:
     if any(p.grad.layout is not torch.strided for p in params):
         raise RuntimeError("AdamR does not support sparse gradients; use sparse=False")
     return params
-
-
-def _square_sums(grads: list[Tensor]) -> list[Tensor]:
-    """Return the sum of squares of each gradient, float64, shape (), on one device."""
-    wide = torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32
-    if any(not g.is_cpu for g in grads):
-        norms = torch._foreach_norm(grads, 2, dtype=wide)
-        home = "cpu" if norms[0].device.type == "mps" else norms[0].device  # MPS has no float64
-        return list(torch.stack([norm.to(home) for norm in norms]).double().square_().unbind())
-    sums = []
-    for flat in (g.reshape(-1) for g in grads):
-        whole = flat.numel() // _ROW * _ROW
-        rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide)
-        rest = torch.linalg.vector_norm(flat[whole:], dtype=wide)
-        sums.append(rows.double().square_().sum() + rest.double().square_())
-    return sums
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    if not 0 <= group["delta_decay"] < float("inf"):
-        raise ValueError(f"delta_decay must be finite and at least 0, got {group['delta_decay']}")
-    if group["norm"] not in ("l2", "l1"):
-        raise ValueError(f"norm must be 'l2' or 'l1', got {group['norm']!r}")
-    for option in ("weight_decay", "amsgrad", "maximize", "capturable", "differentiable"):
-        if group[option]:
-            raise ValueError(f"AdamR has no {option}, got {group[option]!r}; leave it out")
-    for p in group["params"]:
-        if not p.is_floating_point():
-            raise TypeError(f"parameters must be real floating-point numbers, got {p.dtype}")
-    if len(set(group["params"])) < len(group["params"]):
-        raise ValueError("a parameter is twice in a group; list it once")
-
-
-def _resolve(
-    groups: list[dict[str, Any]], given: Iterable[Tensor] | Mapping[str, Tensor] | None
-) -> dict[Tensor, _Track]:
-    """Pair every parameter of the groups with a copy of its anchor."""
-    params = [p for group in groups for p in group["params"]]
-    names = [name for group in groups for name in group.get("param_names", ())]
-    if isinstance(given, Mapping):
-        if not names:
-            raise AnchorError("an anchor by name needs named parameters: model.named_parameters()")
-        for name in names:
-            if name not in given:
-                raise AnchorError(f"the anchor lacks {name!r}{nearest(name, given)}")
-        given = [given[name] for name in names]
-    if isinstance(given, Tensor) or not isinstance(given, Iterable | None):
-        raise TypeError(f"anchor must be tensors or a mapping, got {type(given).__name__}")
-    anchors = params if given is None else list(given)
-    if len(anchors) != len(params):
-        raise AnchorError(f"the anchor has {len(anchors)} tensors for {len(params)} parameters")
-    for name, p, anchor in zip(names or range(len(params)), params, anchors, strict=True):
-        if not isinstance(anchor, Tensor) or not anchor.is_floating_point():
-            raise TypeError(f"the anchor of parameter {name!r} must be a floating-point tensor")
-        if anchor.shape != p.shape:
-            raise AnchorError(f"anchor {name!r} has shape {[*anchor.shape]}, not {[*p.shape]}")
-    return {p: _Track(a.detach().clone()) for p, a in zip(params, anchors, strict=True)}

@@ -105,7 +105,7 @@ def make_optimizer(session: Session) -> torch.optim.Optimizer:
     AdamR does not pull what is sent whole: a fresh head has no base worth staying near.
     """
     config = session.config.train
-    named = {k: v for k, v in session.tensors.items() if v.requires_grad}
+    named = dict(session.trained)
     if config.optimizer == "adamw":
         decay = config.weight_decay
         return torch.optim.AdamW(named.values(), config.lr, weight_decay=decay, fused=True)

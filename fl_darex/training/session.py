@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from fl_darex.config import RunConfig
 from fl_darex.errors import ConfigError
+from fl_darex.lora import Lora, add_lora, merge, trained_name
 from fl_darex.seeds import derive
 from fl_darex.tasks import Task, load_task
-from fl_darex.training.state import exchanged
+from fl_darex.training.exchange import Exchange, ProductExchange
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +34,9 @@ class Session:
         task: The task, data loaded.
         model: One model, on the device; its weights are whatever was written last.
         tensors: The model's exchanged tensors, by name.
-        pretrained: Copies of their first values: the anchor of ``train.anchor = pretrained``.
+        trained: Its trained parameters, by name; not the same where LoRA's product is exchanged.
+        pretrained: Copies of the exchanged tensors' first values: the anchor of ``train.anchor =
+            pretrained``. With LoRA it is the A of the run's seed and B = 0: no change at all.
         dense: Names of exchanged tensors that the base checkpoint lacks.
         device: Where the model is.
     """
@@ -41,13 +45,16 @@ class Session:
         self.config = config
         self.task: Task = load_task(config)
         self.device = _device(config)
-        self.model = self.task.load_model()
+        self.model: Any = _with_adapters(self.task, config)
         if config.train.gradient_checkpointing:
             checkpoint_activations(self.model)
-        self.model.to(self.device)  # type: ignore[arg-type]  # a decorator hides the types
-        self.tensors = exchanged(self.model)
+        self.model.to(self.device)
+        product = config.train.lora_rank and config.compress.lora == "product"
+        self._exchange = (ProductExchange if product else Exchange)(self.model)
+        self.tensors, self.trained = self._exchange.tensors, self._exchange.trained
         self.pretrained = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
-        self.dense = tuple(name for name in self.task.fresh if name in self.tensors)
+        fresh = map(trained_name, self.task.fresh) if config.train.lora_rank else self.task.fresh
+        self.dense = tuple(name for name in fresh if name in self.tensors)
         # Decoding a dataset's rows costs more than a small model's step: keep them as lists.
         self.examples = lru_cache(maxsize=64)(self._examples)
         self.evaluation_examples = lru_cache(maxsize=64)(self._evaluation_examples)
@@ -62,9 +69,27 @@ class Session:
         """Return the examples by which the server chooses q."""
         return list(self.task.validation or ())
 
+    def read(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the exchanged tensors as they are now."""
+        return self._exchange.read()
+
+    def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Bring the model to a round's start.
+
+        Raises:
+            ValueError: If the arrays are not this model's.
+        """
+        self._exchange.write(arrays)
+
     def save_model(self, folder: Path) -> None:
-        """Write the model, as it is now, so that ``from_pretrained`` loads it."""
-        self.model.save_pretrained(folder)
+        """Write the model, as it is now, so that ``from_pretrained`` loads it.
+
+        With LoRA it is the merged model; the adapters themselves, if they are what is exchanged,
+        lie in ``adapter/``, which peft's ``PeftModel.from_pretrained`` loads onto the base.
+        """
+        (merge(self.model) if self.config.train.lora_rank else self.model).save_pretrained(folder)
+        if self.config.train.lora_rank and self.config.compress.lora == "factors":
+            self.model.save_pretrained(folder / "adapter")
         if self.task.processor is not None:
             self.task.processor.save_pretrained(folder)
 
@@ -122,6 +147,20 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
         raise ConfigError(
             f"train.gradient-checkpointing = true, but {error}; set it to false"
         ) from None
+
+
+def _with_adapters(task: Task, config: RunConfig) -> Any:
+    train, model = config.train, task.load_model()
+    if not train.lora_rank:
+        return model
+    lora = Lora(
+        rank=train.lora_rank,
+        alpha=train.lora_alpha,
+        dropout=train.lora_dropout,
+        targets=train.lora_targets,
+        seed=derive(config.federation.seed, "lora"),
+    )
+    return add_lora(model, lora, task.fresh)
 
 
 def _device(config: RunConfig) -> torch.device:
