@@ -114,8 +114,11 @@ def main(
     """Run all lines, write the results and print the tables."""
     if not table_only:
         jobs = [(*one, seed) for seed in SEEDS for one in product(REGIMES, choices())]
+        rows = []
         with ThreadPoolExecutor(parallel) as pool:
-            save("methods", list(pool.map(lambda job: run_one(*job), jobs)))
+            for row in pool.map(lambda job: run_one(*job), jobs):
+                rows.append(row)
+                save("methods", rows)
     if (RESULTS / "methods.json").exists():
         rows = load("methods")
         for regime in REGIMES:
