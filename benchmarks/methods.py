@@ -4,21 +4,23 @@
     python benchmarks/methods.py --table        # prints the tables of the committed results
 
 Many short rounds, where averaging over clients and rounds takes the noise of pruning away, and few
-long ones, where deltas are large and it does not. Each run is one ``fl-darex run``; AdamR's
-strength (0.1 at p = .99, 1 at p = .999) was chosen on seed 0, which is not among the seeds.
+long ones, where deltas are large and it does not. AdamR's strength (0.1 at p = .99, 1 at p = .999)
+and LoRA's learning rate were chosen on seed 0, which is not among the seeds.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from statistics import mean, stdev
 from typing import Annotated, Any
 
 import typer
+from here import run
 from rich.console import Console
 from rich.table import Table
-from runs import RESULTS, load, run, save
+from runs import RESULTS, load, save
 from scipy.stats import t as student
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -72,9 +74,7 @@ def run_one(regime: str, choice: tuple[str, str, list[str]], seed: int) -> dict[
     """Run one line with one seed."""
     p, name, settings = choice
     settings = [*REGIMES[regime], *settings, "compress.downlink=dense", f"federation.seed={seed}"]
-    # One worker each, so that runs share the cores; the result does not depend on it.
-    private = ["resources.actors=1", "federation.evaluate-every=20"]
-    found = run("configs/quickstart.toml", settings, private)
+    found = run("configs/quickstart.toml", settings, ["federation.evaluate-every=20"])
     return {"regime": regime, "p": p, "variant": name, **found}
 
 
@@ -115,8 +115,9 @@ def main(
     if not table_only:
         jobs = [(*one, seed) for seed in SEEDS for one in product(REGIMES, choices())]
         rows = []
-        with ThreadPoolExecutor(parallel) as pool:
-            for row in pool.map(lambda job: run_one(*job), jobs):
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(parallel, mp_context=spawn) as pool:
+            for row in pool.map(run_one, *zip(*jobs, strict=True)):
                 rows.append(row)
                 save("methods", rows)
     if (RESULTS / "methods.json").exists():

@@ -73,6 +73,8 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
         on_reply=server.replied,
     )
     server.strategy = strategy
+    # A session outlives a run, and its model is where the last run left it.
+    server.session.write(server.session.base)
     strategy.start(
         grid,
         to_record(server.session.read()),
