@@ -49,7 +49,7 @@ def weighted_mean(
     base: Mapping[str, NDArray[Any]],
     layout: Layout,
     replies: Sequence[Reply],
-    refuse: Callable[[Reply, PacketError], None],
+    refuse: Callable[[int, PacketError], None],
 ) -> tuple[Arrays, list[Reply]]:
     """Return the mean of what the replies say the tensors should be, and the replies used.
 
@@ -60,7 +60,7 @@ def weighted_mean(
         base: The tensors that the clients were sent.
         layout: Their layout.
         replies: In partition order.
-        refuse: Called for each reply that cannot be used; it counts nothing.
+        refuse: Called with the partition of each reply that cannot be used, and why.
 
     Raises:
         PacketError: If no reply can be used, or all weights are 0.
@@ -70,14 +70,14 @@ def weighted_mean(
         try:
             sound.append(replace(reply, packet=_open(reply, base, layout)))
         except PacketError as error:
-            refuse(reply, error)
+            refuse(reply.terms.slot, error)
     while sum(reply.weight for reply in sound) > 0.0:
         result, odd = _combine(base, layout, sound)
         if result is not None:
             return result, sound
         # How many entries a mask keeps comes to light when it is drawn: begin again without.
         for reply, reason in odd:
-            refuse(reply, reason)
+            refuse(reply.terms.slot, reason)
         gone = {id(reply) for reply, _ in odd}
         sound = [reply for reply in sound if id(reply) not in gone]
     raise PacketError(

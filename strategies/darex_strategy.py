@@ -28,7 +28,7 @@ from .courier import Courier
 from .downlink import DOWNLINKS, make_downlink
 from .fallback_grid import FallbackGrid
 from .ordered_grid import OrderedGrid, seeded_random
-from .replies import read_reply
+from .replies import log_refused, read_reply
 from .request import Request, check_choice
 from .server_q import choose_q
 from .wrapped import averaged, metrics_of_all, start_from, typed
@@ -53,11 +53,9 @@ class DarexStrategy(Strategy):
         q: Survivors are divided by it: ``"dare"`` is 1-p (unbiased), or a number in (0, 1], or a
             rule of `fl_darex.rescaling.RULES` by which each client chooses its own, or
             ``"server-validation"``: the server chooses it each round, with ``validate``.
-        values: How packets write numbers: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``,
-            ``"int4"`` or ``"sign"``; all but the last are unbiased.
+        values: A row of `fl_darex.wire.values.CODINGS`; all but ``"sign"`` are unbiased.
         mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one.
-        count: ``"random"``: each entry by a draw of its own; ``"exact"``: each tensor keeps
-            exactly its share, rounded up or down at random.
+        count: ``"random"``; ``"exact"``: each tensor keeps its share, rounded at random.
         method: ``"dare"``, ``"structured"``, ``"magnitude"``, ``"wanda"`` (for clients with
             ``DarexMod(norms=...)``), or ``"dense"``: the same path with nothing dropped.
         scope: Of magnitude and WANDA: among which entries the largest are chosen, ``"layer"``,
@@ -190,8 +188,8 @@ class DarexStrategy(Strategy):
         messages.sort(key=self._slot_of)
         for message in messages:
             node = message.metadata.dst_node_id
-            version = self._downlink.version.hex()
-            self._terms[node] = self._request.terms(server_round, self._slot_of(message), version)
+            slot, version = self._slot_of(message), self._downlink.version.hex()
+            self._terms[node] = self._request.terms(server_round, slot, version)
             self._courier.address(message, self._asked(message))
         return messages
 
@@ -202,7 +200,7 @@ class DarexStrategy(Strategy):
         self.counted = 0
         usable = self._usable(replies)
         try:
-            mean, used = weighted_mean(self._base, self._layout, usable, _refuse)
+            mean, used = weighted_mean(self._base, self._layout, usable, log_refused)
         except PacketError as error:
             log(WARNING, "round %s: %s; the model stays as it is", server_round, error)
             return None, None
@@ -221,8 +219,8 @@ class DarexStrategy(Strategy):
             return None, metrics
         arrays = typed(arrays, self._base, counters)
         masks = [reply.packet.mask for reply in used if reply.packet]
-        sent = masks if len(masks) == len(used) else None
-        return self._downlink.advance(arrays, sent, server_round), metrics
+        whole = len(masks) < len(used)  # a client without the mod: its change is everywhere
+        return self._downlink.advance(arrays, None if whole else masks, server_round), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -292,13 +290,5 @@ class DarexStrategy(Strategy):
                 key = self.strategy.weighted_by_key
                 usable[node] = read_reply(message, self._terms[node], key)
             except PacketError as error:
-                _log(self._partition_of(message), error)
+                log_refused(self._partition_of(message), error)
         return list(usable.values())
-
-
-def _refuse(reply: Reply, error: PacketError) -> None:
-    _log(reply.terms.slot, error)
-
-
-def _log(partition: int, error: PacketError) -> None:
-    log(WARNING, "client %s does not count this round: %s", partition, error)

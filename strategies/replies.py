@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from logging import WARNING
 from typing import NoReturn
 
 from flwr.app import Message
+from flwr.common.logger import log
 
 from fl_darex.errors import PacketError, Reason
 from fl_darex.wire.terms import Terms
@@ -12,6 +14,11 @@ from fl_darex.wire.terms import Terms
 from .aggregation import Reply
 
 _LARGEST_WEIGHT = 2**53
+
+
+def log_refused(partition: int, error: PacketError) -> None:
+    """Say whose reply does not count, and why."""
+    log(WARNING, "client %s does not count this round: %s", partition, error)
 
 
 def read_reply(message: Message, terms: Terms, weighted_by_key: str) -> Reply:
