@@ -100,6 +100,8 @@ def expected(data: bytes) -> None:
     for values in CODINGS:
         with contextlib.suppress(PacketError):
             decode(data, LAYOUT, MASK, q=0.5, values=values)
+    with contextlib.suppress(PacketError):
+        decode(data, LAYOUT, golden.STRUCTURED, q=0.5, values="fp32")
     decode(data, LAYOUT, ListedMask({}, 7, 3, 2), q=None, values="int8")
 
 
