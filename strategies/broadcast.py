@@ -24,7 +24,7 @@ from fl_darex.wire.delivery import DIGESTS_KEY, HELD_KEY, Delivery, Greeting, de
 from fl_darex.wire.fields import is_hex
 from fl_darex.wire.packet import encode
 from fl_darex.wire.reader import read_packet
-from fl_darex.wire.records import to_record, view_arrays
+from fl_darex.wire.records import into_record, view_arrays
 from fl_darex.wire.versions import (
     VERSION_BYTES,
     content_version,
@@ -186,7 +186,7 @@ class Broadcast:
             log(INFO, "round %s: the server's step is dense, and so is its packet", round_)
         packet = read_packet(data, delta.layout)
         self._step.applied(packet)
-        self._record = to_record(apply_packet(before, packet))
+        self._record = into_record(apply_packet(before, packet))
         self._versions.append(next_version(self.version, data))
         self._packets.append(data)
         self._contents = {}

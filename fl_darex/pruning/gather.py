@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_darex.delta import Delta
 from fl_darex.positions import Mask, by_tensor
@@ -25,13 +26,22 @@ def gather(delta: Delta, mask: Mask, q: Q, where: Mapping[str, Any] | None = Non
     layout = delta.layout
     drawn = by_tensor(layout, mask) if where is None else where.items()
     taken = {name: delta.take(name, positions) for name, positions in drawn}
-    parts = [taken[spec.name] for spec in layout.pruned]
+    counts = tuple(taken[spec.name].size for spec in layout.pruned)
     return Survivors(
         layout=layout,
         mask=mask,
-        numbers=np.concatenate(parts) if parts else np.empty(0, dtype=np.float32),
-        counts=tuple(part.size for part in parts),
+        numbers=_joined((taken.pop(spec.name) for spec in layout.pruned), sum(counts)),
+        counts=counts,
         dense={spec.name: delta.whole(spec.name) for spec in layout.dense},
         raw={spec.name: delta.raw(spec.name) for spec in layout.raw},
         q=q,
     )
+
+
+def _joined(parts: Iterable[NDArray[np.float32]], count: int) -> NDArray[np.float32]:
+    """Return the parts as one array; each is let go as soon as it is copied."""
+    joined, start = np.empty(count, dtype=np.float32), 0
+    for part in parts:
+        joined[start : start + part.size] = part
+        start += part.size
+    return joined

@@ -91,6 +91,11 @@ def to_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
     return ArrayRecord({name: to_array(np.asarray(array)) for name, array in arrays.items()})
 
 
+def into_record(arrays: dict[str, NDArray[Any]]) -> ArrayRecord:
+    """Return `to_record` of arrays and empty the dictionary, so that few are held twice."""
+    return ArrayRecord({name: to_array(np.asarray(arrays.pop(name))) for name in list(arrays)})
+
+
 def to_array(array: NDArray[Any]) -> Array:
     """Return what Flower's ``Array(array)`` is, byte for byte, with one copy in place of two."""
     if not array.flags.c_contiguous or array.dtype.hasobject:
