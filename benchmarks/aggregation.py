@@ -7,6 +7,7 @@ BERT-base, p = .99, fp16, one thread. Flower's FedAvg is given the dense replies
 (they would not fit into memory: every fourth reply is the same object, which saves it nothing).
 Each row is measured in a process of its own. Memory is what the process holds at most beyond the
 model and the replies that it was given, in models of float32 (Linux). Times are medians after that.
+"round" is all of `aggregate_train`: ours then also makes and applies the packet for the way down.
 """
 
 from __future__ import annotations
