@@ -1,6 +1,7 @@
 """Every method of the paper in a federation: accuracy and bytes on digits, in two regimes.
 
     python benchmarks/methods.py                # runs everything, writes benchmarks/results/
+    python benchmarks/methods.py --resume       # runs what the results lack
     python benchmarks/methods.py --table        # prints the tables of the committed results
 
 Many short rounds, where averaging over clients and rounds takes the noise of pruning away, and few
@@ -109,12 +110,19 @@ def table(regime: str, rows: list[dict[str, Any]]) -> Table:
 
 def main(
     table_only: Annotated[bool, typer.Option("--table", help="print, do not run")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="keep the runs that are there")] = False,
     parallel: Annotated[int, typer.Option(help="runs at once")] = 2,
 ) -> None:
     """Run all lines, write the results and print the tables."""
     if not table_only:
-        jobs = [(*one, seed) for seed in SEEDS for one in product(REGIMES, choices())]
-        rows = []
+        rows = load("methods") if resume else []
+        done = {(row["regime"], row["p"], row["variant"], row["seed"]) for row in rows}
+        jobs = [
+            (regime, choice, seed)
+            for seed in SEEDS
+            for regime, choice in product(REGIMES, choices())
+            if (regime, *choice[:2], seed) not in done
+        ]
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(parallel, mp_context=spawn) as pool:
             for row in pool.map(run_one, *zip(*jobs, strict=True)):
