@@ -42,9 +42,9 @@ class DarexMod:
             model, as NumPy arrays by name; called as ``base(message, context)``. Tensors that are
             equal to the server's, bit for bit, are then never sent. It should return the same
             mapping each time, which is hashed once per process.
-        norms: Returns what WANDA weighs changes by, ``fl_darex.activations.layer_inputs`` of the
-            model that the app has just trained; called as ``norms(message, context)``, and only
-            where the server asks for WANDA.
+        norms: Returns what WANDA weighs changes by, for the model that the app has just trained:
+            ``{name: inputs.norm}`` of ``fl_darex.activations.layer_inputs``. Called as
+            ``norms(message, context)``, and only where the server asks for WANDA.
         search: Returns the q of this client's survivors, where the server lets clients choose it;
             called as ``search(message, context, survivors, rule)``.
     """
