@@ -436,6 +436,31 @@ def test_eta_is_searched_like_q_and_gives_the_layers_q():
     assert (found.q == per_layer_q(delta, inputs, 0.9, eta=found.eta)).all()
     with pytest.raises(ValueError, match="rounds must be at least 1"):
         search_eta(rescaled, objective, delta, inputs, 0.9, rounds=0)
+    with pytest.raises(ValueError, match="spacing must be 'linear' or 'log', got 'cubic'"):
+        search_eta(rescaled, objective, delta, inputs, 0.9, spacing="cubic")
+
+
+@pytest.mark.parametrize("method", ["grid", "golden"])
+def test_eta_on_a_logarithmic_scale_doubles_each_time(method):
+    model, tensors, base, survivors = base_and_tuned(0.99, size=0.3)
+    objective = OutputChange(model, batches())
+    inputs, delta = layer_inputs(model, batches()), Delta(snapshot(tensors), base)
+    with RescaledModel(tensors, survivors, base) as rescaled:
+        found = search_eta(
+            rescaled,
+            objective,
+            delta,
+            inputs,
+            0.99,
+            step=2.0**-6,
+            rounds=9,
+            spacing="log",
+            method=method,
+        )
+        assert objective() == found.score == min(score for _, score in found.tried)
+    assert {eta for eta, _ in found.tried} <= {2.0**exponent for exponent in range(-6, 3)}
+    assert len(found.tried) == 9 if method == "grid" else len(found.tried) < 9
+    assert (found.q == per_layer_q(delta, inputs, 0.99, eta=found.eta)).all()
 
 
 # --- least squares and learning ---------------------------------------------------------------

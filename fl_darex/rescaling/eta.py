@@ -19,6 +19,8 @@ from fl_darex.rescaling.search import (
     search,
 )
 
+Spacing = Literal["linear", "log"]
+
 
 @dataclass(frozen=True, eq=False)
 class EtaSearch:
@@ -46,6 +48,7 @@ def search_eta(
     *,
     step: float = 0.1,
     rounds: int = 10,
+    spacing: Spacing = "linear",
     method: Method = "grid",
     form: Form = "paper",
     compat: Literal["fp16"] | None = None,
@@ -53,7 +56,9 @@ def search_eta(
 ) -> EtaSearch:
     """Return the eta with the best score and its per-layer q, and leave the model there.
 
-    The candidates are ``eta_t = t*step``, t = 1 .. rounds, the same for all layers. With
+    The candidates are ``eta_t = t*step``, t = 1 .. rounds, the same for all layers. Eq. 5 has eta
+    grow as deltas shrink and 1-p does, so where neither is known beforehand ``spacing="log"`` finds
+    the order of magnitude: ``eta_t = step * 2**(t-1)``. With
     `OutputChange` the result is the paper's per-layer 1/q_e, with `Validation` its 1/q_v. Sums over
     the deltas are taken once for all candidates.
 
@@ -66,6 +71,7 @@ def search_eta(
         p: Fraction dropped, in [0, 1).
         step: The grid's d_eta.
         rounds: The grid's N, at least 1.
+        spacing: ``"linear"``, as the paper, or ``"log"``.
         method: As in `search_q`.
         form: As in `per_layer_q`.
         compat: As in `per_layer_q`.
@@ -76,14 +82,19 @@ def search_eta(
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds!r}")
+    if spacing not in ("linear", "log"):
+        raise ValueError(f"spacing must be 'linear' or 'log', got {spacing!r}")
     layers = PerLayer.of(as_delta(delta), inputs, p, compat)
 
-    def score(eta: float) -> float:
-        model.set(layers.q(eta, form=form, gamma=gamma))
+    def eta_at(x: float) -> float:
+        return x if spacing == "linear" else step * 2.0**x
+
+    def score(x: float) -> float:
+        model.set(layers.q(eta_at(x), form=form, gamma=gamma))
         return objective()
 
-    line = Line(step, step, rounds - 1)
-    tried, (eta, best) = search(score, line, method, larger_is_better(objective))
-    q = layers.q(eta, form=form, gamma=gamma)
+    line = Line(step, step, rounds - 1) if spacing == "linear" else Line(0.0, 1.0, rounds - 1)
+    tried, (x, best) = search(score, line, method, larger_is_better(objective))
+    q = layers.q(eta_at(x), form=form, gamma=gamma)
     model.set(q)
-    return EtaSearch(q, eta, best, tried)
+    return EtaSearch(q, eta_at(x), best, tuple((eta_at(x), value) for x, value in tried))
