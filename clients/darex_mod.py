@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from logging import WARNING
+from os import PathLike
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
@@ -15,6 +16,7 @@ from fl_darex.compressors import Local, compressor
 from fl_darex.delta import Delta
 from fl_darex.errors import DeltaError
 from fl_darex.survivors import Q, Survivors
+from fl_darex.tensor_files import read_tensors
 from fl_darex.wire.delivery import DIGESTS_KEY, HELD_KEY, MISSING, Delivery, Greeting
 from fl_darex.wire.records import packet_record, to_arrays, view_arrays
 from fl_darex.wire.terms import Terms
@@ -36,12 +38,15 @@ class DarexMod:
     none, and passes through every message whose server does not ask for packets. Where the server
     sends what changed since the last model, the mod puts the model together before the app sees
     it. List it first: the other mods and the app then see exactly what they would see without it.
+    Metrics, settings and ArrayRecords beside the model's pass through, both ways.
 
     Args:
-        base: Returns the tensors that this client holds before round 1, such as a pre-trained
-            model, as NumPy arrays by name; called as ``base(message, context)``. Tensors that are
-            equal to the server's, bit for bit, are then never sent. It should return the same
-            mapping each time, which is hashed once per process.
+        base: The tensors that this client holds before round 1, such as a pre-trained model.
+            Tensors that are equal to the server's, bit for bit, are then never sent. A path: a
+            ``.safetensors`` or ``.npz`` file, or a folder of ``.safetensors`` files such as
+            ``save_pretrained`` writes. Or a function, called as ``base(message, context)``, that
+            returns NumPy arrays by name; it should return the same mapping each time, which is
+            hashed once per process.
         norms: Returns what WANDA weighs changes by, for the model that the app has just trained:
             ``{name: inputs.norm}`` of ``fl_darex.activations.layer_inputs``. Called as
             ``norms(message, context)``, and only where the server asks for WANDA.
@@ -51,12 +56,12 @@ class DarexMod:
 
     def __init__(
         self,
-        base: Base | None = None,
+        base: Base | str | PathLike[str] | None = None,
         *,
         norms: Norms | None = None,
         search: Search | None = None,
     ) -> None:
-        self._receiver = Receiver(base)
+        self._receiver = Receiver(_from_path(base) if isinstance(base, str | PathLike) else base)
         self._norms, self._search = norms, search
 
     def __call__(self, message: Message, context: Context, call_next: ClientAppCallable) -> Message:
@@ -72,7 +77,8 @@ class DarexMod:
             return self._greet(greeting, message, context, call_next)
         delivery, terms = Delivery.detach(config), Terms.detach(config)
         if delivery is not None:
-            name, record = _single(message.content, "message")
+            name = _model_of(message.content, delivery.record, "message")
+            record = message.content.array_records[name]
             model = self._receiver.receive(record, delivery, message, context)
             if model is None:
                 lacking = ConfigRecord({"version": delivery.start})
@@ -115,15 +121,17 @@ def _compressed(
     call_next: ClientAppCallable,
 ) -> Message:
     method = compressor(terms.method)
-    name, sent = _single(message.content, "message")
+    name = _model_of(message.content, terms.record, "message")
+    sent = message.content.array_records[name]
     base = view_arrays(sent)
     # The app may empty the record that it was given.
     message.content[name] = ArrayRecord(dict(sent))
     reply = call_next(message, context)
     if not reply.has_content() or not reply.content.array_records:
         return reply
-    name, record = _single(reply.content, "reply")
-    packet = method.compress(Delta(to_arrays(record), base, terms.dense), terms, local)
+    name = _model_of(reply.content, name, "reply", base)
+    arrays = to_arrays(reply.content.array_records[name])
+    packet = method.compress(Delta(arrays, base, terms.dense), terms, local)
     if packet is not None:
         reply.content[name] = packet_record(packet)
     return reply
@@ -142,8 +150,30 @@ def _own_config(message: Message) -> ConfigRecord:
     return ConfigRecord()
 
 
-def _single(content: RecordDict, what: str) -> tuple[str, ArrayRecord]:
-    records = list(content.array_records.items())
-    if len(records) != 1:
-        raise DeltaError(f"the {what} must hold one ArrayRecord, found {len(records)}")
-    return records[0]
+def _model_of(content: RecordDict, name: str, what: str, like: Iterable[str] | None = None) -> str:
+    """Return which ArrayRecord is the model: the one of that name, the only one, or the alike.
+
+    Args:
+        content: Of a message or a reply.
+        name: The model's name in the message; empty if it was alone there.
+        what: What the content is called in errors.
+        like: Names of the model's tensors, if they are known.
+    """
+    records = content.array_records
+    if name in records:
+        return name
+    if len(records) == 1:
+        return next(iter(records))
+    alike = [key for key, record in records.items() if like and set(record) == set(like)]
+    if len(alike) == 1:
+        return alike[0]
+    raise DeltaError(
+        f"the {what} holds {len(records)} ArrayRecords, {sorted(records)}, and none of them is "
+        f"named {name!r}; which one is the model?"
+    )
+
+
+def _from_path(path: str | PathLike[str]) -> Base:
+    """Return a function that reads the tensors when they are needed, once per process."""
+    read = cache(lambda: read_tensors(path))
+    return lambda message, context: read()

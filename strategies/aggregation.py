@@ -32,24 +32,54 @@ class Reply:
 
     Attributes:
         message: The reply itself.
-        record: Its arrays or its packet.
+        model: Name of its ArrayRecord that holds the model or a packet.
+        metrics: Name of its MetricRecord that holds the weight.
         weight: Its share before normalisation, for example the number of examples.
         terms: What this client was told.
         packet: Its packet, once that was checked; None where its tensors came whole.
+        factor: What its change is multiplied by, at most 1; less where it was clipped.
     """
 
     message: Message
-    record: ArrayRecord
+    model: str
+    metrics: str
     weight: float
     terms: Terms
     packet: Packet | None = None
+    factor: float = 1.0
+
+    @property
+    def record(self) -> ArrayRecord:
+        """Its arrays or its packet."""
+        return self.message.content.array_records[self.model]
+
+
+Refuse = Callable[[int, PacketError], None]
+"""Called with the partition of a reply that cannot be used, and why."""
+
+
+def opened(
+    base: Mapping[str, NDArray[Any]], layout: Layout, replies: Sequence[Reply], refuse: Refuse
+) -> list[Reply]:
+    """Return the replies whose packets or tensors are sound, packets opened.
+
+    Args:
+        base: The tensors that the clients were sent.
+        layout: Their layout.
+        replies: Not looked at so far.
+        refuse: Told of the others.
+    """
+    sound: list[Reply] = []
+    for reply in replies:
+        try:
+            sound.append(replace(reply, packet=_open(reply, base, layout)))
+        except PacketError as error:
+            refuse(reply.terms.slot, error)
+    return sound
 
 
 def weighted_mean(
-    base: Mapping[str, NDArray[Any]],
-    layout: Layout,
-    replies: Sequence[Reply],
-    refuse: Callable[[int, PacketError], None],
+    base: Mapping[str, NDArray[Any]], layout: Layout, replies: Sequence[Reply], refuse: Refuse
 ) -> tuple[Arrays, list[Reply]]:
     """Return the mean of what the replies say the tensors should be, and the replies used.
 
@@ -59,18 +89,13 @@ def weighted_mean(
     Args:
         base: The tensors that the clients were sent.
         layout: Their layout.
-        replies: In partition order.
-        refuse: Called with the partition of each reply that cannot be used, and why.
+        replies: Opened ones, in partition order.
+        refuse: Told of the replies that turn out not to fit their masks.
 
     Raises:
         PacketError: If no reply can be used, or all weights are 0.
     """
-    sound: list[Reply] = []
-    for reply in replies:
-        try:
-            sound.append(replace(reply, packet=_open(reply, base, layout)))
-        except PacketError as error:
-            refuse(reply.terms.slot, error)
+    sound = list(replies)
     while sum(reply.weight for reply in sound) > 0.0:
         result, odd = _combine(base, layout, sound)
         if result is not None:
@@ -106,23 +131,22 @@ def _combine(
     share = sum(reply.weight for reply, _ in packed) / total
     moved: Arrays = {}
     # Shares of the packets alone: their sum is a mean, whatever the dense replies weigh.
-    shares = [Share(packet, reply.weight / total / (share or 1.0)) for reply, packet in packed]
+    shares = [
+        Share(packet, reply.weight / total / (share or 1.0), reply.factor)
+        for reply, packet in packed
+    ]
     if shares:
         sums = np.empty(sum(spec.numel for spec in layout.pruned), dtype=np.float32)
         if bad := {id(one.packet) for one in add_packets(sums, layout, shares, clear=True)}:
             return None, [(reply, _odd(packet)) for reply, packet in packed if id(packet) in bad]
         moved = _moved(base, layout, sums) | _dense_moved(base, layout, shares)
-    counters = _Counters({spec.name: base[spec.name] for spec in layout.raw})
     dense = [reply for reply in replies if reply.packet is None]
-    result = _dense_sum(dense, total, counters)
+    result = _dense_sum(dense, total, base, layout)
     for name, array in moved.items() if share else ():
         if name in result:
             array = (result[name] + array * share).astype(array.dtype)
         result[name] = array
-    for member in shares:
-        for name, values in member.packet.raw().items():
-            counters.add(name, values, member.share * share)
-    result |= {spec.name: counters.moved(spec.name) for spec in layout.raw}
+    result |= mean_counters(base, layout, replies)
     return {name: result[name] for name in base}, []
 
 
@@ -133,20 +157,44 @@ def _odd(packet: Packet) -> PacketError:
     )
 
 
-def _dense_sum(dense: list[Reply], total: float, counters: _Counters) -> Arrays:
+def mean_counters(
+    base: Mapping[str, NDArray[Any]], layout: Layout, replies: Sequence[Reply]
+) -> Arrays:
+    """Return the weighted mean of the tensors that are not floating point, as whole numbers."""
+    total = sum(reply.weight for reply in replies)
+    counters = _Counters({spec.name: base[spec.name] for spec in layout.raw})
+    for reply in replies if layout.raw else ():
+        values = to_arrays(reply.record) if reply.packet is None else reply.packet.raw()
+        for name in counters.base:
+            counters.add(name, values[name], reply.weight / total)
+    return {spec.name: counters.moved(spec.name) for spec in layout.raw}
+
+
+def _dense_sum(
+    dense: list[Reply], total: float, base: Mapping[str, NDArray[Any]], layout: Layout
+) -> Arrays:
     """Return the dense replies' part of the mean, with the bits of aggregate_arrayrecords."""
     result: Arrays = {}
+    counters = {spec.name for spec in layout.raw}
     for reply in dense:
         for name, array in to_arrays(reply.record).items():
-            if name in counters.base:
-                counters.add(name, array, reply.weight / total)
+            if name in counters:
                 continue
+            if reply.factor != 1.0:
+                array = shortened(array, base[name], reply.factor)
             term = array * (reply.weight / total)
             if name in result:
                 result[name] += term
             else:
                 result[name] = term
     return result
+
+
+def shortened(array: NDArray[Any], base: NDArray[Any], factor: float) -> NDArray[Any]:
+    """Return ``base + factor * (array - base)`` in the type of the base."""
+    wide = np.result_type(base.dtype, np.float32)
+    change = array.astype(wide) - base
+    return np.asarray(base + change * wide.type(factor), dtype=base.dtype)
 
 
 def _moved(base: Mapping[str, NDArray[Any]], layout: Layout, sums: NDArray[np.float32]) -> Arrays:
@@ -171,7 +219,7 @@ def _dense_moved(base: Mapping[str, NDArray[Any]], layout: Layout, shares: list[
     }
     for member in shares:
         for name, values in member.packet.dense().items():
-            changes[name] += values * changes[name].dtype.type(member.share)
+            changes[name] += values * changes[name].dtype.type(member.share * member.factor)
     return {
         name: (base[name] + change.reshape(base[name].shape)).astype(base[name].dtype)
         for name, change in changes.items()

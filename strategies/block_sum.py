@@ -30,13 +30,15 @@ class Share:
 
     Attributes:
         packet: The packet, checked.
-        share: What its ``survivors / q`` are multiplied by.
+        share: What its ``survivors / q`` are multiplied by, were it not for ``factor``.
+        factor: At most 1; less where the client's update was clipped.
         read: How many of its survivors have been added.
         odd: Whether its mask keeps more entries than the packet has.
     """
 
     packet: Packet
     share: float
+    factor: float = 1.0
     read: int = 0
     odd: bool = False
 
@@ -51,9 +53,10 @@ class Share:
         if self.odd or self.read > self.packet.header.survivors:
             self.odd = True
             return np.zeros(self.read - start, dtype=np.float32)
+        share = self.share * self.factor
         if isinstance(self.packet.q, float):
-            return self.packet.numbers(start, self.read, scale=self.share / self.packet.q)
-        scale = (self.share / self.packet.q.astype(np.float64)).astype(np.float32)
+            return self.packet.numbers(start, self.read, scale=share / self.packet.q)
+        scale = (share / self.packet.q.astype(np.float64)).astype(np.float32)
         return self.packet.numbers(start, self.read) * np.repeat(scale[tensors], counts)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from logging import WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.logger import log
 
+from fl_darex.errors import PacketError
 from fl_darex.wire.delivery import DELIVERY_KEY, GREETING_KEY, Delivery
 from fl_darex.wire.ledger import without_settings
 from fl_darex.wire.terms import Terms
@@ -64,9 +67,16 @@ class Courier:
         """Return what a content would be without fl-darex: the model, no settings of ours."""
         plain = without_settings(content)
         if any(DELIVERY_KEY in config for config in content.config_records.values()):
-            for name in content.array_records:
-                plain[name] = self.model
+            plain[_record_of(content) or next(iter(content.array_records))] = self.model
         return plain
+
+    def place(self, content: RecordDict) -> str:
+        """Return which ArrayRecord of a content is the model; empty: it is the only one."""
+        places = self._places(content)
+        return places[0] if places and len(content.array_records) > 1 else ""
+
+    def _places(self, content: RecordDict) -> list[str]:
+        return [name for name, record in content.array_records.items() if record is self.model]
 
     def _settled(
         self,
@@ -77,9 +87,10 @@ class Courier:
     ) -> RecordDict:
         """Return a copy of a content with what takes the model's place, and our settings."""
         copied = RecordDict(dict(content.items()))
-        places = [n for n, record in content.array_records.items() if record is self.model]
+        places = self._places(content)
         if delivery is not None and places:
             copied[places[0]] = carried
+            delivery = replace(delivery, record=self.place(content))
         else:
             delivery = None  # another model than ours goes as it is
         settings = [one for one in (delivery, terms) if one is not None]
@@ -90,3 +101,12 @@ class Courier:
                 one.attach(config)
             copied[name] = config
         return copied
+
+
+def _record_of(content: RecordDict) -> str:
+    """Return which ArrayRecord a delivery says that it stands for; empty: the only one."""
+    for config in content.config_records.values():
+        with suppress(PacketError):  # a grid may have changed it on the way
+            if (delivery := Delivery.detach(dict(config))) is not None:
+                return delivery.record
+    return ""

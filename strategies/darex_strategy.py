@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg, Result, Strategy
+from flwr.serverapp.strategy import Result, Strategy
 
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
@@ -23,32 +25,43 @@ from fl_darex.wire.records import to_record, view_arrays
 from fl_darex.wire.terms import Terms
 from fl_darex.wire.values import CODINGS
 
-from .aggregation import Arrays, Reply, weighted_mean
+from .aggregation import Arrays, Reply, opened, weighted_mean
+from .clipping import clipped
 from .courier import Courier
 from .downlink import DOWNLINKS, make_downlink
 from .fallback_grid import FallbackGrid
 from .ordered_grid import OrderedGrid, seeded_random
-from .replies import log_refused, read_reply
-from .request import Request, check_choice
+from .replies import agreeing, log_refused, read_reply
+from .request import Request, check_choice, check_replies
 from .server_q import choose_q
-from .wrapped import averaged, metrics_of_all, start_from, typed
+from .shared_support import SharedSupport
+from .wrapped import Wrapped, typed
+
+Step = tuple[list[Reply], ArrayRecord | None, MetricRecord | None]
+"""The replies that count, the model after the step, and the metrics of the round."""
 
 
 class DarexStrategy(Strategy):
     """Asks clients for pruned packets and hands the wrapped strategy their average.
 
     ``DarexStrategy(FedAvg(...), p=0.99)`` is a Flower strategy: what the wrapped one samples,
-    configures and evaluates stays its own. Replies are averaged in partition order into one
-    reply, so FedAvg, FedAvgM and FedAdam take their own step on the averaged (pseudo-)gradient.
-    A client that sends ordinary arrays counts like any other. A bad packet costs that reply,
-    with a line in the log, never the round.
+    configures and evaluates stays its own. Replies are averaged in partition order, so FedAvg,
+    FedProx, FedAvgM, FedAdam, FedYogi and FedAdagrad take their own step on the averaged
+    (pseudo-)gradient. FedMedian, FedTrimmedAvg, Krum, MultiKrum, Bulyan and QFedAvg, which compare
+    clients, do so where all clients send something: they need ``mask="round"``. A client that sends
+    ordinary arrays counts like any other. A bad packet costs that reply, with a line in the log,
+    never the round.
+
+    A wrapper for differential privacy goes inside: ``DarexStrategy(DP(FedAvg(...)))``. Updates are
+    then clipped to its norm after they were divided by q, and all clients count the same, as its
+    noise assumes.
 
     ``p = 0`` with fp32 values equals dense averaging to float32 round-off: within
     ``(clients + 6) * 2**-23 * (max |tensor| + 1)`` for updates below 1. ``method="dense"`` with
     ``downlink="dense"`` has the very bits of Flower's FedAvg on the replies in partition order.
 
     Args:
-        strategy: Flower's FedAvg, FedAvgM, FedAdam or one built on them.
+        strategy: One of Flower's strategies for tensors, or your own that is built on one.
         p: Fraction of each delta that is dropped, in [0, 1); 0 drops nothing.
         q: Survivors are divided by it: ``"dare"`` is 1-p (unbiased), or a number in (0, 1], or a
             rule of `fl_darex.rescaling.RULES` by which each client chooses its own, or
@@ -68,6 +81,14 @@ class DarexStrategy(Strategy):
         downlink_values: How the server's packets write numbers; None: as ``values``.
         seed: Seed of masks and of the sampling of clients, in [0, 2**63).
         dense: Names of tensors whose whole delta is sent, such as a fresh head.
+        clip: Largest L2 norm of a client's update, survivors over q and dense tensors together;
+            longer ones are scaled down. None: as long as they are, unless the wrapped strategy
+            adds noise for a norm.
+        replies: What the wrapped strategy is given: ``"mean"``: one reply that stands for all;
+            ``"each"``: all replies with their own metrics and records, the mean in place of their
+            arrays; ``"support"``: all replies with their own values, where all have some.
+            ``"auto"``: ``"support"`` for strategies that compare clients, ``"each"`` for those with
+            an aggregation of their own, else ``"mean"``.
         validate: Of ``q="server-validation"``: returns the loss of a model on examples that are
             neither trained on nor reported; called with arrays by name, many times a round.
         on_reply: Called with the ledger's entry as each reply arrives.
@@ -84,7 +105,7 @@ class DarexStrategy(Strategy):
 
     def __init__(
         self,
-        strategy: FedAvg,
+        strategy: Strategy,
         p: float = 0.99,
         *,
         q: float | str = "dare",
@@ -99,6 +120,8 @@ class DarexStrategy(Strategy):
         downlink_values: str | None = None,
         seed: int = 0,
         dense: Iterable[str] = (),
+        clip: float | None = None,
+        replies: str = "auto",
         validate: Callable[[Mapping[str, Any]], float] | None = None,
         on_reply: Callable[[Entry], None] | None = None,
     ) -> None:
@@ -119,6 +142,13 @@ class DarexStrategy(Strategy):
         if (validate is None) == (q == SERVER_VALIDATION):
             raise ValueError(f"q = {SERVER_VALIDATION!r} and validate need each other")
         self.strategy = strategy
+        self._wrapped = Wrapped(strategy, replies)
+        check_replies(self._request, self._wrapped.form, self._wrapped.name)
+        if clip is not None and not 0.0 < clip < math.inf:
+            raise ValueError(f"clip is the largest norm of an update, above 0; got {clip!r}")
+        norms = [norm for norm in (clip, self._wrapped.clipping_norm) if norm is not None]
+        self._clip = min(norms, default=None)
+        self._running = False
         self.ledger = Ledger()
         self.counted = 0
         self.q = self._request.first_q
@@ -158,6 +188,7 @@ class DarexStrategy(Strategy):
     ) -> Result:
         """Run the rounds; see `flwr.serverapp.strategy.Strategy.start` for the arguments."""
         self._timeout, self._settings = timeout, train_config or ConfigRecord()
+        self._running = True
         counted = LedgerGrid(grid, self.ledger, self._on_reply, self._courier.plain)
         try:
             return super().start(
@@ -170,12 +201,18 @@ class DarexStrategy(Strategy):
                 evaluate_fn,
             )
         finally:
+            self._running = False
             self._downlink.end()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy pick clients, and add each one's terms."""
+        if not self._running:
+            raise RuntimeError(
+                "DarexStrategy is called by another strategy, but has to be the outermost: write "
+                "DarexStrategy(Other(FedAvg(...))), not Other(DarexStrategy(FedAvg(...)))"
+            )
         self._present(arrays)
         self._base = view_arrays(arrays)
         self._layout = Layout.of(self._base, self._dense)
@@ -189,38 +226,62 @@ class DarexStrategy(Strategy):
         for message in messages:
             node = message.metadata.dst_node_id
             slot, version = self._slot_of(message), self._downlink.version.hex()
-            self._terms[node] = self._request.terms(server_round, slot, version)
+            record = self._courier.place(message.content)
+            self._terms[node] = self._request.terms(server_round, slot, version, record)
             self._courier.address(message, self._asked(message))
         return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Average the packets and let the wrapped strategy take its step on the average."""
+        """Add the packets and let the wrapped strategy take its step."""
         self.counted = 0
         usable = self._usable(replies)
+        take = self._compare if self._wrapped.form == "support" else self._average
         try:
-            mean, used = weighted_mean(self._base, self._layout, usable, log_refused)
+            used, arrays, metrics = take(server_round, usable)
         except PacketError as error:
             log(WARNING, "round %s: %s; the model stays as it is", server_round, error)
             return None, None
         self.counted = len(used)
-        self._note_q(used, mean)
         for reply in used:
             known = self._downlink.spoke if reply.packet else self._downlink.holds
             known(reply.message.metadata.src_node_id)
-        counters = {spec.name: mean[spec.name] for spec in self._layout.raw}
-        averaged_reply = averaged(used, to_record(mean), self.strategy)
-        del mean  # a whole model
-        with metrics_of_all(self.strategy, used):
-            arrays, metrics = self.strategy.aggregate_train(server_round, [averaged_reply])
-        del averaged_reply
         if arrays is None:
             return None, metrics
-        arrays = typed(arrays, self._base, counters)
         masks = [reply.packet.mask for reply in used if reply.packet]
         whole = len(masks) < len(used)  # a client without the mod: its change is everywhere
         return self._downlink.advance(arrays, None if whole else masks, server_round), metrics
+
+    def _average(self, round_: int, replies: list[Reply]) -> Step:
+        """Let the wrapped strategy take its step on the mean of the replies."""
+        mean, used = weighted_mean(self._base, self._layout, replies, log_refused)
+        self._note_q(used, mean)
+        counters = {spec.name: mean[spec.name] for spec in self._layout.raw}
+        before = None
+        if self._wrapped.private and counters:  # noise cannot be added to whole numbers
+            mean = {name: array for name, array in mean.items() if name not in counters}
+            before = to_record({name: self._base[name] for name in mean})
+        records = [to_record(mean)]
+        del mean  # a whole model
+        arrays, metrics = self._wrapped.step(round_, used, records, before)
+        if arrays is not None:
+            arrays = typed(arrays, self._base, counters)
+        return used, arrays, metrics
+
+    def _compare(self, round_: int, replies: list[Reply]) -> Step:
+        """Let the wrapped strategy compare the replies where all clients have values."""
+        masks = [reply.packet.mask for reply in replies if reply.packet]
+        support = SharedSupport(self._base, self._layout, masks[0] if masks else None)
+        used = agreeing(support.fitting(replies, log_refused), log_refused)
+        if not used:
+            raise PacketError("no reply of this round can be used", Reason.REPLY)
+        self._note_q(used, {})
+        records = [support.of(reply) for reply in used]
+        arrays, metrics = self._wrapped.step(round_, used, records, support.before())
+        if arrays is not None:
+            arrays = support.expanded(arrays, used)
+        return used, arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -250,7 +311,7 @@ class DarexStrategy(Strategy):
     def _present(self, arrays: ArrayRecord) -> None:
         """Make a record the model that messages stand for from now on."""
         if arrays is not self._courier.model:
-            start_from(self.strategy, arrays)
+            self._wrapped.start_from(arrays)
         self._courier.present(arrays)
 
     def _view(self, grid: Grid) -> Grid:
@@ -280,15 +341,27 @@ class DarexStrategy(Strategy):
             self.q = float(np.mean([np.mean(q) for q in own])) if own else self.q
 
     def _usable(self, replies: Iterable[Message]) -> list[Reply]:
-        """Return the replies that can be averaged, one per client, in partition order."""
+        """Return the replies that can be added, one per client, in partition order."""
         usable: dict[int, Reply] = {}
         for message in sorted(replies, key=self._partition_of):
             node = message.metadata.src_node_id
             try:
                 if node not in self._terms or node in usable:
                     raise PacketError("nobody asked for this reply, or it came twice", Reason.REPLY)
-                key = self.strategy.weighted_by_key
-                usable[node] = read_reply(message, self._terms[node], key)
+                reply = read_reply(message, self._terms[node], self._wrapped.weighted_by)
+                usable[node] = replace(reply, weight=1.0) if self._wrapped.private else reply
             except PacketError as error:
                 log_refused(self._partition_of(message), error)
-        return list(usable.values())
+        return self._clipped(opened(self._base, self._layout, list(usable.values()), log_refused))
+
+    def _clipped(self, replies: list[Reply]) -> list[Reply]:
+        """Return replies of which no update is longer than is allowed."""
+        if self._clip is None:
+            return replies
+        short = []
+        for reply in replies:
+            try:
+                short.append(clipped(reply, self._base, self._layout, self._clip))
+            except PacketError as error:
+                log_refused(reply.terms.slot, error)
+        return short

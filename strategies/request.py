@@ -75,13 +75,14 @@ class Request:
             return self.kept / ONE
         return resolve_q(self.q, self.kept if self.compressor.seeded else ONE)
 
-    def terms(self, round_: int, slot: int, base: str) -> Terms:
+    def terms(self, round_: int, slot: int, base: str, record: str) -> Terms:
         """Return the terms of one client in one round.
 
         Args:
             round_: The federated round.
             slot: The client's partition.
             base: Version of the model that it is sent.
+            record: Name of the ArrayRecord that is the model; empty: there is no other.
         """
         return Terms(
             method=self.method,
@@ -98,6 +99,29 @@ class Request:
             search=self.rule,
             dense=self.dense,
             base=base,
+            record=record,
+        )
+
+
+def check_replies(asked: Request, form: str, strategy: str) -> None:
+    """Raise `ValueError` if clients cannot be compared although a strategy does that.
+
+    Args:
+        asked: The settings of the uplink.
+        form: Which replies the strategy is given.
+        strategy: Its name.
+    """
+    if form != "support" or asked.method == "dense":
+        return
+    if asked.mask != "round":
+        raise ValueError(
+            f"{strategy} compares clients, and clients with masks of their own have next to no "
+            "coordinates in common (at p = .99 the median of ten is 0 everywhere): use mask='round'"
+        )
+    if asked.q == SERVER_VALIDATION:
+        raise ValueError(
+            f"q = {SERVER_VALIDATION!r} searches along the average, which {strategy} does not "
+            "take; choose another q"
         )
 
 

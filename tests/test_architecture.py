@@ -15,6 +15,7 @@ HALVES = {"strategies", "clients"}
 ROOMS = {
     "errors": set(),
     "files": set(),
+    "tensor_files": set(),
     "seeds": set(),
     "masks": set(),
     "delta": set(),

@@ -270,8 +270,10 @@ def _ten_thousand_times_the_size(reply: Message) -> None:
     reply.content["arrays"] = ArrayRecord(dict.fromkeys(BASE, array))
 
 
-def _extra_record(reply: Message) -> None:
-    reply.content["more"] = ArrayRecord()
+def _two_models(reply: Message) -> None:
+    name, packet = _packet(reply)
+    del reply.content[name]
+    reply.content["a"], reply.content["b"] = packet_record(packet), packet_record(packet)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,7 @@ def _extra_record(reply: Message) -> None:
         (_metric([1, 2]), r"the weight 'num-examples' is \[1, 2\]"),
         (_other_model, "tensors differ from those sent"),
         (_nan, "NaN or infinite"),
-        (_extra_record, "must hold one ArrayRecord"),
+        (_two_models, "must hold one ArrayRecord with the model"),
         (_metric(1e300), "the weight 'num-examples' is 1e"),
         (_of_type("U4"), "is of type <U4, sent was float32"),
         (_of_type("datetime64[s]"), "is of type datetime64"),
@@ -375,14 +377,15 @@ def test_integers_keep_every_bit_and_are_averaged_to_whole_numbers(mods: list[An
 
 
 def test_a_second_reply_of_the_same_client_does_not_count() -> None:
+    class Twice(DirectGrid):
+        def pull_messages(self, message_ids: Any) -> Any:
+            replies = list(super().pull_messages(message_ids))
+            return [*replies, *replies[:1]]
+
     strategy = DarexStrategy(quiet(), p=0.9)
-    grid = DirectGrid(numpy_app([DarexMod()]), CLIENTS)
-    messages = list(strategy.configure_train(1, to_record(BASE), ConfigRecord(), grid))
-    replies = list(grid.send_and_receive(messages))
-    once, _ = strategy.aggregate_train(1, replies)
-    strategy.configure_train(1, to_record(BASE), ConfigRecord(), grid)
-    twice, _ = strategy.aggregate_train(1, [*replies, replies[0]])
-    assert same_bits(to_arrays(once), to_arrays(twice))
+    twice = rounds(strategy, Twice(numpy_app([DarexMod()]), CLIENTS), 1)
+    assert strategy.counted == CLIENTS
+    assert same_bits(to_arrays(twice.arrays), run(DarexStrategy(quiet(), p=0.9)))
 
 
 def test_the_users_own_metric_function_sees_every_reply_without_arrays() -> None:

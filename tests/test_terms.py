@@ -34,7 +34,7 @@ def test_terms_never_change_on_the_wire():
         "darex": '{"method":"dare","kept":2147483648,"q":0.5,"values":"fp16","seed":7,"round":3,'
         '"slot":2,"shared":false,"exact":false,"columns":0,"scope":"layer","search":"",'
         '"dense":["h\\u00e9ad","b"],'
-        '"base":"0000000000000000","version":1}'
+        '"base":"0000000000000000","record":"","version":1}'
     }
 
 

@@ -33,6 +33,7 @@ class Delivery:
         start: Version that the message builds on, 16 digits; empty: the arrays are everything.
         model: Version that comes out.
         dense: Names of tensors whose whole change is sent.
+        record: Name of the ArrayRecord that stands for the model; empty: there is no other.
         version: Wire version.
     """
 
@@ -40,6 +41,7 @@ class Delivery:
     start: str
     model: str
     dense: tuple[str, ...] = ()
+    record: str = ""
     version: int = WIRE_VERSION
 
     def attach(self, config: MutableMapping[str, Any]) -> None:
@@ -115,6 +117,7 @@ _DELIVERY: Rules = {
     "start": ("16 hexadecimal digits or empty", lambda v: v == "" or is_hex(v, 16)),
     "model": ("16 hexadecimal digits", lambda v: is_hex(v, 16)),
     "dense": ("a list of names", is_names),
+    "record": ("text", lambda v: isinstance(v, str)),
     "version": ("an integer", lambda v: type(v) is int),
 }
 _GREETING: Rules = {

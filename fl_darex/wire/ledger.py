@@ -100,7 +100,7 @@ class LedgerGrid(GridView):
         self._ledger = ledger
         self._on_reply = on_reply
         self._plain = plain or without_settings
-        self._open: dict[str, tuple[Entry, list[RecordInfo]]] = {}
+        self._open: dict[str, tuple[Entry, dict[str, RecordInfo]]] = {}
         # The model of a round is one ArrayRecord in many messages: describe it once.
         self._described: dict[int, tuple[ArrayRecord, RecordInfo, RecordInfo]] = {}
         self._chunks = Chunks()
@@ -142,7 +142,7 @@ class LedgerGrid(GridView):
             self._open.pop(key, None)
         return replies
 
-    def _sent(self, message: Message) -> tuple[Entry, list[RecordInfo]]:
+    def _sent(self, message: Message) -> tuple[Entry, dict[str, RecordInfo]]:
         node, kind = message.metadata.dst_node_id, message.metadata.message_type
         plain = copy.copy(message)
         plain.__dict__["_content"] = self._plain(message.content)
@@ -151,10 +151,10 @@ class LedgerGrid(GridView):
             round=_round_of(message.content),
             client=self._ledger.partition_of.get(node, node),
             kind=HANDSHAKE if kind.endswith("." + HANDSHAKE) else kind,
-            down_bytes=message_bytes(message, [info for info, _ in sent]),
-            dense_down_bytes=message_bytes(plain, [info for info, _ in whole]),
+            down_bytes=message_bytes(message, [info for info, _ in sent.values()]),
+            dense_down_bytes=message_bytes(plain, [info for info, _ in whole.values()]),
         )
-        return entry, [trained for _, trained in whole]
+        return entry, {name: trained for name, (_, trained) in whole.items()}
 
     def _received(self, reply: Message) -> None:
         known = self._open.pop(reply.metadata.reply_to_message_id, None)
@@ -164,23 +164,32 @@ class LedgerGrid(GridView):
         entry.failed = reply.has_error()
         entry.up_bytes = entry.dense_up_bytes = message_bytes(reply)
         if reply.has_content():
-            records = list(reply.content.array_records.values())
-            if any(packet_of(record) is not None for record in records):
-                entry.dense_up_bytes = message_bytes(reply, sent_dense)
+            if any(packet_of(one) is not None for one in reply.content.array_records.values()):
+                entry.dense_up_bytes = message_bytes(reply, _whole(reply.content, sent_dense))
             if MISSING in reply.content:
                 entry.kind, entry.dense_up_bytes, entry.dense_down_bytes = LACKING, 0, 0
         if self._on_reply is not None:
             self._on_reply(entry)
 
-    def _describe(self, content: RecordDict) -> list[tuple[RecordInfo, RecordInfo]]:
+    def _describe(self, content: RecordDict) -> dict[str, tuple[RecordInfo, RecordInfo]]:
         """Return each array record as it is, and as it would come back whole after training."""
-        found = []
-        for record in content.array_records.values():
+        found = {}
+        for name, record in content.array_records.items():
             if id(record) not in self._described:
                 info = describe(record, self._chunks)
                 self._described[id(record)] = (record, info, _dense_info(record, info))
-            found.append(self._described[id(record)][1:])
+            found[name] = self._described[id(record)][1:]
         return found
+
+
+def _whole(content: RecordDict, sent: dict[str, RecordInfo]) -> list[RecordInfo]:
+    """Return a reply's records with the model, as it would come back, in the packet's place."""
+    chunks, first = Chunks(), next(iter(sent.values()), None)
+    found = []
+    for name, record in content.array_records.items():
+        whole = None if packet_of(record) is None else sent.get(name, first)
+        found.append(whole or describe(record, chunks))
+    return found
 
 
 def _dense_info(record: ArrayRecord, sent: RecordInfo) -> RecordInfo:

@@ -42,6 +42,7 @@ class Terms:
         search: How the client chooses q; empty: it is ``q``.
         dense: Names of tensors whose whole delta is sent.
         base: Version of the model in the message, 16 hexadecimal digits; the packet repeats it.
+        record: Name of the ArrayRecord that is the model; empty: there is no other.
         version: Wire version; a client refuses one that it does not know.
     """
 
@@ -59,6 +60,7 @@ class Terms:
     search: str = ""
     dense: tuple[str, ...] = ()
     base: str = "0" * 16
+    record: str = ""
     version: int = WIRE_VERSION
 
     @property
@@ -106,5 +108,6 @@ _RULES: Rules = {
     "search": ("text", lambda v: isinstance(v, str)),
     "dense": ("a list of names", is_names),
     "base": ("16 hexadecimal digits", lambda v: is_hex(v, 16)),
+    "record": ("text", lambda v: isinstance(v, str)),
     "version": ("an integer", lambda v: type(v) is int),
 }
