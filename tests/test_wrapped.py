@@ -28,7 +28,7 @@ COMPARING: dict[str, Any] = {
     "MultiKrum": lambda **o: flower.MultiKrum(num_malicious_nodes=2, num_nodes_to_select=3, **o),
     "Bulyan": lambda **o: flower.Bulyan(num_malicious_nodes=1, **o),
     "QFedAvg": lambda **o: flower.QFedAvg(
-        client_learning_rate=0.1, train_loss_key="loss", q=0.2, **o
+        client_learning_rate=0.1, train_loss_key="num-examples", q=0.2, **o
     ),
 }
 LINEAR: dict[str, Any] = {
