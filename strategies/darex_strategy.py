@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
@@ -25,13 +24,13 @@ from fl_darex.wire.records import to_record, view_arrays
 from fl_darex.wire.terms import Terms
 from fl_darex.wire.values import CODINGS
 
-from .aggregation import Arrays, Reply, opened, weighted_mean
-from .clipping import clipped
+from .aggregation import Arrays, Reply, weighted_mean
 from .courier import Courier
 from .downlink import DOWNLINKS, make_downlink
 from .fallback_grid import FallbackGrid
+from .inbox import Inbox
 from .ordered_grid import OrderedGrid, seeded_random
-from .replies import agreeing, log_refused, read_reply
+from .replies import LARGEST_WEIGHT, agreeing, log_refused
 from .request import Request, check_choice, check_replies
 from .server_q import choose_q
 from .shared_support import SharedSupport
@@ -84,6 +83,8 @@ class DarexStrategy(Strategy):
         clip: Largest L2 norm of a client's update, survivors over q and dense tensors together;
             longer ones are scaled down. None: as long as they are, unless the wrapped strategy
             adds noise for a norm.
+        max_weight: Largest weight that is believed, such as the most examples that a client can
+            have; a client that claims more does not count.
         replies: What the wrapped strategy is given: ``"mean"``: one reply that stands for all;
             ``"each"``: all replies with their own metrics and records, the mean in place of their
             arrays; ``"support"``: all replies with their own values, where all have some.
@@ -121,6 +122,7 @@ class DarexStrategy(Strategy):
         seed: int = 0,
         dense: Iterable[str] = (),
         clip: float | None = None,
+        max_weight: float = LARGEST_WEIGHT,
         replies: str = "auto",
         validate: Callable[[Mapping[str, Any]], float] | None = None,
         on_reply: Callable[[Entry], None] | None = None,
@@ -146,8 +148,10 @@ class DarexStrategy(Strategy):
         check_replies(self._request, self._wrapped.form, self._wrapped.name)
         if clip is not None and not 0.0 < clip < math.inf:
             raise ValueError(f"clip is the largest norm of an update, above 0; got {clip!r}")
+        if not 0.0 < max_weight <= LARGEST_WEIGHT:
+            raise ValueError(f"max_weight must be in (0, 2**53], got {max_weight!r}")
         norms = [norm for norm in (clip, self._wrapped.clipping_norm) if norm is not None]
-        self._clip = min(norms, default=None)
+        clip = min(norms, default=None)
         self._running = False
         self.ledger = Ledger()
         self.counted = 0
@@ -161,7 +165,9 @@ class DarexStrategy(Strategy):
             seed=seed,
             dense=self._dense,
         )
-        self._roster = Roster(self.ledger.partition_of, self._downlink.heard)
+        known, equal = self.ledger.partition_of, self._wrapped.private
+        self._inbox = Inbox(known, self._wrapped.weighted_by, max_weight, clip, equal)
+        self._roster = Roster(known, self._downlink.heard)
         self._timeout = 3600.0
         self._settings = ConfigRecord()
         self._courier = Courier(self._downlink)
@@ -236,7 +242,7 @@ class DarexStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the packets and let the wrapped strategy take its step."""
         self.counted = 0
-        usable = self._usable(replies)
+        usable = self._inbox.usable(replies, self._terms, self._base, self._layout)
         take = self._compare if self._wrapped.form == "support" else self._average
         try:
             used, arrays, metrics = take(server_round, usable)
@@ -247,6 +253,7 @@ class DarexStrategy(Strategy):
         for reply in used:
             known = self._downlink.spoke if reply.packet else self._downlink.holds
             known(reply.message.metadata.src_node_id)
+        self._inbox.note_plain(used)
         if arrays is None:
             return None, metrics
         masks = [reply.packet.mask for reply in used if reply.packet]
@@ -339,29 +346,3 @@ class DarexStrategy(Strategy):
         elif self._request.rule:
             own = [reply.packet.q for reply in used if reply.packet is not None]
             self.q = float(np.mean([np.mean(q) for q in own])) if own else self.q
-
-    def _usable(self, replies: Iterable[Message]) -> list[Reply]:
-        """Return the replies that can be added, one per client, in partition order."""
-        usable: dict[int, Reply] = {}
-        for message in sorted(replies, key=self._partition_of):
-            node = message.metadata.src_node_id
-            try:
-                if node not in self._terms or node in usable:
-                    raise PacketError("nobody asked for this reply, or it came twice", Reason.REPLY)
-                reply = read_reply(message, self._terms[node], self._wrapped.weighted_by)
-                usable[node] = replace(reply, weight=1.0) if self._wrapped.private else reply
-            except PacketError as error:
-                log_refused(self._partition_of(message), error)
-        return self._clipped(opened(self._base, self._layout, list(usable.values()), log_refused))
-
-    def _clipped(self, replies: list[Reply]) -> list[Reply]:
-        """Return replies of which no update is longer than is allowed."""
-        if self._clip is None:
-            return replies
-        short = []
-        for reply in replies:
-            try:
-                short.append(clipped(reply, self._base, self._layout, self._clip))
-            except PacketError as error:
-                log_refused(reply.terms.slot, error)
-        return short

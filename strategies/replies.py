@@ -15,7 +15,8 @@ from fl_darex.wire.terms import Terms
 
 from .aggregation import Refuse, Reply
 
-_LARGEST_WEIGHT = 2**53
+LARGEST_WEIGHT = 2.0**53
+"""Up to here every number of examples is a float64 of its own."""
 
 
 def log_refused(partition: int, error: PacketError) -> None:
@@ -44,7 +45,9 @@ def _metric_names(reply: Reply) -> frozenset[str]:
     return frozenset(reply.message.content.metric_records[reply.metrics])
 
 
-def read_reply(message: Message, terms: Terms, weighted_by_key: str) -> Reply:
+def read_reply(
+    message: Message, terms: Terms, weighted_by_key: str, largest: float = LARGEST_WEIGHT
+) -> Reply:
     """Return a reply that can be averaged, its arrays or packet not looked at yet.
 
     Raises:
@@ -60,8 +63,8 @@ def read_reply(message: Message, terms: Terms, weighted_by_key: str) -> Reply:
             f"{len(weighted)} among {sorted(records)}"
         )
     weight = records[weighted[0]][weighted_by_key]
-    if not isinstance(weight, int | float) or not 0 <= weight <= _LARGEST_WEIGHT:
-        _refuse(f"the weight {weighted_by_key!r} is {weight!r}, not in [0, 2**53]")
+    if not isinstance(weight, int | float) or not 0 <= weight <= largest:
+        _refuse(f"the weight {weighted_by_key!r} is {weight!r}, not in [0, {largest:g}]")
     return Reply(message, _model_of(message, terms), weighted[0], float(weight), terms)
 
 

@@ -150,6 +150,38 @@ def test_a_client_without_the_mod_counts_with_its_dense_reply() -> None:
         np.testing.assert_allclose(found[name], mean, rtol=0, atol=1e-6)
 
 
+def test_a_client_without_the_mod_is_named_once_and_sent_the_whole_model(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class AllButOne(DarexMod):
+        def __call__(self, message: Any, context: Any, call_next: Any) -> Any:
+            if context.node_config["partition-id"] == 2:
+                return call_next(message, context)
+            return super().__call__(message, context, call_next)
+
+    strategy = DarexStrategy(quiet(), p=0.99, mask="round")
+    caplog.set_level(logging.INFO, logger="flwr")
+    with _heard(caplog):
+        rounds(strategy, DirectGrid(numpy_app([AllButOne()]), CLIENTS), 3)
+    assert strategy.counted == CLIENTS
+    told = {id(r): r.getMessage() for r in caplog.records if "whole tensors" in r.getMessage()}
+    assert len(told) == 1
+    assert "client 2 sends whole tensors: its ClientApp has no DarexMod" in caplog.text
+    last = [entry for entry in strategy.ledger.of_round(3) if entry.kind == "train"]
+    assert [entry.client for entry in last if entry.up_bytes == entry.dense_up_bytes] == [2]
+    assert last[2].down_bytes >= last[2].dense_down_bytes
+
+
+def test_a_weight_above_what_is_believed_costs_that_reply(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    strategy = DarexStrategy(quiet(), p=0.9, max_weight=3)
+    with _heard(caplog):
+        rounds(strategy, DirectGrid(numpy_app([DarexMod()]), CLIENTS), 1)
+    assert strategy.counted == CLIENTS - 1
+    assert "client 3 does not count this round: the weight 'num-examples' is 4" in caplog.text
+
+
 def test_dense_and_packed_replies_average_together() -> None:
     class Mixed(DarexMod):
         def __call__(self, message: Any, context: Any, call_next: Any) -> Any:
