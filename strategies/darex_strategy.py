@@ -14,30 +14,27 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl_darex.delta import Layout
-from fl_darex.errors import PacketError, Reason
+from fl_darex.errors import PacketError
 from fl_darex.pruning.structured import COLUMNS
 from fl_darex.rescaling.rules import SERVER_VALIDATION
 from fl_darex.seeds import derive
 from fl_darex.wire.handshake import Roster
 from fl_darex.wire.ledger import Entry, Ledger, LedgerGrid
-from fl_darex.wire.records import to_record, view_arrays
+from fl_darex.wire.records import view_arrays
 from fl_darex.wire.terms import Terms
 from fl_darex.wire.values import CODINGS
 
-from .aggregation import Arrays, Reply, weighted_mean
+from .aggregation import Arrays, Reply
 from .courier import Courier
 from .downlink import DOWNLINKS, make_downlink
 from .fallback_grid import FallbackGrid
 from .inbox import Inbox
 from .ordered_grid import OrderedGrid, seeded_random
-from .replies import LARGEST_WEIGHT, agreeing, log_refused
+from .replies import LARGEST_WEIGHT
 from .request import Request, check_choice, check_replies
 from .server_q import choose_q
-from .shared_support import SharedSupport
-from .wrapped import Wrapped, typed
-
-Step = tuple[list[Reply], ArrayRecord | None, MetricRecord | None]
-"""The replies that count, the model after the step, and the metrics of the round."""
+from .step import average, compare
+from .wrapped import Wrapped
 
 
 class DarexStrategy(Strategy):
@@ -242,13 +239,18 @@ class DarexStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the packets and let the wrapped strategy take its step."""
         self.counted = 0
-        usable = self._inbox.usable(replies, self._terms, self._base, self._layout)
-        take = self._compare if self._wrapped.form == "support" else self._average
+        base, layout = self._base, self._layout
+        usable = self._inbox.usable(replies, self._terms, base, layout)
         try:
-            used, arrays, metrics = take(server_round, usable)
+            if self._wrapped.form == "support":
+                step = compare(self._wrapped, server_round, base, layout, usable)
+                self._note_q(step.used, {})
+            else:
+                step = average(self._wrapped, server_round, base, layout, usable, self._note_q)
         except PacketError as error:
             log(WARNING, "round %s: %s; the model stays as it is", server_round, error)
             return None, None
+        used, arrays, metrics = step
         self.counted = len(used)
         for reply in used:
             known = self._downlink.spoke if reply.packet else self._downlink.holds
@@ -259,36 +261,6 @@ class DarexStrategy(Strategy):
         masks = [reply.packet.mask for reply in used if reply.packet]
         whole = len(masks) < len(used)  # a client without the mod: its change is everywhere
         return self._downlink.advance(arrays, None if whole else masks, server_round), metrics
-
-    def _average(self, round_: int, replies: list[Reply]) -> Step:
-        """Let the wrapped strategy take its step on the mean of the replies."""
-        mean, used = weighted_mean(self._base, self._layout, replies, log_refused)
-        self._note_q(used, mean)
-        counters = {spec.name: mean[spec.name] for spec in self._layout.raw}
-        before = None
-        if self._wrapped.private and counters:  # noise cannot be added to whole numbers
-            mean = {name: array for name, array in mean.items() if name not in counters}
-            before = to_record({name: self._base[name] for name in mean})
-        records = [to_record(mean)]
-        del mean  # a whole model
-        arrays, metrics = self._wrapped.step(round_, used, records, before)
-        if arrays is not None:
-            arrays = typed(arrays, self._base, counters)
-        return used, arrays, metrics
-
-    def _compare(self, round_: int, replies: list[Reply]) -> Step:
-        """Let the wrapped strategy compare the replies where all clients have values."""
-        masks = [reply.packet.mask for reply in replies if reply.packet]
-        support = SharedSupport(self._base, self._layout, masks[0] if masks else None)
-        used = agreeing(support.fitting(replies, log_refused), log_refused)
-        if not used:
-            raise PacketError("no reply of this round can be used", Reason.REPLY)
-        self._note_q(used, {})
-        records = [support.of(reply) for reply in used]
-        arrays, metrics = self._wrapped.step(round_, used, records, support.before())
-        if arrays is not None:
-            arrays = support.expanded(arrays, used)
-        return used, arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
