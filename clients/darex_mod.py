@@ -13,22 +13,30 @@ from flwr.common.logger import log
 from numpy.typing import ArrayLike
 
 from fl_darex.compressors import Local, compressor
-from fl_darex.delta import Delta
-from fl_darex.errors import DeltaError
+from fl_darex.delta import Delta, Layout
+from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.survivors import Q, Survivors
 from fl_darex.tensor_files import read_tensors
 from fl_darex.wire.delivery import DIGESTS_KEY, HELD_KEY, MISSING, Delivery, Greeting
 from fl_darex.wire.records import packet_record, to_arrays, view_arrays
+from fl_darex.wire.stages import MASKED, SECURE_KEY, Stage
 from fl_darex.wire.terms import Terms
 from fl_darex.wire.versions import content_version
 
 from .receiver import Base, Receiver
+from .secure import answer, hide
 
 Norms = Callable[[Message, Context], Mapping[str, ArrayLike]]
 """Returns the norm of each input of each linear layer, by the name of its weight."""
 
 Search = Callable[[Message, Context, Survivors, str], Q]
 """Returns q for survivors, by the rule that is named: one number, or one per pruned tensor."""
+
+
+_IN_THE_CLEAR = (
+    "the server asks for an update in the clear, and this client has DarexMod(secure_only=True): "
+    "give the server DarexStrategy(secure=...)"
+)
 
 
 class DarexMod:
@@ -52,6 +60,7 @@ class DarexMod:
             ``norms(message, context)``, and only where the server asks for WANDA.
         search: Returns the q of this client's survivors, where the server lets clients choose it;
             called as ``search(message, context, survivors, rule)``.
+        secure_only: Refuse to train for a server that does not ask for secure aggregation.
     """
 
     def __init__(
@@ -60,7 +69,9 @@ class DarexMod:
         *,
         norms: Norms | None = None,
         search: Search | None = None,
+        secure_only: bool = False,
     ) -> None:
+        self._secure_only = secure_only
         self._receiver = Receiver(_from_path(base) if isinstance(base, str | PathLike) else base)
         self._norms, self._search = norms, search
 
@@ -75,7 +86,12 @@ class DarexMod:
         config = _own_config(message)
         if greeting := Greeting.detach(config):
             return self._greet(greeting, message, context, call_next)
-        delivery, terms = Delivery.detach(config), Terms.detach(config)
+        delivery, terms, stage = Delivery.detach(config), Terms.detach(config), Stage.detach(config)
+        if stage is not None and stage.stage != MASKED:
+            return Message(RecordDict({SECURE_KEY: answer(stage, context.state)}), reply_to=message)
+        trains = message.metadata.message_type.partition(".")[0] == "train"
+        if stage is None and trains and self._secure_only:
+            raise PacketError(_IN_THE_CLEAR, Reason.TERMS)
         if delivery is not None:
             name = _model_of(message.content, delivery.record, "message")
             record = message.content.array_records[name]
@@ -85,12 +101,14 @@ class DarexMod:
                 return Message(RecordDict({MISSING: lacking}), reply_to=message)
             message.content[name] = model
         if terms is None:
+            if stage is not None:
+                raise PacketError("there is nothing to mask: no packet is asked for", Reason.TERMS)
             return call_next(message, context)
         local = Local(
             norms=self._norms and partial(self._norms, message, context),
             search=self._search and partial(self._search, message, context),
         )
-        return _compressed(terms, local, message, context, call_next)
+        return _compressed(terms, stage, local, message, context, call_next)
 
     def _greet(
         self, greeting: Greeting, message: Message, context: Context, call_next: ClientAppCallable
@@ -115,6 +133,7 @@ class DarexMod:
 
 def _compressed(
     terms: Terms,
+    stage: Stage | None,
     local: Local,
     message: Message,
     context: Context,
@@ -127,11 +146,15 @@ def _compressed(
     # The app may empty the record that it was given.
     message.content[name] = ArrayRecord(dict(sent))
     reply = call_next(message, context)
-    if not reply.has_content() or not reply.content.array_records:
+    if not reply.has_content() or (stage is None and not reply.content.array_records):
         return reply
     name = _model_of(reply.content, name, "reply", base)
     arrays = to_arrays(reply.content.array_records[name])
     packet = method.compress(Delta(arrays, base, terms.dense), terms, local)
+    if stage is not None:
+        if packet is None:
+            raise PacketError(f"method {terms.method!r} has no packet to mask", Reason.TERMS)
+        return hide(reply, packet, base, Layout.of(base, terms.dense), stage, context.state)
     if packet is not None:
         reply.content[name] = packet_record(packet)
     return reply

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from logging import WARNING
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.logger import log
@@ -12,9 +14,15 @@ from flwr.common.logger import log
 from fl_darex.errors import PacketError
 from fl_darex.wire.delivery import DELIVERY_KEY, GREETING_KEY, Delivery
 from fl_darex.wire.ledger import without_settings
-from fl_darex.wire.terms import Terms
 
 from .downlink import Downlink
+
+
+class Setting(Protocol):
+    """Something of ours that rides in a message's configuration, such as `Terms`."""
+
+    def attach(self, config: MutableMapping[str, Any]) -> None:
+        """Write itself into a configuration."""
 
 
 class Courier:
@@ -42,23 +50,23 @@ class Courier:
         self._downlink.greet(asked)
         return RecordDict({"config": asked}) if GREETING_KEY in asked else None
 
-    def address(self, message: Message, terms: Terms | None) -> None:
+    def address(self, message: Message, settings: Sequence[Setting]) -> None:
         """Give a message the content that its own client needs.
 
         Args:
             message: As the wrapped strategy made it; its content may be shared with others.
-            terms: What the reply must look like; None: as the app leaves it.
+            settings: What the reply must look like; none: as the app leaves it.
         """
         carried = self._downlink.content(message.metadata.dst_node_id)
-        message.content = self._settled(message.content, *carried, terms)
+        message.content = self._settled(message.content, *carried, settings)
 
-    def again(self, message: Message, client: int, terms: Terms | None) -> Message:
+    def again(self, message: Message, client: int, settings: Sequence[Setting]) -> Message:
         """Return a message with the whole model, for a client that lacks what it was sent."""
         log(WARNING, "client %s lacks an earlier model and is sent the whole one", client)
         old = message.metadata
         self._downlink.lacks(old.dst_node_id)
         whole, delivery = self._downlink.whole()
-        content = self._settled(self.plain(message.content), whole, delivery, terms)
+        content = self._settled(self.plain(message.content), whole, delivery, settings)
         return Message(
             content, old.dst_node_id, old.message_type, ttl=old.ttl, group_id=old.group_id
         )
@@ -83,7 +91,7 @@ class Courier:
         content: RecordDict,
         carried: ArrayRecord,
         delivery: Delivery | None,
-        terms: Terms | None,
+        asked: Sequence[Setting],
     ) -> RecordDict:
         """Return a copy of a content with what takes the model's place, and our settings."""
         copied = RecordDict(dict(content.items()))
@@ -93,7 +101,7 @@ class Courier:
             delivery = replace(delivery, record=self.place(content))
         else:
             delivery = None  # another model than ours goes as it is
-        settings = [one for one in (delivery, terms) if one is not None]
+        settings = [*([] if delivery is None else [delivery]), *asked]
         if settings:
             name = next(iter(content.config_records), "config")
             config = ConfigRecord(dict(content.config_records.get(name, ConfigRecord())))

@@ -17,6 +17,7 @@ from fl_darex.delta import Layout
 from fl_darex.errors import PacketError
 from fl_darex.pruning.structured import COLUMNS
 from fl_darex.rescaling.rules import SERVER_VALIDATION
+from fl_darex.secagg import SecureAggregation
 from fl_darex.seeds import derive
 from fl_darex.wire.handshake import Roster
 from fl_darex.wire.ledger import Entry, Ledger, LedgerGrid
@@ -25,15 +26,16 @@ from fl_darex.wire.terms import Terms
 from fl_darex.wire.values import CODINGS
 
 from .aggregation import Arrays, Reply
-from .courier import Courier
+from .courier import Courier, Setting
 from .downlink import DOWNLINKS, make_downlink
 from .fallback_grid import FallbackGrid
 from .inbox import Inbox
 from .ordered_grid import OrderedGrid, seeded_random
 from .replies import LARGEST_WEIGHT
 from .request import Request, check_choice, check_replies
+from .secure_sum import SecureSum
 from .server_q import choose_q
-from .step import average, compare
+from .step import Step, average, compare
 from .wrapped import Wrapped
 
 
@@ -89,6 +91,9 @@ class DarexStrategy(Strategy):
             an aggregation of their own, else ``"mean"``.
         validate: Of ``q="server-validation"``: returns the loss of a model on examples that are
             neither trained on nor reported; called with arrays by name, many times a round.
+        secure: Adds the updates of a round so that the server learns their sum and none of them;
+            needs ``mask="round"``. ``values`` is not used: `SecureAggregation` says how numbers
+            travel. With ``clip``, clients clip their own updates.
         on_reply: Called with the ledger's entry as each reply arrives.
 
     Attributes:
@@ -122,12 +127,13 @@ class DarexStrategy(Strategy):
         max_weight: float = LARGEST_WEIGHT,
         replies: str = "auto",
         validate: Callable[[Mapping[str, Any]], float] | None = None,
+        secure: SecureAggregation | None = None,
         on_reply: Callable[[Entry], None] | None = None,
     ) -> None:
         self._request = Request(
             p=p,
             q=q,
-            values=values,
+            values="fp32" if secure else values,  # masked numbers are integers
             mask=mask,
             count=count,
             method=method,
@@ -137,6 +143,7 @@ class DarexStrategy(Strategy):
             dense=tuple(dense),
         )
         check_choice("downlink", downlink, DOWNLINKS)
+        check_choice("values", values, CODINGS)
         check_choice("downlink_values", downlink_values or values, CODINGS)
         if (validate is None) == (q == SERVER_VALIDATION):
             raise ValueError(f"q = {SERVER_VALIDATION!r} and validate need each other")
@@ -149,6 +156,7 @@ class DarexStrategy(Strategy):
             raise ValueError(f"max_weight must be in (0, 2**53], got {max_weight!r}")
         norms = [norm for norm in (clip, self._wrapped.clipping_norm) if norm is not None]
         clip = min(norms, default=None)
+        self._secure = secure and SecureSum(secure, self._request, self._wrapped, clip)
         self._running = False
         self.ledger = Ledger()
         self.counted = 0
@@ -231,6 +239,11 @@ class DarexStrategy(Strategy):
             slot, version = self._slot_of(message), self._downlink.version.hex()
             record = self._courier.place(message.content)
             self._terms[node] = self._request.terms(server_round, slot, version, record)
+        if self._secure:
+            messages = self._secure.begin(
+                messages, self._terms, self._base, self._layout, grid, self._timeout
+            )
+        for message in messages:
             self._courier.address(message, self._asked(message))
         return messages
 
@@ -239,14 +252,8 @@ class DarexStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the packets and let the wrapped strategy take its step."""
         self.counted = 0
-        base, layout = self._base, self._layout
-        usable = self._inbox.usable(replies, self._terms, base, layout)
         try:
-            if self._wrapped.form == "support":
-                step = compare(self._wrapped, server_round, base, layout, usable)
-                self._note_q(step.used, {})
-            else:
-                step = average(self._wrapped, server_round, base, layout, usable, self._note_q)
+            step = self._step(server_round, replies)
         except PacketError as error:
             log(WARNING, "round %s: %s; the model stays as it is", server_round, error)
             return None, None
@@ -262,6 +269,19 @@ class DarexStrategy(Strategy):
         whole = len(masks) < len(used)  # a client without the mod: its change is everywhere
         return self._downlink.advance(arrays, None if whole else masks, server_round), metrics
 
+    def _step(self, round_: int, replies: Iterable[Message]) -> Step:
+        """Let the wrapped strategy take its step on what counts of the replies."""
+        base, layout, wrapped = self._base, self._layout, self._wrapped
+        if self._secure:
+            mean, used = self._secure.end(replies)
+            return average(wrapped, round_, base, layout, [mean], self._note_q, used)
+        usable = self._inbox.usable(replies, self._terms, base, layout)
+        if wrapped.form != "support":
+            return average(wrapped, round_, base, layout, usable, self._note_q)
+        step = compare(wrapped, round_, base, layout, usable)
+        self._note_q(step.used, {})
+        return step
+
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -274,7 +294,7 @@ class DarexStrategy(Strategy):
             )
         messages.sort(key=self._slot_of)
         for message in messages:
-            self._courier.address(message, None)
+            self._courier.address(message, [])
         return messages
 
     def aggregate_evaluate(
@@ -297,10 +317,13 @@ class DarexStrategy(Strategy):
         question = self._courier.question(self._settings)
         return OrderedGrid(grid, self._roster, self._timeout, question)
 
-    def _asked(self, message: Message) -> Terms | None:
-        """Return the terms that a message carries, if it carries any."""
-        dense = self._request.method == "dense"
-        return None if dense else self._terms.get(message.metadata.dst_node_id)
+    def _asked(self, message: Message) -> list[Setting]:
+        """Return what a message says about the reply, if anything."""
+        node = message.metadata.dst_node_id
+        if self._request.method == "dense" or node not in self._terms:
+            return []
+        stage = self._secure.stage(node) if self._secure else None
+        return [self._terms[node], *([stage] if stage else [])]
 
     def _again(self, message: Message) -> Message:
         return self._courier.again(message, self._slot_of(message), self._asked(message))

@@ -41,6 +41,7 @@ def average(
     layout: Layout,
     replies: list[Reply],
     adjust: Callable[[list[Reply], Arrays], None],
+    behind: list[Reply] | None = None,
 ) -> Step:
     """Let the strategy take its step on the mean of the replies.
 
@@ -51,11 +52,13 @@ def average(
         layout: Their layout.
         replies: Opened ones, in partition order.
         adjust: Called with the replies that count and their mean, which it may change.
+        behind: The replies of which ``replies`` are the mean already; None: they themselves.
 
     Raises:
         PacketError: If no reply can be used.
     """
     mean, used = weighted_mean(base, layout, replies, log_refused)
+    used = behind or used
     adjust(used, mean)
     counters = {spec.name: mean[spec.name] for spec in layout.raw}
     before = None

@@ -28,6 +28,7 @@ ROOMS = {
     "lora": {"delta"},
     "optim": set(),
     "wire": {"masks", "delta", "positions", "survivors"},
+    "secagg": {"masks", "delta", "wire"},
     "model_cache": {"files", "wire"},
     "compressors": {
         *("masks", "delta", "positions", "survivors", "pruning", "rescaling", "wire"),

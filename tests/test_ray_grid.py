@@ -7,16 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from apps import BASE, numpy_app, server_app
+from apps import BASE, numpy_app, rounds, server_app, step_of
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fl_darex.clients import DarexMod
 from fl_darex.errors import ConfigError
 from fl_darex.simulation import RayGrid, Resources, simulate
-from fl_darex.strategies import DarexStrategy
+from fl_darex.strategies import DarexStrategy, SecureAggregation
 from fl_darex.wire.records import to_arrays, to_record
 
 
@@ -219,3 +220,34 @@ def test_flowers_fedavg_and_ours_run_on_it_with_equal_bits_for_any_number_of_wor
 
 def pruned() -> ClientApp:
     return numpy_app([DarexMod()])
+
+
+def test_secure_aggregation_outlives_a_drop_out_because_actors_keep_clients_states() -> None:
+    def losing(message: Message, context: Context, call_next: Any) -> Message:
+        stages = [str(c.get("darex.secure")) for c in message.content.config_records.values()]
+        if context.node_config["partition-id"] == 3 and '"stage":"masked"' in stages[0]:
+            raise TimeoutError("gone")
+        return call_next(message, context)
+
+    asked = SecureAggregation(range=0.06, max_weight=8, bits=24)
+    inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=5, min_available_nodes=5)
+    strategy = DarexStrategy(inner, p=0.0, mask="round", downlink_values="fp32", secure=asked)
+    with RayGrid(numpy_app([losing, DarexMod()]), 5) as grid:
+        found = to_arrays(rounds(strategy, grid, 1).arrays)
+    assert strategy.counted == 4
+    weights = {client: client + 1 for client in (0, 1, 2, 4)}
+    for name, base in BASE.items():
+        steps = sum(w * step_of(client, 1, base.shape) for client, w in weights.items())
+        # Each client rounds to a multiple of range * max_weight / levels, over the sum of weights.
+        step = asked.range * asked.max_weight / asked.levels / 11
+        assert np.abs(found[name] - base - steps / 11).max() <= 4 * step + 1e-6
+
+
+def test_a_mod_that_answers_its_own_reply_is_an_error_of_that_client_and_not_a_long_wait() -> None:
+    local = LocalDpMod(clipping_norm=1.0, sensitivity=0.1, epsilon=1.0, delta=1e-5)
+    strategy = DarexStrategy(FedAvg(fraction_evaluate=0.0), p=0.9)
+    with RayGrid(numpy_app([local, DarexMod()]), 2) as grid:  # the wrong order
+        rounds(strategy, grid, 1)
+    assert strategy.counted == 0
+    failed = [entry for entry in strategy.ledger.entries if entry.kind == "train" and entry.failed]
+    assert len(failed) == 2

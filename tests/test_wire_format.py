@@ -376,7 +376,7 @@ def test_versions_are_what_the_page_says():
 
 
 def test_the_example_on_the_page_is_the_golden_packet():
-    example = PAGE.partition("## 9. An example")[2].partition("```")[2].partition("```")[0]
+    example = PAGE.partition("## 10. An example")[2].partition("```")[2].partition("```")[0]
     pairs = [re.match(r"(?:[0-9a-f]{2} )*[0-9a-f]{2}", line) for line in example.splitlines()]
     assert bytes.fromhex("".join(pair[0] for pair in pairs if pair)) == GOLDEN["int4"]
 

@@ -195,7 +195,10 @@ class RayGrid(Grid):
                 self._states.pop(task.message.metadata.dst_node_id, None)
                 worker = self._new_worker()
             self._idle.append(worker)
-            self._done[reply.metadata.reply_to_message_id] = reply
+            message_id = task.message.metadata.message_id
+            if reply.metadata.reply_to_message_id != message_id:
+                reply = _astray(task.message, reply)  # nobody would wait for it
+            self._done[message_id] = reply
         self._dispatch()
 
     def _context(self, node: int) -> Context:
@@ -229,6 +232,14 @@ def _with_content(message: Message, content: RecordDict) -> Message:
     stand_in = object.__new__(Message)
     stand_in.__dict__.update(message.__dict__ | {"_content": content})
     return stand_in
+
+
+def _astray(message: Message, reply: Message) -> Message:
+    """Return an error in place of what answers another message, as some mods' own errors do."""
+    reason = reply.error.reason if reply.has_error() else "the app answered another message"
+    return Message(
+        Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message
+    )
 
 
 def _lost(message: Message, error: Exception) -> Message:

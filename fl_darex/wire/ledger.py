@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 
 from fl_darex.wire.delivery import MISSING
 from fl_darex.wire.grid_view import GridView
+from fl_darex.wire.masked import is_masked
 from fl_darex.wire.records import packet_of
 from fl_darex.wire.sizes import (
     ArrayInfo,
@@ -26,10 +27,12 @@ from fl_darex.wire.sizes import (
     describe_dense,
     message_bytes,
 )
+from fl_darex.wire.stages import SECURE_KEY
 from fl_darex.wire.terms import CONFIG_KEY
 
 HANDSHAKE = "handshake"
 LACKING = "lacking"
+SECURE = "secure"
 ROUND_KEY = "server-round"
 
 
@@ -41,11 +44,12 @@ class Entry:
         round: The federated round; 0 before the first.
         client: The client's partition, or its node id where no handshake told the partition.
         kind: ``train``, ``evaluate``, ``query`` or ``handshake``; ``lacking`` where a client did
-            not hold what the message built on, so that it was asked again.
+            not hold what the message built on, so that it was asked again; ``secure`` for the short
+            messages of secure aggregation.
         down_bytes: Server to client, as a deployment would serialise the message.
         up_bytes: Client to server; 0 while there is no reply.
         dense_down_bytes: The same message with the whole model and nothing of fl-darex in it; 0
-            for ``lacking``, which only happens with fl-darex.
+            for ``lacking`` and ``secure``, which only happen with fl-darex.
         dense_up_bytes: The same reply with every tensor in full, in its own dtype; tensors that
             were sent equal count once if they are tied or counters.
         failed: Whether the reply is an error or never came.
@@ -143,17 +147,19 @@ class LedgerGrid(GridView):
         return replies
 
     def _sent(self, message: Message) -> tuple[Entry, dict[str, RecordInfo]]:
-        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        node = message.metadata.dst_node_id
         plain = copy.copy(message)
         plain.__dict__["_content"] = self._plain(message.content)
         sent, whole = self._describe(message.content), self._describe(plain.content)
         entry = Entry(
             round=_round_of(message.content),
             client=self._ledger.partition_of.get(node, node),
-            kind=HANDSHAKE if kind.endswith("." + HANDSHAKE) else kind,
+            kind=_kind_of(message),
             down_bytes=message_bytes(message, [info for info, _ in sent.values()]),
-            dense_down_bytes=message_bytes(plain, [info for info, _ in whole.values()]),
         )
+        if entry.kind != SECURE:
+            infos = [info for info, _ in whole.values()]
+            entry.dense_down_bytes = message_bytes(plain, infos)
         return entry, {name: trained for name, (_, trained) in whole.items()}
 
     def _received(self, reply: Message) -> None:
@@ -162,9 +168,10 @@ class LedgerGrid(GridView):
             return
         entry, sent_dense = known
         entry.failed = reply.has_error()
-        entry.up_bytes = entry.dense_up_bytes = message_bytes(reply)
+        entry.up_bytes = message_bytes(reply)
+        entry.dense_up_bytes = 0 if entry.kind == SECURE else entry.up_bytes
         if reply.has_content():
-            if any(packet_of(one) is not None for one in reply.content.array_records.values()):
+            if any(map(_stands_for_model, reply.content.array_records.values())):
                 entry.dense_up_bytes = message_bytes(reply, _whole(reply.content, sent_dense))
             if MISSING in reply.content:
                 entry.kind, entry.dense_up_bytes, entry.dense_down_bytes = LACKING, 0, 0
@@ -182,12 +189,23 @@ class LedgerGrid(GridView):
         return found
 
 
+def _kind_of(message: Message) -> str:
+    kind, content = message.metadata.message_type, message.content
+    if not content.array_records and any(SECURE_KEY in c for c in content.config_records.values()):
+        return SECURE
+    return HANDSHAKE if kind.endswith("." + HANDSHAKE) else kind
+
+
+def _stands_for_model(record: ArrayRecord) -> bool:
+    return packet_of(record) is not None or is_masked(record)
+
+
 def _whole(content: RecordDict, sent: dict[str, RecordInfo]) -> list[RecordInfo]:
     """Return a reply's records with the model, as it would come back, in the packet's place."""
     chunks, first = Chunks(), next(iter(sent.values()), None)
     found = []
     for name, record in content.array_records.items():
-        whole = None if packet_of(record) is None else sent.get(name, first)
+        whole = sent.get(name, first) if _stands_for_model(record) else None
         found.append(whole or describe(record, chunks))
     return found
 

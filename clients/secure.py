@@ -1,0 +1,228 @@
+"""The client half of secure aggregation: answers the server's stages, and masks a packet.
+
+What a client must remember between stages lies in its ``context.state``, which simulations and
+SuperNodes keep. Each stage is answered once: two vectors under the same masks would tell their
+difference, and two answers about drop-outs could unmask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+from fl_darex.delta import Layout
+from fl_darex.errors import DeltaError, PacketError, Reason
+from fl_darex.secagg import keys
+from fl_darex.secagg.masks import pair_mask, seal_shares, self_mask, unseal_shares
+from fl_darex.secagg.numbers import Scale, to_vector
+from fl_darex.secagg.ring import Ring
+from fl_darex.secagg.shares import SHARE_BYTES, split
+from fl_darex.secagg.vector import Vector
+from fl_darex.wire.masked import MaskedHeader, masked_record
+from fl_darex.wire.reader import read_packet
+from fl_darex.wire.stages import KEYS, MASKED, SECURE_KEY, SHARES, Stage, rows_of
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def answer(stage: Stage, state: RecordDict) -> ConfigRecord:
+    """Return the answer to a stage in which nothing is trained.
+
+    Args:
+        stage: From the server: ``keys``, ``shares`` or ``unmask``.
+        state: The client's own, of its context; changed.
+
+    Raises:
+        PacketError: If the stage does not follow the one before, or asks for what an honest server
+            has no use for.
+    """
+    if stage.stage == KEYS:
+        return _make_keys(stage, state)
+    return _share(stage, state) if stage.stage == SHARES else _unmask(stage, state)
+
+
+def hide(
+    reply: Message, packet: bytes, base: Arrays, layout: Layout, stage: Stage, state: RecordDict
+) -> Message:
+    """Replace everything in a reply by its masked packet and the metrics that were asked for.
+
+    Args:
+        reply: The app's own.
+        packet: Of the model in it, in fp32.
+        base: The tensors that the client was sent.
+        layout: Their layout.
+        stage: The server's stage ``masked``.
+        state: The client's own; changed.
+
+    Raises:
+        PacketError: If the stage does not follow the one before.
+        DeltaError: If the reply has no usable weight.
+    """
+    metrics = {
+        key: value
+        for record in reply.content.metric_records.values()
+        for key, value in record.items()
+    }
+    weight = metrics.get(stage.weight) if stage.weight else stage.max_weight
+    if not isinstance(weight, int | float):
+        raise DeltaError(
+            f"secure aggregation needs the weight of the update, and the reply's metric "
+            f"{stage.weight!r} is {weight!r}"
+        )
+    masked = masked_packet(packet, base, layout, float(weight), stage, state)
+    clear = MetricRecord({key: metrics[key] for key in stage.metrics if key in metrics})
+    reply.content = RecordDict({"arrays": masked_record(masked), "metrics": clear})
+    return reply
+
+
+def masked_packet(
+    packet: bytes, base: Arrays, layout: Layout, weight: float, stage: Stage, state: RecordDict
+) -> bytes:
+    """Return the masked packet that stands for a packet in the clear.
+
+    Args:
+        packet: The client's own packet, in fp32.
+        base: The tensors that the client was sent.
+        layout: Their layout.
+        weight: Of this client's update.
+        stage: The server's stage ``masked``.
+        state: The client's own; changed.
+
+    Raises:
+        PacketError: If the stage does not follow the one before.
+        DeltaError: If the weight is not a number from 0 on.
+    """
+    known = _remembered(stage, state, SHARES)
+    opened, ring = read_packet(packet, layout), Ring(stage.width)
+    scale = Scale(
+        range=stage.range,
+        dense_range=stage.dense_range,
+        levels=stage.levels,
+        max_weight=stage.max_weight,
+        norm=stage.norm,
+    )
+    vector = to_vector(opened, base, weight, scale, ring, stage.slot)
+    _mask(vector, stage, known)
+    known |= {"stage": MASKED, "letters": stage.rows}
+    state[SECURE_KEY] = ConfigRecord(known)
+    header = opened.header
+    return MaskedHeader(
+        width=stage.width,
+        session=bytes.fromhex(stage.session),
+        round=header.round,
+        slot=stage.slot,
+        fingerprint=layout.fingerprint,
+        base=header.base,
+        survivors=header.survivors,
+    ).seal(vector.write())
+
+
+def _make_keys(stage: Stage, state: RecordDict) -> ConfigRecord:
+    channel, masking = keys.new_secret(), keys.new_secret()
+    state[SECURE_KEY] = ConfigRecord(
+        {"session": stage.session, "stage": KEYS, "channel": channel, "masking": masking}
+    )
+    return ConfigRecord({"keys": keys.public_key(channel) + keys.public_key(masking)})
+
+
+def _share(stage: Stage, state: RecordDict) -> ConfigRecord:
+    known = _remembered(stage, state, KEYS)
+    peers = rows_of(stage.rows, 2 * keys.PUBLIC_BYTES)
+    own = keys.public_key(known["channel"]) + keys.public_key(known["masking"])
+    _check_peers(stage, peers, own)
+    holders = sorted([*peers, stage.slot])
+    seed = keys.new_secret()
+    of_seed = split(seed, stage.threshold, len(holders))
+    of_key = split(known["masking"], stage.threshold, len(holders))
+    given = {who: of_seed[at] + of_key[at] for at, who in enumerate(holders)}
+    session = bytes.fromhex(stage.session)
+    channel, size = known["channel"], keys.PUBLIC_BYTES
+    sealed = b"".join(
+        seal_shares(channel, public[:size], session, stage.slot, peer, given[peer])
+        for peer, public in peers.items()
+    )
+    known |= {
+        "stage": SHARES,
+        "seed": seed,
+        "kept": given[stage.slot],
+        "peers": stage.rows,
+        "threshold": stage.threshold,
+    }
+    state[SECURE_KEY] = ConfigRecord(known)
+    return ConfigRecord({"commitment": keys.commitment(seed, session), "shares": sealed})
+
+
+def _check_peers(stage: Stage, peers: Mapping[int, bytes], own: bytes) -> None:
+    holders = len(peers) + 1
+    if stage.slot in peers or len(peers) < 2:
+        _refuse(f"names {len(peers)} neighbours, or this client as its own; 2 others are needed")
+    if not holders / 2 < stage.threshold <= holders:
+        _refuse(
+            f"asks for {stage.threshold} shares of {holders} to rebuild a secret; it must be more "
+            "than half, or a server that tells two stories could unmask"
+        )
+    public = [half for both in [own, *peers.values()] for half in (both[:32], both[32:])]
+    if len(set(public)) < len(public):
+        _refuse("names the same public key twice")
+
+
+def _mask(vector: Vector, stage: Stage, known: Mapping[str, Any]) -> None:
+    """Add the client's own mask, and one for each neighbour that is still there."""
+    session, slot = bytes.fromhex(stage.session), stage.slot
+    peers = rows_of(known["peers"], 2 * keys.PUBLIC_BYTES)
+    there = rows_of(stage.rows, keys.LETTER_BYTES)
+    if not set(there) <= set(peers) or len(there) + 1 < known["threshold"]:
+        _refuse(f"names {len(there)} neighbours, fewer than agreed on or others")
+    size = vector.shape.size
+    vector.add(vector.shape.read(self_mask(known["seed"], session, slot, size)))
+    for peer in there:
+        public = peers[peer][keys.PUBLIC_BYTES :]
+        shared = vector.shape.read(pair_mask(known["masking"], public, session, slot, peer, size))
+        if slot < peer:
+            vector.add(shared)
+        else:
+            vector.subtract(shared)
+
+
+def _unmask(stage: Stage, state: RecordDict) -> ConfigRecord:
+    """Return shares of the own masks of clients that stayed, and of the keys of those that did not.
+
+    Never both of one client: the two together open its vector.
+    """
+    known = _remembered(stage, state, MASKED)
+    peers = rows_of(known["peers"], 2 * keys.PUBLIC_BYTES)
+    letters = rows_of(known["letters"], keys.LETTER_BYTES)
+    alive = set(rows_of(stage.rows, 0))
+    members = sorted([*letters, stage.slot])
+    if stage.slot not in alive or not alive <= set(members) or len(alive) < known["threshold"]:
+        _refuse(
+            f"says that {len(alive)} clients are left; at least {known['threshold']} of those "
+            "that were there are needed, this one among them"
+        )
+    del state[SECURE_KEY]  # whatever comes after is not answered
+    session, found = bytes.fromhex(stage.session), []
+    for member in members:
+        if member == stage.slot:
+            shares = known["kept"]
+        else:
+            public = peers[member][: keys.PUBLIC_BYTES]
+            shares = unseal_shares(
+                known["channel"], public, session, member, stage.slot, letters[member]
+            )
+        found.append(shares[:SHARE_BYTES] if member in alive else shares[SHARE_BYTES:])
+    return ConfigRecord({"shares": b"".join(found)})
+
+
+def _remembered(stage: Stage, state: RecordDict, before: str) -> dict[str, Any]:
+    """Return what the stage before left."""
+    known: dict[str, Any] = dict(state.config_records.get(SECURE_KEY, {}))
+    if known.get("session") != stage.session or known.get("stage") != before:
+        _refuse(f"asks for {stage.stage!r}, which does not follow; each is answered once")
+    return known
+
+
+def _refuse(what: str) -> NoReturn:
+    raise PacketError(f"the server's stage of secure aggregation {what}", Reason.TERMS)

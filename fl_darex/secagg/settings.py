@@ -1,0 +1,135 @@
+"""What a server asks for when it asks for secure aggregation, checked once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from fl_darex.secagg.ring import WIDEST, Ring, bits_needed, ring_for
+
+MOST_CLIENTS = 2**15 - 1
+"""Clients of a round: so many weights times counters fit into 64 bits."""
+
+LEAST_CLIENTS = 3
+"""With two, each knows the other's update from the sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureAggregation:
+    """Settings of secure aggregation.
+
+    A client scales each number v (a survivor of the delta, not yet divided by q) to
+    ``v / range * weight / max_weight * (2**(bits-1) - 1)``, rounds it at random to one of its two
+    neighbouring integers, so that its mean is kept, and adds masks. The server learns the sum of
+    these integers and the sum of the weights.
+
+    Attributes:
+        range: Largest magnitude of a survivor; what lies outside is clipped, and the server learns
+            how many numbers of all clients were. With AdamW or AdamR, learning rate times local
+            steps bounds the change of a weight.
+        max_weight: Largest weight of a client, usually its number of examples; a larger one is
+            lowered to it. Weights are rounded to multiples of ``max_weight / 2**24``.
+        dense_range: Largest magnitude in tensors that are sent whole; None: ``range``.
+        bits: Bits of one client's integers, 2 to 32, the sign among them.
+        ring: Bits of the numbers that travel, 8, 16, ... or 64; None: the fewest that hold the sum
+            of all clients asked, ``bits + log2(clients)`` rounded up to whole bytes.
+        threshold: How many of the clients that hold shares of a secret must stay until the end: a
+            number of clients (an int), or more than this part of them (a float). More than half,
+            or a server that tells two stories could unmask.
+        neighbours: With how many others a client shares masks and secrets, an even number; None:
+            with all.
+        timeout: Seconds that clients have to answer the short messages; None: as for training.
+        metrics: Names of metrics that clients send in the clear, averaged without weights. All
+            others, and the weight, are left out of replies.
+
+    Raises:
+        ValueError: If one is outside its range.
+    """
+
+    range: float
+    max_weight: float
+    dense_range: float | None = None
+    bits: int = 16
+    ring: int | None = None
+    threshold: int | float = 2 / 3
+    neighbours: int | None = None
+    timeout: float | None = None
+    metrics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "metrics", tuple(self.metrics))
+        for name in ("range", "max_weight", "dense_range", "timeout"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+        if type(self.bits) is not int or not 2 <= self.bits <= 32:
+            raise ValueError(f"bits must be an integer from 2 to 32, got {self.bits!r}")
+        widths = [8 * width for width in range(1, WIDEST + 1)]
+        if self.ring is not None and self.ring not in widths:
+            raise ValueError(f"ring must be one of {widths} or None, got {self.ring!r}")
+        if self.neighbours is not None and (self.neighbours < 2 or self.neighbours % 2):
+            raise ValueError(
+                f"neighbours must be an even number from 2 on, or None, got {self.neighbours!r}"
+            )
+        self._check_threshold()
+
+    def _check_threshold(self) -> None:
+        if isinstance(self.threshold, float):
+            if not 0.5 <= self.threshold < 1.0:
+                raise ValueError(
+                    f"threshold must be a part in [0.5, 1) or a number of clients, "
+                    f"got {self.threshold!r}"
+                )
+        elif self.threshold < 2:
+            raise ValueError(f"threshold must be 2 clients or more, got {self.threshold!r}")
+
+    @property
+    def levels(self) -> int:
+        """Integers on each side of 0 that a client's numbers are rounded to."""
+        return int(2 ** (self.bits - 1) - 1)
+
+    def degree(self, clients: int) -> int:
+        """Return with how many others each of ``clients`` shares secrets."""
+        wanted = clients - 1 if self.neighbours is None else self.neighbours
+        return min(wanted, clients - 1)
+
+    def needed(self, clients: int) -> int:
+        """Return how many holders of a secret's shares must stay, of `degree` + 1.
+
+        Raises:
+            ValueError: If the threshold is not more than half of them, or more than there are.
+        """
+        holders = self.degree(clients) + 1
+        if isinstance(self.threshold, float):
+            return min(holders, math.floor(self.threshold * holders + 1e-9) + 1)
+        if not holders / 2 < self.threshold <= holders:
+            raise ValueError(
+                f"threshold must be more than half of the {holders} clients that hold shares of a "
+                f"secret, and at most all of them, got {self.threshold}"
+            )
+        return self.threshold
+
+    def least(self, clients: int) -> int:
+        """Return how many of ``clients`` must stay for their sum to be opened."""
+        holders = self.degree(clients) + 1
+        return max(2, -(-clients * self.needed(clients) // holders))
+
+    def ring_for(self, clients: int) -> Ring:
+        """Return the ring in which the numbers of ``clients`` are added.
+
+        Raises:
+            ValueError: If there are too few or too many clients, or their sum does not fit.
+        """
+        if not LEAST_CLIENTS <= clients <= MOST_CLIENTS:
+            raise ValueError(
+                f"secure aggregation needs {LEAST_CLIENTS} to {MOST_CLIENTS} clients in a round, "
+                f"got {clients}"
+            )
+        if self.ring is None:
+            return ring_for(clients, self.levels)
+        if (needed := bits_needed(clients, self.levels)) > self.ring:
+            raise ValueError(
+                f"the sum of {clients} clients with {self.bits} bits each needs a ring of {needed} "
+                f"bits, got ring = {self.ring}; use a wider one, or fewer bits"
+            )
+        return Ring(self.ring // 8)

@@ -1,0 +1,133 @@
+"""Clients of secure aggregation without a ClientApp, and a round with drop-outs, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from apps import DirectGrid
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+
+from fl_darex.clients.secure import answer, hide
+from fl_darex.delta import Delta, Layout
+from fl_darex.masks import keep_threshold
+from fl_darex.positions import SeededMask, positions_in
+from fl_darex.pruning import draw
+from fl_darex.secagg import SecureAggregation
+from fl_darex.secagg.numbers import Scale, to_vector
+from fl_darex.secagg.vector import Vector
+from fl_darex.strategies.secure import SecureRound, Target
+from fl_darex.wire.packet import encode
+from fl_darex.wire.reader import read_packet
+from fl_darex.wire.records import to_record
+from fl_darex.wire.stages import MASKED, SECURE_KEY, Stage
+
+BASE = {
+    "weight": np.linspace(-1, 1, 40, dtype=np.float32).reshape(8, 5),
+    "head": np.zeros(3, dtype=np.float32),
+    "steps": np.array([5, -7], dtype=np.int64),
+}
+DENSE = ("head",)
+LAYOUT = Layout.of(BASE, DENSE)
+MASK = SeededMask(seed=3, round=2, slot=-1, kept=keep_threshold(0.5))
+SURVIVORS = sum(found.size for found in positions_in(LAYOUT, MASK).values())
+VERSION = bytes(8)
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def update(slot: int, scale: float = 0.01) -> dict[str, np.ndarray]:
+    """What a client's tensors are after training."""
+    rng = np.random.default_rng(slot)
+    return {
+        "weight": BASE["weight"] + rng.normal(scale=scale, size=(8, 5)).astype(np.float32),
+        "head": BASE["head"] + rng.normal(scale=scale, size=3).astype(np.float32),
+        "steps": BASE["steps"] + slot + 1,
+    }
+
+
+def packet_for(tuned: Arrays) -> bytes:
+    return encode(draw(Delta(tuned, BASE, DENSE), MASK), "fp32", base=VERSION)
+
+
+def integers(
+    tuned: Arrays, weight: float, settings: SecureAggregation, clients: int, slot: int
+) -> Vector:
+    """What a client adds to the sum, before masks."""
+    packet, ring = read_packet(packet_for(tuned), LAYOUT), settings.ring_for(clients)
+    return to_vector(packet, BASE, weight, scale_of(settings), ring, slot)
+
+
+def scale_of(settings: SecureAggregation) -> Scale:
+    return Scale(
+        range=settings.range,
+        dense_range=settings.dense_range or settings.range,
+        levels=settings.levels,
+        max_weight=settings.max_weight,
+    )
+
+
+class Clients:
+    """All clients of a grid; each keeps its state from stage to stage.
+
+    Args:
+        tuned: What each one's tensors are after training, by slot.
+        weights: By slot.
+        silent: Stages that a client does not answer, as pairs of slot and stage.
+    """
+
+    def __init__(
+        self,
+        tuned: Mapping[int, Arrays],
+        weights: Mapping[int, float],
+        silent: Collection[tuple[int, str]] = (),
+    ) -> None:
+        self.tuned, self.weights, self.silent = tuned, weights, set(silent)
+        self.states: dict[int, RecordDict] = {slot: RecordDict() for slot in tuned}
+        self.seen: list[tuple[int, Stage]] = []
+        self.replies: list[Message] = []
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        slot = int(context.node_config["partition-id"])
+        config = ConfigRecord(dict(message.content.config_records["config"]))
+        stage = Stage.detach(config)
+        assert stage is not None and stage.slot == slot
+        self.seen.append((slot, stage))
+        if (slot, stage.stage) in self.silent:
+            raise TimeoutError(f"client {slot} is gone")
+        if stage.stage != MASKED:
+            record = answer(stage, self.states[slot])
+            self.replies.append(Message(RecordDict({SECURE_KEY: record}), reply_to=message))
+            return self.replies[-1]
+        metrics = MetricRecord({"num-examples": self.weights[slot], "loss": 1.5})
+        content = RecordDict({"arrays": to_record(self.tuned[slot]), "metrics": metrics})
+        reply = Message(content, reply_to=message)
+        packet = packet_for(self.tuned[slot])
+        return hide(reply, packet, BASE, LAYOUT, stage, self.states[slot])
+
+
+def start(
+    settings: SecureAggregation, clients: Any, count: int
+) -> tuple[SecureRound, DirectGrid, list[Message]]:
+    """A round on a grid, and its messages without stages."""
+    grid = DirectGrid(clients, count)
+    messages = [
+        Message(RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord()}), node, "train")
+        for node in grid.get_node_ids()
+    ]
+    target = Target(BASE, LAYOUT, VERSION, MASK.round, SURVIVORS)
+    done = SecureRound(settings, grid, messages, grid.partitions, target, "num-examples", 60.0)
+    return done, grid, messages
+
+
+def masked_replies(opened: SecureRound, grid: DirectGrid, messages: list[Message]) -> list[Message]:
+    """Open a round, and send what goes with the model to the clients that take part."""
+    stages = opened.open()
+    sent = []
+    for message in messages:
+        slot = grid.partitions[message.metadata.dst_node_id]
+        if slot in stages:
+            stages[slot].attach(message.content.config_records["config"])
+            sent.append(message)
+    return list(grid.send_and_receive(sent))

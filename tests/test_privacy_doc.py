@@ -1,0 +1,32 @@
+"""docs/privacy.md: its Python blocks run, and its table is what was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "privacy.md").read_text(encoding="utf-8")
+
+
+def test_every_python_block_runs_in_order() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == PAGE.count("```python") >= 4
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"docs/privacy.md, block {number}", "exec"), names)
+    assert {"strategy", "private", "app"} <= set(names)
+
+
+def test_the_table_of_bytes_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "benchmarks" / "results" / "secure.json").read_text("utf-8"))
+    for row in measured:
+        line = "| {way} | {clients} | {bytes_per_survivor:.2f} | {bytes_per_parameter:.4f} ".format(
+            **row
+        )
+        line += "| {short_up_bytes:,.0f} | {short_down_bytes:,.0f} | {ratio_up:.0f}x |".format(
+            **row
+        )
+        assert line in PAGE
