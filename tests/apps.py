@@ -76,12 +76,19 @@ class DirectGrid(Grid):
 
     pull_interval = 0.0
 
-    def __init__(self, app: ClientApp, clients: int, reverse: bool = False) -> None:
+    def __init__(
+        self,
+        app: ClientApp,
+        clients: int,
+        reverse: bool = False,
+        run_config: Mapping[str, Any] | None = None,
+    ) -> None:
         self._run = adopt_run("test")
         self._app = app
         self.partitions = {node_id_of(index): index for index in range(clients)}
         self._replies: dict[str, Message] = {}
         self._reverse = reverse
+        self._run_config = dict(run_config or {})
         self.pushed: list[Message] = []
 
     def set_run(self, run: Any) -> None:
@@ -118,7 +125,7 @@ class DirectGrid(Grid):
     def _reply(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         config = {"partition-id": self.partitions[node], "num-partitions": len(self.partitions)}
-        context = Context(self._run.run_id, node, config, RecordDict(), {})
+        context = Context(self._run.run_id, node, config, RecordDict(), self._run_config)
         content = RecordDict()
         for name, record in message.content.items():  # as a network would: nothing is shared
             content[name] = ArrayRecord(dict(record)) if isinstance(record, ArrayRecord) else record

@@ -1,0 +1,1 @@
+"""A Flower app in PyTorch: classify the digits of scikit-learn."""

@@ -1,0 +1,100 @@
+"""The documentation: its Python runs, its links lead somewhere, its error messages are real."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / "examples").rglob("*.md"),
+]
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+# What a page takes for granted, by page.
+TINY_MODEL = """
+import copy
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+torch.manual_seed(0)
+config = BertConfig(
+    vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+)
+model = BertForSequenceClassification(config).eval()
+"""
+GIVEN = {
+    "README.md": TINY_MODEL
+    + """
+base = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+with torch.no_grad():
+    for tensor in model.parameters():
+        tensor += 0.01 * torch.randn_like(tensor)
+tuned = dict(model.named_parameters())
+batches = [{"input_ids": torch.randint(20, (2, 5))}]
+""",
+    "docs/lora.md": TINY_MODEL
+    + """
+from peft import LoraConfig, get_peft_model
+
+model = get_peft_model(model, LoraConfig(target_modules=["query", "value"]))
+""",
+}
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if PYTHON.search(p.read_text("utf-8"))], ids=name_of
+)
+def test_the_python_of_a_page_runs_from_top_to_bottom(page):
+    space = {}
+    exec(compile(GIVEN.get(name_of(page), ""), "given", "exec"), space)
+    text = page.read_text("utf-8")
+    for found in PYTHON.finditer(text):
+        line = text.count("\n", 0, found.start()) + 1
+        exec(compile("\n" * line + found[1], str(page), "exec"), space)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_inside_the_repository_lead_somewhere(page):
+    for target in LINK.findall(page.read_text("utf-8")):
+        assert (page.parent / target).exists(), f"{target} in {name_of(page)}"
+
+
+def names_in(line: str) -> set[str]:
+    """The strategies that a line of the table is about."""
+    first = line.strip("| ").partition(" | ")[0]
+    return {*first.split(", "), *first.split("; ")}
+
+
+def test_the_numbers_of_the_plug_in_page_are_those_of_the_committed_results():
+    text = (ROOT / "docs" / "plug-in.md").read_text("utf-8")
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        from composition import CHOICES
+        from plug_in import lines
+        from runs import load
+    finally:
+        sys.path.pop(0)
+    rows = ["| " + " | ".join(line) + " |" for line in lines(load("plug-in"))]
+    assert len(rows) == 10 and all(row in text for row in rows), rows
+    section = text.partition("**Strategies.**")[2].partition("**Methods.**")[0]
+    lines_of = {name: line for line in section.splitlines() for name in names_in(line)}
+    for row in load("composition"):
+        cells = lines_of[row["strategy"]].split("|")[2:]
+        shown = cells[CHOICES.index((row["mask"], row["downlink"]))].strip()
+        if "refused" in row:
+            assert shown == "refused", row
+        else:  # strategies that share a line differ by a byte or two
+            assert abs(int(shown.partition("x")[0]) - row["down"]) < 1.5, row
+    for row in load("step-size"):
+        assert f"{row['accuracy']:.3f}".lstrip("0") in text, row
