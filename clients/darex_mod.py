@@ -17,6 +17,7 @@ from fl_darex.delta import Delta, Layout
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.survivors import Q, Survivors
 from fl_darex.tensor_files import read_tensors
+from fl_darex.wire import handshake
 from fl_darex.wire.delivery import DIGESTS_KEY, HELD_KEY, MISSING, Delivery, Greeting
 from fl_darex.wire.records import packet_record, to_arrays, view_arrays
 from fl_darex.wire.stages import MASKED, SECURE_KEY, Stage
@@ -124,6 +125,10 @@ class DarexMod:
             if content_version(digests).hex() == greeting.first:
                 held, digests = content_version(digests), {}
         reply = call_next(message, context)
+        partition = context.node_config.get(handshake.PARTITION_KEY)
+        if not reply.has_content() and isinstance(partition, int):
+            # Flower's mods for privacy take every message for one with a model.
+            reply = handshake.answer(message, partition)
         if reply.has_content():
             reply.content["darex"] = ConfigRecord(
                 {HELD_KEY: held.hex() if held else "", DIGESTS_KEY: b"".join(digests.values())}

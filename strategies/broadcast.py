@@ -44,14 +44,17 @@ class Broadcast:
         step: What is sent of the server's step.
         values: How its numbers are written.
         dense: Names of tensors whose whole change is sent.
+        held: Whether clients of which nothing is known are taken to hold the first model; one
+            that does not says so, and is sent it.
 
     Attributes:
         run: The run's own 16 hexadecimal digits, made by chance.
     """
 
-    def __init__(self, step: Step, values: str, dense: Sequence[str]) -> None:
+    def __init__(self, step: Step, values: str, dense: Sequence[str], held: bool = False) -> None:
         self.run = secrets.token_hex(8)
         self._step, self._values, self._dense = step, values, tuple(dense)
+        self._assume = held
         self._record = ArrayRecord()  # the present model
         self._first = ArrayRecord()  # the model before the first packet
         self._digests: dict[str, bytes] = {}  # of its tensors
@@ -153,6 +156,8 @@ class Broadcast:
         elif node in self._base:
             known = self._base[node]
             start, tensors = 0, [n for n, digest in self._digests.items() if digest not in known]
+        elif self._assume and self._first and node not in self._lost:
+            start, tensors = 0, []
         else:
             return None, []
         sent = sum(len(self._first[name].data) for name in tensors)

@@ -75,6 +75,10 @@ class DarexStrategy(Strategy):
         downlink: How the model goes to the clients. ``"dense"``: whole, to everybody.
             ``"update"``: what changed since the version that a client holds. ``"server"``: the
             largest entries of that, the rest is kept for later rounds.
+        base_held: Whether all clients are ``DarexMod(base=...)`` and hold the initial model, so
+            that nobody is sent it. Without this they have to say so themselves, in the answer to
+            ``query.handshake``, for which an app needs a handler. A client that turns out to hold
+            something else is sent the model after all.
         downlink_p: Fraction of the server's step that ``"server"`` keeps back; None: ``p``.
         downlink_values: How the server's packets write numbers; None: as ``values``.
         seed: Seed of masks and of the sampling of clients, in [0, 2**63).
@@ -119,6 +123,7 @@ class DarexStrategy(Strategy):
         scope: str = "layer",
         columns: float = COLUMNS,
         downlink: str = "update",
+        base_held: bool = False,
         downlink_p: float | None = None,
         downlink_values: str | None = None,
         seed: int = 0,
@@ -130,6 +135,8 @@ class DarexStrategy(Strategy):
         secure: SecureAggregation | None = None,
         on_reply: Callable[[Entry], None] | None = None,
     ) -> None:
+        if isinstance(dense, str):
+            raise ValueError(f"dense must be a list of names, got the text {dense!r}")
         self._request = Request(
             p=p,
             q=q,
@@ -169,6 +176,7 @@ class DarexStrategy(Strategy):
             values=downlink_values or values,
             seed=seed,
             dense=self._dense,
+            held=base_held,
         )
         known, equal = self.ledger.partition_of, self._wrapped.private
         self._inbox = Inbox(known, self._wrapped.weighted_by, max_weight, clip, equal)

@@ -100,7 +100,15 @@ class DenseDownlink:
         """Nobody kept anything."""
 
 
-def make_downlink(kind: str, *, p: float, values: str, seed: int, dense: Sequence[str]) -> Downlink:
+def make_downlink(
+    kind: str,
+    *,
+    p: float,
+    values: str,
+    seed: int,
+    dense: Sequence[str],
+    held: bool = False,
+) -> Downlink:
     """Return a downlink by name.
 
     Args:
@@ -109,9 +117,17 @@ def make_downlink(kind: str, *, p: float, values: str, seed: int, dense: Sequenc
         values: How the step's numbers are written.
         seed: The run's seed.
         dense: Names of tensors whose whole change is sent.
+        held: Whether clients are taken to hold the first model, unless they say otherwise.
+
+    Raises:
+        ValueError: If clients hold a model that would be sent whole all the same.
     """
+    if held and kind == "dense":
+        raise ValueError(
+            "base_held needs a downlink that builds on what clients hold: 'update' or 'server'"
+        )
     if kind == "update":
-        return Broadcast(WholeStep(seed, CODINGS[values]), values, dense)
+        return Broadcast(WholeStep(seed, CODINGS[values]), values, dense, held)
     if kind == "server":
-        return Broadcast(LargestOfStep(seed, keep_threshold(p)), values, dense)
+        return Broadcast(LargestOfStep(seed, keep_threshold(p)), values, dense, held)
     return DenseDownlink()

@@ -626,3 +626,60 @@ class heard:
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger("flwr").removeHandler(self.handler)
+
+
+# --- clients that say nothing ---------------------------------------------------------------------
+
+
+def silent(base: Any = None) -> Any:
+    """An app without a handler for the handshake."""
+    app = numpy_app([DarexMod(base)])
+    for name in [one for one in app._registered_funcs if one.startswith("query")]:
+        del app._registered_funcs[name]
+    return app
+
+
+class Silent(Fleet):
+    """Clients that tell neither their partition nor what they hold."""
+
+    def __init__(self, bases: list[Any]) -> None:
+        super().__init__(len(bases))
+        self.apps = [silent(base) for base in bases]
+
+
+def test_clients_that_are_known_to_hold_the_first_model_need_not_say_so() -> None:
+    told = DarexStrategy(quiet(), p=0.9, values="fp32")
+    expected = rounds(told, Silent([None] * CLIENTS), 3, MODEL)
+    strategy = DarexStrategy(quiet(), p=0.9, values="fp32", base_held=True)
+    found = rounds(strategy, Silent([held_model] * CLIENTS), 3, MODEL)
+    assert bits(to_arrays(found.arrays)) == bits(to_arrays(expected.arrays))
+    first = [entry for entry in strategy.ledger.of_round(1) if entry.kind == "train"]
+    assert len(first) == CLIENTS
+    assert all(entry.down_bytes < entry.dense_down_bytes / 5 for entry in first)
+
+
+def test_a_client_that_does_not_hold_it_after_all_is_sent_it_and_counts() -> None:
+    other = {name: array + 1 if array.dtype.kind == "f" else array for name, array in MODEL.items()}
+    bases = [held_model, None, lambda message, context: other, held_model]
+    strategy = DarexStrategy(quiet(), p=0.9, values="fp32", base_held=True)
+    found = rounds(strategy, Silent(bases), 3, MODEL)
+    assert strategy.counted == CLIENTS == len(bases)
+    lacking = [entry for entry in strategy.ledger.entries if entry.kind == "lacking"]
+    assert [entry.round for entry in lacking] == [1, 1]
+    told = DarexStrategy(quiet(), p=0.9, values="fp32")
+    expected = rounds(told, Silent([None] * CLIENTS), 3, MODEL)
+    assert bits(to_arrays(found.arrays)) == bits(to_arrays(expected.arrays))
+
+
+def test_a_dense_downlink_has_no_use_for_what_clients_hold() -> None:
+    with pytest.raises(ValueError, match="base_held needs a downlink that builds on"):
+        DarexStrategy(quiet(), downlink="dense", base_held=True)
+
+
+def test_a_mod_that_refuses_the_handshake_does_not_keep_the_partition_secret() -> None:
+    from flwr.clientapp.mod import fixedclipping_mod
+
+    grid = DirectGrid(numpy_app([DarexMod(), fixedclipping_mod]), CLIENTS)
+    strategy = DarexStrategy(quiet(), p=0.9)
+    strategy.start(grid, to_record(MODEL), num_rounds=1)
+    assert strategy.ledger.partition_of == grid.partitions

@@ -111,6 +111,8 @@ def test_tensors_named_dense_arrive_whole() -> None:
 def test_naming_a_dense_tensor_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match=r"dense names no such tensor: \['nose'\]"):
         run(DarexStrategy(quiet(), dense=["nose"]))
+    with pytest.raises(ValueError, match="must be a list of names, got the text 'head'"):
+        DarexStrategy(quiet(), dense="head")
 
 
 @pytest.mark.parametrize("kind", [FedAvgM, FedAdam])
