@@ -11,12 +11,18 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart test lint fuzz clean moved
+.PHONY: help quickstart test deployment-test flower-versions lint fuzz clean moved
 
 help:
 	@echo "make quickstart   fine-tune on digits with ten simulated clients; the result is in runs/"
 	@echo "make test         run the tests; make test ARGS=tests/test_adamr.py runs some of them"
 	@echo "make lint         check format, style and types"
+	@echo "make deployment-test"
+	@echo "                  run apps on SuperLinks with SuperNodes that are killed, come late or"
+	@echo "                  misbehave; takes minutes, and make test leaves it out"
+	@echo "make flower-versions"
+	@echo "                  test mod and strategy with the Flowers at both ends of what is supported;"
+	@echo "                  make flower-versions FLOWERS=1.41.0 takes another one"
 	@echo "make fuzz         feed the decoder a million hostile inputs; make fuzz ARGS=-runs=10000000"
 	@echo "make clean        remove caches and build output; .venv and runs/ stay"
 
@@ -25,6 +31,28 @@ quickstart: $(VENV)/.ready-all
 
 test: $(VENV)/.ready-dev
 	$(IN)/pytest $(ARGS)
+
+# pyproject.toml keeps these tests out of the others by their mark.
+deployment-test: $(VENV)/.ready-dev
+	$(IN)/pytest -m deployment tests/deployment $(ARGS)
+
+# Each has an environment of its own, without torch, Ray and transformers, which neither half needs.
+FLOWERS ?= 1.40.0 1.42.0
+PLUG_IN := $(addprefix tests/test_,$(addsuffix .py,handshake strategy wrapped clipping downlink ledger \
+    sizes records packet wire_format terms listed block_sum model_cache secagg secagg_wire \
+    secure_strategy superlink_bytes))
+
+flower-versions: $(addprefix .venv-flower/,$(addsuffix /.ready,$(FLOWERS)))
+	for version in $(FLOWERS); do \
+	    echo "== flwr $$version"; \
+	    PYTHONPATH=$$PWD .venv-flower/$$version/bin/python -m pytest $(PLUG_IN) $(ARGS) || exit; \
+	done
+
+.venv-flower/%/.ready:
+	$(PYTHON) -m venv --clear .venv-flower/$*
+	.venv-flower/$*/bin/python -m pip install --disable-pip-version-check --quiet \
+	    flwr==$* numpy hypothesis pytest pytest-timeout
+	@touch $@
 
 lint: $(VENV)/.ready-dev
 	$(IN)/ruff format --check .

@@ -9,14 +9,15 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from fl_darex.errors import ConfigError
 from fl_darex.survivors import Q, Survivors
 from fl_darex.training.calibration import choose_q, input_norms
 from fl_darex.training.evaluation import evaluate as evaluate_model
 from fl_darex.training.loop import train as train_model
 from fl_darex.training.session import Session
 from fl_darex.training.session import session as session_for
-from fl_darex.training.settings import settings_of
-from fl_darex.wire.handshake import answer
+from fl_darex.training.settings import DATASET_KEY, check_labels, has_own_data, settings_of
+from fl_darex.wire.handshake import PARTITION_KEY, answer
 from fl_darex.wire.ledger import HANDSHAKE, ROUND_KEY
 from fl_darex.wire.records import to_record, view_arrays
 
@@ -25,18 +26,18 @@ from .darex_mod import DarexMod
 
 def base(message: Message, context: Context) -> Mapping[str, NDArray[Any]]:
     """Return the model before round 1, which the configuration alone determines."""
-    return session_for(settings_of(message, context)).base
+    return _session(message, context).base
 
 
 def norms(message: Message, context: Context) -> Mapping[str, NDArray[Any]]:
     """Return the norms of the trained model's inputs on this node's examples."""
-    return input_norms(session_for(settings_of(message, context)), _partition(context))
+    return input_norms(_session(message, context), _partition(context))
 
 
 def search(message: Message, context: Context, survivors: Survivors, rule: str) -> Q:
     """Return the q that suits the model that was trained last, on this node's examples."""
     before = view_arrays(next(iter(message.content.array_records.values())))
-    session = session_for(settings_of(message, context))
+    session = _session(message, context)
     return choose_q(session, _partition(context), survivors, before, rule)
 
 
@@ -46,6 +47,8 @@ app = ClientApp(mods=[DarexMod(base, norms=norms, search=search)])
 @app.query(HANDSHAKE)
 def handshake(message: Message, context: Context) -> Message:
     """Tell the server which partition this node has."""
+    if PARTITION_KEY not in context.node_config and has_own_data(context):
+        return Message(RecordDict(), reply_to=message)  # any slot will do
     return answer(message, _partition(context))
 
 
@@ -73,13 +76,30 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _session_with_model(message: Message, context: Context) -> tuple[Session, str]:
     name, record = next(iter(message.content.array_records.items()))
-    session = session_for(settings_of(message, context))
+    session = _session(message, context)
     session.write(view_arrays(record))
     return session, name
 
 
+def _session(message: Message, context: Context) -> Session:
+    """Return this process's session for the run, with the node's own data if it has some."""
+    session = session_for(settings_of(message, context), has_own_data(context))
+    check_labels(message, context, session.labels)
+    return session
+
+
 def _partition(context: Context) -> int:
-    return int(context.node_config["partition-id"])
+    """Return the node's partition; seeds and masks go by it, and the share of common data."""
+    partition = context.node_config.get(PARTITION_KEY)
+    if isinstance(partition, int):
+        return partition
+    if partition is None and has_own_data(context):
+        return context.node_id
+    raise ConfigError(
+        f"{PARTITION_KEY} = {partition!r} of this SuperNode is not a whole number; start it with "
+        f"--node-config '{PARTITION_KEY}=0 num-partitions=3', or with data of its own: "
+        f"--node-config '{DATASET_KEY}=\"/data/x\"'"
+    )
 
 
 def _round(message: Message) -> int:

@@ -15,6 +15,7 @@ from fl_darex.errors import PacketError, Reason
 from fl_darex.model_cache import ModelCache
 from fl_darex.wire.apply import apply_packet
 from fl_darex.wire.delivery import Delivery, delivered
+from fl_darex.wire.handshake import PARTITION_KEY
 from fl_darex.wire.reader import read_packet
 from fl_darex.wire.records import to_record, view_arrays
 from fl_darex.wire.versions import content_version, next_version, tensor_digests
@@ -66,13 +67,13 @@ class Receiver:
         if model is None:
             return None
         if packets or not delivery.start:  # what the client held before is there already
-            self._remember(cache, context.node_id, wanted, model)
+            self._remember(cache, _holder(context), wanted, model)
         self._last = (delivery.run, wanted, model)
         return ArrayRecord(dict(model))  # the app may empty the record that it is given
 
     def held(self, run: str, context: Context) -> bytes | None:
         """Return the version of a run's model that this client was brought to last."""
-        return ModelCache(run).held_by(context.node_id)
+        return ModelCache(run).held_by(_holder(context))
 
     def digests(self, message: Message, context: Context) -> dict[str, bytes]:
         """Return digests of the tensors that this client holds from the start."""
@@ -89,10 +90,10 @@ class Receiver:
             return self._last[2]
         return None
 
-    def _remember(self, cache: ModelCache, node: int, version: bytes, model: ArrayRecord) -> None:
+    def _remember(self, cache: ModelCache, holder: int, version: bytes, model: ArrayRecord) -> None:
         try:
             cache.store(version, view_arrays(model))
-            cache.hold(node, version)
+            cache.hold(holder, version)
         except OSError as error:
             if not self._warned:  # the next process will have to be sent the whole model
                 log(WARNING, "models cannot be kept in %s: %s", cache.folder, error)
@@ -120,6 +121,12 @@ class Receiver:
         if content_version(digests) != version:
             return None
         return {**self._base(message, context), **sent}
+
+
+def _holder(context: Context) -> int:
+    """Return who holds a model: a restarted SuperNode may have a new id, but its old partition."""
+    partition = context.node_config.get(PARTITION_KEY)
+    return partition if isinstance(partition, int) else context.node_id
 
 
 def _chain(start: bytes, packets: Sequence[bytes], wanted: bytes) -> list[bytes]:

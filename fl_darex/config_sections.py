@@ -70,6 +70,9 @@ class FederationConfig(Section):
 
     clients: int = Field(10, ge=1, le=1_000_000)
     clients_per_round: int = Field(0, ge=0, description="0 = all clients")
+    min_clients: int = Field(
+        0, ge=0, description="connected clients that a round waits for; 0 = all clients"
+    )
     rounds: int = Field(10, ge=1, le=1_000_000)
     partition: Literal["iid", "dirichlet", "pathological", "natural"] = "iid"
     alpha: float = Field(0.3, gt=0.0, le=1e6, description="Dirichlet: smaller = more skew")
@@ -93,6 +96,20 @@ class FederationConfig(Section):
                 "the dataset column that says who owns an example"
             )
         return self
+
+    @model_validator(mode="after")
+    def _enough_come(self) -> FederationConfig:
+        if self.min_clients > self.clients:
+            raise ValueError(
+                f"federation.min-clients = {self.min_clients} is more than federation.clients = "
+                f"{self.clients}; allowed: 0 (all) to {self.clients}"
+            )
+        return self
+
+    @property
+    def needed(self) -> int:
+        """Clients that must be connected for a round to begin."""
+        return self.min_clients or self.clients
 
     @property
     def sample_size(self) -> int:

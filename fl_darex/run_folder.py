@@ -44,6 +44,7 @@ class RunFolder:
         self._start: RunStart | None = None
         self._reports: list[RoundReport] = []
         self._handshake: list[Entry] = []
+        self._written = 0  # of the handshakes: a node may come late
         self._clock = time.monotonic()
 
     def started(self, start: RunStart) -> None:
@@ -68,7 +69,7 @@ class RunFolder:
     ) -> None:
         """Write the round; after the last one, the model too."""
         self._reports.append(report)
-        before = self._handshake if report.round == 1 else []
+        before, self._written = self._handshake[self._written :], len(self._handshake)
         self._append("clients.jsonl", [asdict(entry) for entry in (*before, *entries)])
         self._append("rounds.jsonl", [asdict(report)])
         if self._start is not None and report.round == self._start.config.federation.rounds:

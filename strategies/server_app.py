@@ -26,6 +26,7 @@ from fl_darex.wire.ledger import Entry
 from fl_darex.wire.records import to_record, view_arrays
 
 from .darex_strategy import DarexStrategy
+from .nodes import check_simulated_nodes
 
 app = ServerApp()
 
@@ -33,7 +34,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run what ``flwr run`` configured, into ``runs/<run id>``."""
-    serve(grid, make_config(context.run_config), [RunFolder(Path("runs") / str(context.run_id))])
+    config = make_config(context.run_config)
+    check_simulated_nodes(grid, config.federation.needed)
+    serve(grid, config, [RunFolder(Path("runs") / str(context.run_id))])
 
 
 def make_app(config: RunConfig, observers: Sequence[Observer]) -> ServerApp:
@@ -80,8 +83,8 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
         to_record(server.session.read()),
         num_rounds=config.federation.rounds,
         timeout=config.federation.timeout,
-        train_config=settings_record(config),
-        evaluate_config=settings_record(config),
+        train_config=settings_record(config, server.session.labels),
+        evaluate_config=settings_record(config, server.session.labels),
         evaluate_fn=server.round_closed,
     )
 
@@ -104,9 +107,9 @@ class _Server:
         federation, server = self.config.federation, self.config.server
         options: dict[str, Any] = {
             "fraction_train": federation.sample_size / federation.clients,
-            "min_train_nodes": federation.sample_size,
-            "min_evaluate_nodes": federation.clients,
-            "min_available_nodes": federation.clients,
+            "min_train_nodes": min(federation.sample_size, federation.needed),
+            "min_evaluate_nodes": federation.needed,
+            "min_available_nodes": federation.needed,
             "train_metrics_aggr_fn": self._train_metrics,
             "evaluate_metrics_aggr_fn": self._client_scores,
         }

@@ -1,118 +1,48 @@
-"""A Flower deployment on loopback, with a proxy between SuperNodes and SuperLink that counts."""
+"""A Flower deployment on loopback."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sysconfig
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from counting_proxy import HOST, CountingProxy
+from credentials import make_certificates, make_node_key
+
 ROOT = Path(__file__).resolve().parent.parent
-HOST = "127.0.0.1"
-REQUEST = re.compile(rb"POST /v1/fleet/([a-z-]+) HTTP/1\.1\r\n")
-
-
-class CountingProxy:
-    """Passes TCP connections on to another port of this machine.
-
-    Attributes:
-        port: Where to connect.
-        up: Bytes from the clients to the server.
-        down: Bytes from the server to the clients.
-        requests: Requests by method of the Fleet API.
-    """
-
-    def __init__(self, target: int) -> None:
-        self.up = self.down = 0
-        self.requests: Counter[str] = Counter()
-        self._target = target
-        self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
-        self._pumps: list[threading.Thread] = []
-        self._listener = socket.create_server((HOST, 0))
-        self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """Let what is on its way pass, then close everything."""
-        end = time.monotonic() + 5
-        for pump in self._pumps:
-            pump.join(max(0.0, end - time.monotonic()))
-        for one in [self._listener, *self._sockets]:
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                server = socket.create_connection((HOST, self._target))
-            except OSError:
-                client.close()
-                continue
-            self._sockets += [client, server]
-            self._pump(client, server, self._counter_up())
-            self._pump(server, client, self._count_down)
-
-    def _pump(
-        self, source: socket.socket, sink: socket.socket, count: Callable[[bytes], None]
-    ) -> None:
-        def pump() -> None:
-            with suppress(OSError):
-                while data := source.recv(1 << 16):
-                    count(data)
-                    sink.sendall(data)
-                sink.shutdown(socket.SHUT_WR)
-
-        thread = threading.Thread(target=pump, daemon=True)
-        self._pumps.append(thread)
-        thread.start()
-
-    def _counter_up(self) -> Callable[[bytes], None]:
-        tail = b""
-
-        def count(data: bytes) -> None:
-            nonlocal tail
-            seen = tail + data
-            fresh = [m[1].decode() for m in REQUEST.finditer(seen) if m.end() > len(tail)]
-            tail = seen[-64:]  # a request may begin in one piece and go on in the next
-            with self._lock:
-                self.up += len(data)
-                self.requests.update(fresh)
-
-        return count
-
-    def _count_down(self, data: bytes) -> None:
-        with self._lock:
-            self.down += len(data)
 
 
 class Deployment:
-    """Processes of Flower with a home and ports of their own.
+    """Processes of Flower with homes and ports of their own.
 
     Args:
         folder: An empty folder: Flower's home, and where the logs go.
+        secure: Whether to use TLS and known SuperNodes alone, rather than neither.
+        scripts: Where Flower's commands are; default: beside this Python.
+        path: What the apps find beside their bundle; None: nothing.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        secure: bool = False,
+        scripts: Path | None = None,
+        path: Path | None = ROOT,
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self._started: list[subprocess.Popen[bytes]] = []
-        self._bin = Path(sysconfig.get_path("scripts"))
+        self._bin = scripts or Path(sysconfig.get_path("scripts"))
+        self._secure = secure
         self._environment = os.environ | {
             "HOME": str(folder),
             "FLWR_HOME": str(folder),
@@ -123,69 +53,138 @@ class Deployment:
             "no_proxy": HOST,
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             "PATH": os.pathsep.join([str(self._bin), os.environ["PATH"]]),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(path or ""),
         }
+        trust = "insecure = true\n"
+        if secure:
+            make_certificates(folder, HOST)
+            trust = f'root-certificates = "{folder / "ca.pem"}"\n'
         (folder / "config.toml").write_text(
             '[superlink]\ndefault = "here"\n\n[superlink.here]\n'
-            f'address = "{HOST}:{self.port}"\ninsecure = true\n',
+            f'address = "{HOST}:{self.port}"\n{trust}',
             encoding="utf-8",
         )
 
-    def start_superlink(self) -> None:
+    def start_superlink(self, *more: str) -> None:
         """Start SuperLink and wait until it listens."""
-        options = ["--insecure", "--disable-runtime-dependency-installation"]
-        self._start("flower-superlink", *options, "--host", HOST, "--port", str(self.port))
-        end = time.monotonic() + 30
+        options = ["--disable-runtime-dependency-installation", *more]
+        if self._secure:
+            options += ["--ssl-ca-certfile", str(self.folder / "ca.pem")]
+            options += ["--ssl-certfile", str(self.folder / "server.pem")]
+            options += ["--ssl-keyfile", str(self.folder / "server.key")]
+            options += ["--enable-supernode-auth"]
+        else:
+            options += ["--insecure"]
+        process, _ = self._start(
+            "flower-superlink", *options, "--host", HOST, "--port", str(self.port)
+        )
+        end = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection((HOST, self.port)).close()
                 return
             except OSError:
-                assert self._started[0].poll() is None and time.monotonic() < end, self.logs()
+                assert process.poll() is None and time.monotonic() < end, self.logs()
                 time.sleep(0.1)
 
-    def start_supernode(self, partition: int, partitions: int, port: int) -> None:
-        """Start a SuperNode that looks for SuperLink on a port."""
-        options = ["--insecure", "--superlink", f"{HOST}:{port}", "--port", str(free_port())]
-        config = f"partition-id={partition} num-partitions={partitions}"
-        self._start("flower-supernode", *options, "--node-config", config)
+    def start_supernode(
+        self,
+        partition: int,
+        partitions: int,
+        port: int | None = None,
+        home: Path | None = None,
+        **config: Any,
+    ) -> SuperNode:
+        """Start a SuperNode.
 
-    def _start(self, command: str, *arguments: str) -> None:
-        with (self.folder / f"{len(self._started)}-{command}.log").open("wb") as log:
+        Args:
+            partition: Its partition.
+            partitions: How many there are.
+            port: Where it looks for SuperLink; default: where SuperLink is.
+            home: Flower's home, and ours for caches; with TLS, a folder with its ``node.key``.
+            **config: More of its configuration.
+        """
+        values = {"partition-id": partition, "num-partitions": partitions} | config
+        text = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+        options = ["--superlink", f"{HOST}:{port or self.port}", "--port", str(free_port())]
+        if self._secure and home is not None:
+            options += ["--root-certificates", str(self.folder / "ca.pem")]
+            options += ["--auth-supernode-private-key", str(home / "node.key")]
+        else:
+            options += ["--insecure"]
+        started = self._start("flower-supernode", *options, "--node-config", text, home=home)
+        return SuperNode(*started)
+
+    def register_supernode(self, home: Path) -> int:
+        """Make a key for a SuperNode, tell SuperLink of it and return the node's id."""
+        home.mkdir()
+        public = make_node_key(home / "node.key")
+        return int(self._flwr("supernode", "register", str(public), "here")["node-id"])
+
+    def _start(
+        self, command: str, *arguments: str, home: Path | None = None
+    ) -> tuple[subprocess.Popen[bytes], Path]:
+        log = self.folder / f"{len(self._started)}-{command}.log"
+        own: dict[str, str] = {}
+        if home:
+            own = {"HOME": str(home), "FLWR_HOME": str(home), "FL_DAREX_CACHE": str(home / "cache")}
+        with log.open("wb") as file:
             process = subprocess.Popen(
                 [str(self._bin / command), *arguments],
                 cwd=self.folder,
-                env=self._environment,
-                stdout=log,
+                env=self._environment | own,
+                stdout=file,
                 stderr=subprocess.STDOUT,
             )
         self._started.append(process)
+        return process, log
+
+    def submit(self, app: Path, *options: str, **config: Any) -> str:
+        """Start a run of an app and return its id."""
+        overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
+        if overrides:
+            options = (*options, "--run-config", overrides)
+        return str(self._flwr("run", str(app), "here", *options)["run-id"])
+
+    def listed(self, run_id: str) -> dict[str, Any]:
+        """Return what ``flwr list`` says of a run."""
+        (found,) = self._flwr("list", "here", "--run-id", run_id)["runs"]
+        return dict(found)
+
+    def finish(self, run_id: str, timeout: float, ends: str = "completed") -> dict[str, Any]:
+        """Wait for a run's end, which must be the one expected; return what is listed of it."""
+        end = time.monotonic() + timeout
+        while True:  # `flwr run` succeeds before the run has begun
+            found = self.listed(run_id)
+            if found["status"].startswith("finished"):
+                break
+            assert time.monotonic() < end, f"{found['status']} after {timeout} s\n{self.logs()}"
+            time.sleep(3)  # each look costs a second of processor time
+        assert found["status"] == f"finished:{ends}", f"{found}\n{self.log_of(run_id)}"
+        return found
 
     def run(self, app: Path, timeout: float, **config: Any) -> dict[str, Any]:
         """Run an app to its end and return what ``flwr list`` says about it."""
-        overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in config.items())
-        run_id = self._flwr("run", str(app), "here", "--run-config", overrides)["run-id"]
-        end = time.monotonic() + timeout
-        while True:  # `flwr run` succeeds before the run has begun
-            (listed,) = self._flwr("list", "here", "--run-id", run_id)["runs"]
-            if listed["status"].startswith("finished"):
-                break
-            assert time.monotonic() < end, f"{listed['status']} after {timeout} s\n{self.logs()}"
-            time.sleep(3)  # each look costs a second of processor time
-        assert listed["status"] == "finished:completed", f"{listed}\n{self.logs()}"
-        return dict(listed)
+        return self.finish(self.submit(app, **config), timeout)
+
+    def log_of(self, run_id: str) -> str:
+        """What a run's ServerApp logged so far."""
+        return self._call("log", run_id, "here", "--show").stdout
 
     def _flwr(self, *arguments: str) -> Any:
-        done = subprocess.run(
-            [str(self._bin / "flwr"), *arguments, "--format", "json"],
+        done = self._call(*arguments, "--format", "json")
+        assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{self.logs()}"
+        return json.loads(done.stdout[done.stdout.index("{") :])
+
+    def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(self._bin / "flwr"), *arguments],
             cwd=self.folder,
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
-        assert done.returncode == 0, f"{done.stdout}{done.stderr}\n{self.logs()}"
-        return json.loads(done.stdout)
 
     def logs(self) -> str:
         """The ends of all logs."""
@@ -210,15 +209,51 @@ class Deployment:
                         os.kill(pid, number)
                 time.sleep(0.1)
 
-    def left(self) -> list[int]:
-        """Processes with this deployment's home, where the system tells (Linux)."""
-        mark = f"FLWR_HOME={self.folder}\0".encode()
+    def left(self, home: Path | None = None) -> list[int]:
+        """Processes with this deployment's home, or one in it, where the system tells (Linux)."""
+        mark = f"FLWR_HOME={home or self.folder}".encode()
         left = []
         for environment in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
-                if mark in environment.read_bytes():
+                lines = environment.read_bytes().split(b"\0")
+                if any(line == mark or line.startswith(mark + b"/") for line in lines):
                     left.append(int(environment.parent.name))
         return left
+
+
+@dataclass
+class SuperNode:
+    """A SuperNode that was started, and what it logs."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def says(self, text: str) -> bool:
+        """Whether a text is in the log by now."""
+        return text in self.log.read_text("utf-8", "replace")
+
+    def kill(self) -> None:
+        """Give it no time for a goodbye."""
+        self.process.kill()
+        self.process.wait()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let it do nothing for a while; its heartbeats may be missing for half a minute."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+
+def wait_for(what: str, done: Callable[[], Any], timeout: float, logs: Callable[[], str]) -> Any:
+    """Wait until something is true and return it."""
+    end = time.monotonic() + timeout
+    while not (found := done()):
+        assert time.monotonic() < end, f"not after {timeout} s: {what}\n{logs()}"
+        time.sleep(0.2)
+    return found
 
 
 @contextmanager

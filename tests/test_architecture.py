@@ -50,6 +50,8 @@ ROOMS = {
     "observers": {"config", "wire"},
     "run_folder": {"observers", "wire"},
     "display": {"observers", "wire"},
+    # Names the two apps for Flower, as text.
+    "apps": {"strategies", "clients"},
     "study": {"outliers", "pruning", "run_folder"},
     # The lazy exports of `import fl_darex`.
     "__init__": {"optim", "simulation"},

@@ -99,6 +99,7 @@ def configs(draw: Any) -> RunConfig:
     # Settings that go together.
     clients = values.get("federation.clients", 10)
     values["federation.clients-per-round"] = draw(st.integers(0, clients))
+    values["federation.min-clients"] = draw(st.integers(0, clients))
     if values.get("federation.partition") == "natural":
         values["federation.partition-column"] = "owner"
     if draw(st.booleans()):
@@ -160,15 +161,16 @@ def test_the_default_of_every_key_is_allowed_in_a_file_and_as_an_override(key, t
 def test_every_value_of_every_key_is_written_and_read_back(key, data, tmp_path):
     value = data.draw(values_of(key))
     partners = {
-        "federation.clients": {"federation.clients-per-round": 0},
+        "federation.clients": {"federation.clients-per-round": 0, "federation.min-clients": 0},
         "federation.clients-per-round": {"federation.clients": 1_000_000},
+        "federation.min-clients": {"federation.clients": 1_000_000},
         "federation.partition": {"federation.partition-column": "owner"},
         "train.local-steps": {"train.local-epochs": int(value == 0)},
         "train.local-epochs": {"train.local-steps": int(value == 0)},
         "train.weight-decay": {"train.optimizer": "adamw"},
         "compress.lora": {"train.lora-rank": 1},
     }.get(key, {})
-    if key == "federation.clients-per-round" and value > 1_000_000:
+    if key in ("federation.clients-per-round", "federation.min-clients") and value > 1_000_000:
         return
     config = make_config({key: value} | partners)
     assert config.flat()[key] == value
@@ -387,6 +389,17 @@ def test_more_clients_a_round_than_there_are_is_refused(clients, sample):
         f"federation.clients-per-round = {sample} is more than federation.clients = {clients}; "
         f"allowed: 0 (all) to {clients}"
     )
+
+
+def test_a_round_cannot_wait_for_more_clients_than_there_are():
+    message = refused({"federation.clients": 3, "federation.min-clients": 4})
+    assert message == (
+        "federation.min-clients = 4 is more than federation.clients = 3; allowed: 0 (all) to 3"
+    )
+    assert [
+        make_config({"federation.clients": 3, "federation.min-clients": few}).federation.needed
+        for few in (0, 2, 3)
+    ] == [3, 2, 3]
 
 
 @pytest.mark.parametrize(("sample", "size"), [(0, 7), (1, 1), (7, 7)])

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 WITHOUT_HEAVY_PACKAGES = """
 import sys
@@ -136,3 +138,43 @@ def test_masks_wire_and_both_halves_import_without_the_heavy_packages():
 
 def test_mod_and_strategy_carry_a_round_without_the_heavy_packages():
     run(WITHOUT_HEAVY_PACKAGES + ONE_ROUND)
+
+
+# Flower looks for both apps from two threads while a third may still import the package.
+WHILE_THE_PACKAGE_IS_IMPORTED = """
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import find_spec
+from threading import Event, Thread
+
+begun, go_on, found = Event(), Event(), []
+run = SourceFileLoader.exec_module
+
+
+def slowly(self, module):
+    if module.__name__ == "fl_darex":
+        begun.set()
+        go_on.wait(60)
+    run(self, module)
+
+
+SourceFileLoader.exec_module = slowly
+importing = Thread(target=__import__, args=("fl_darex",))
+importing.start()
+assert begun.wait(60)
+looking = Thread(target=lambda: found.append(find_spec(sys.argv[1])))
+looking.start()
+looking.join(0.5)
+assert not found  # it waits
+go_on.set()
+looking.join(60)
+importing.join(60)
+assert found and found[0] is not None
+"""
+
+
+def test_the_apps_that_flower_is_told_of_are_found_while_another_thread_imports_the_package():
+    pyproject = Path(__file__).resolve().parent.parent / "pyproject.toml"
+    components = tomllib.loads(pyproject.read_text())["tool"]["flwr"]["app"]["components"]
+    for reference in components.values():
+        run(WHILE_THE_PACKAGE_IS_IMPORTED.replace("sys.argv[1]", repr(reference.split(":")[0])))

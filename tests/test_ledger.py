@@ -318,6 +318,21 @@ def test_an_array_that_is_not_numpys_is_counted_and_passed_on():
 # --- replies that fail ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("code", [3, 4, 5])
+def test_an_error_that_no_client_sent_is_a_failure_without_bytes(code):
+    told: list[Entry] = []
+
+    class Gone(DirectGrid):
+        def _reply(self, message: Message) -> Message:
+            return Message(Error(code=code, reason="the node is gone"), reply_to=message)
+
+    ledger = Ledger()
+    grid = LedgerGrid(Gone(client_app(), 2), ledger, told.append)
+    assert all(reply.has_error() for reply in grid.send_and_receive(orders(grid), timeout=1))
+    assert [(e.failed, e.up_bytes, e.dense_up_bytes) for e in told] == [(True, 0, 0)] * 2
+    assert min(entry.down_bytes for entry in ledger.entries) > 0
+
+
 def test_an_error_reply_is_counted_as_failed_with_its_own_bytes():
     ledger_grid, grid, ledger = counted(client_app(DarexMod()))
     replies = ledger_grid.send_and_receive(orders(grid, kind="evaluate"), timeout=10)

@@ -61,8 +61,11 @@ rounds = 2
 out = ""
 """
 
-# Flower still uses a pattern class that pathspec will drop.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pathspec")
+pytestmark = [
+    pytest.mark.timeout(900),  # half a minute on an idle machine, and many processes on a busy one
+    # Flower still uses a pattern class that pathspec will drop.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:pathspec"),
+]
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def finished(tmp_path_factory):
     shutil.copytree(ROOT / "tests" / "apps_superlink", app / "ledger_app", ignore=leave)
     (app / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
     with deployment(folder, supernodes=2) as (flower, proxy):
-        listed = flower.run(app, timeout=120, out=str(out))
+        listed = flower.run(app, timeout=600, out=str(out))
     assert flower.left() == []
     found = json.loads(out.read_text(encoding="utf-8"))
     return Finished(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_writing_needs_the_same_names_and_shapes_and_copies() -> None:
         write({**source, "a": np.ones(3, np.float32)}, tensors)
 
 
-def test_settings_reach_clients_in_the_message_and_the_nodes_dataset_wins() -> None:
+def test_settings_reach_clients_in_the_message_and_the_nodes_dataset_wins(tmp_path: Path) -> None:
     from flwr.app import Context, Message, RecordDict
 
     from fl_darex.simulation.identity import adopt_run
@@ -160,5 +161,5 @@ def test_settings_reach_clients_in_the_message_and_the_nodes_dataset_wins() -> N
     message = Message(RecordDict({"config": settings_record(config)}), 1, "train")
     context = Context(1, 1, {}, RecordDict(), {})
     assert settings_of(message, context) == config
-    context.node_config["dataset-path"] = "/mine"
-    assert settings_of(message, context).task.dataset == "/mine"
+    context.node_config["dataset-path"] = str(tmp_path)
+    assert settings_of(message, context).task.dataset == str(tmp_path)

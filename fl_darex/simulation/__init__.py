@@ -1,7 +1,27 @@
-"""Ray behind Flower's Grid interface."""
+"""Ray behind Flower's Grid interface; Ray itself is loaded on first use."""
 
-from fl_darex.simulation.cluster import Resources
-from fl_darex.simulation.ray_grid import RayGrid
-from fl_darex.simulation.simulate import simulate
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fl_darex.simulation.cluster import Resources as Resources
+    from fl_darex.simulation.ray_grid import RayGrid as RayGrid
+    from fl_darex.simulation.simulate import simulate as simulate
+
+_LAZY = {
+    "RayGrid": "fl_darex.simulation.ray_grid",
+    "Resources": "fl_darex.simulation.cluster",
+    "simulate": "fl_darex.simulation.simulate",
+}
 
 __all__ = ["RayGrid", "Resources", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        # The function has its module's name, which an import of that module would put here.
+        found = globals()[name] = getattr(import_module(_LAZY[name]), name)
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

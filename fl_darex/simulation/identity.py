@@ -1,4 +1,4 @@
-"""The one place that touches Flower's private process identity.
+"""The one place that touches what is private in Flower: who a process is, what drives a run.
 
 ``Message(...)`` on the driver reads `TaskIdentity`, which Flower's own engines set for their
 processes; an engine of ours has to do the same.
@@ -7,8 +7,10 @@ processes; an engine of ours has to do the same.
 from __future__ import annotations
 
 from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fl_darex.seeds import derive
 
@@ -32,3 +34,8 @@ def adopt_run(label: str) -> Run:
 def node_id_of(partition: int) -> int:
     """Return the id of a simulated node: stable, and as wide as a deployment's random ids."""
     return derive(0, "node", partition) | 1 << 62
+
+
+def is_simulated(grid: Grid) -> bool:
+    """Return whether a grid is that of Flower's own simulation."""
+    return isinstance(grid, InMemoryGrid)

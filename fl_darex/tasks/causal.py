@@ -35,9 +35,8 @@ def load_causal_task(config: RunConfig) -> Task:
     """
     task, federation = config.task, config.federation
     model = load_causal_config(task)
-    data = load_causal_data(
-        task, federation.partition_column if federation.partition == "natural" else ""
-    )
+    owner = federation.partition_column if federation.partition == "natural" else ""
+    data = load_causal_data(task, owner, federation.evaluate != "none")
     train, validation = take_validation(data.train, config)
     metric = choose_lm_metric(task.metric, data.text_format.prompted)
     new_tokens = task.max_new_tokens if metric == "exact-match" else 0

@@ -11,7 +11,7 @@ from fl_darex.errors import ConfigError
 
 from .partitions import check_owner_column
 from .prompts import FORMATS, TextFormat
-from .sampling import hold_out, subsample
+from .sampling import set_apart, subsample
 from .sources import dataset_folder, load_hub_dataset
 from .splits import evaluation_split, training_split
 from .text_files import Table, from_arrow, read_folder
@@ -37,7 +37,7 @@ class CausalData:
     text_format: TextFormat
 
 
-def load_causal_data(task: TaskConfig, owner: str = "") -> CausalData:
+def load_causal_data(task: TaskConfig, owner: str = "", evaluate: bool = True) -> CausalData:
     """Read the data set of a task, and set evaluation and test examples apart.
 
     Evaluation examples are ``task.holdout`` of the training data if that is above 0, else the
@@ -46,11 +46,12 @@ def load_causal_data(task: TaskConfig, owner: str = "") -> CausalData:
     Args:
         task: Where the data is, and how much of it to use.
         owner: A further column to keep, for the natural partition; empty = none.
+        evaluate: Whether evaluation examples are needed; if not, there are none but held out ones.
 
     Raises:
         ConfigError: If the data cannot be found or read, or its columns do not fit.
     """
-    splits = _used(task, _read(task))
+    splits = _used(task, _read(task), evaluate)
     if owner:
         check_owner_column(owner, list(splits["train"].columns))
     text_format = find_format(task.dataset, list(splits.values()))
@@ -58,9 +59,8 @@ def load_causal_data(task: TaskConfig, owner: str = "") -> CausalData:
         _check_texts(text_format, split, table)
     keep = [*text_format.columns, *filter(None, [text_format.context, owner])]
     data = {split: _dataset(table, keep) for split, table in splits.items()}
-    train, evaluation = data["train"], data.get("evaluation")
-    if evaluation is None:
-        train, evaluation = hold_out(train, task.holdout)
+    parts = [data[split] for split in ("train", "evaluation") if split in data]
+    train, evaluation = set_apart(parts, task.holdout)
     return CausalData(
         train=subsample(train, task.train_examples, "train"),
         evaluation=subsample(evaluation, task.eval_examples, "evaluation"),
@@ -102,7 +102,7 @@ def _read(task: TaskConfig) -> dict[str, Table]:
     return read_folder(folder)
 
 
-def _used(task: TaskConfig, found: Mapping[str, Table]) -> dict[str, Table]:
+def _used(task: TaskConfig, found: Mapping[str, Table], evaluate: bool) -> dict[str, Table]:
     """Return the splits that play a part: train, evaluation (not if held out), test (if asked)."""
     hint = "the file train.jsonl, .json, .csv or .parquet"
     used = {"train": training_split(task.dataset, found, hint)}
@@ -113,7 +113,7 @@ def _used(task: TaskConfig, found: Mapping[str, Table]) -> dict[str, Table]:
                 f"{', '.join(found)}; set task.test = false"
             )
         used["test"] = found["test"]
-    if not task.holdout:
+    if not task.holdout and evaluate:
         free = {split: table for split, table in found.items() if split not in used}
         used["evaluation"] = evaluation_split(task.dataset, free, lambda _: False)[1]
     return used

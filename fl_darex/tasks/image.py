@@ -42,7 +42,7 @@ def load_image_task(config: RunConfig) -> Task:
     vision = load_image_config(task.model)
     processor = load_image_processor(task.model)
     owner = federation.partition_column if federation.partition == "natural" else ""
-    data = load_image_data(task, owner)
+    data = load_image_data(task, owner, federation.evaluate != "none")
     train, validation = take_validation(data.train, config)
     first = collate([train[0]], processor=processor)
     check_image_size(task.model, vision, first["pixel_values"])

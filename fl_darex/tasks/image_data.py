@@ -14,7 +14,7 @@ from .image_files import read_image_folder
 from .images import check_images
 from .labels import encode_labels, hidden
 from .partitions import check_owner_column
-from .sampling import hold_out, subsample
+from .sampling import set_apart, subsample
 from .sources import dataset_folder, load_hub_dataset
 from .splits import evaluation_split, training_split
 
@@ -46,7 +46,7 @@ class ImageData:
     label_names: tuple[str, ...]
 
 
-def load_image_data(task: TaskConfig, owner: str = "") -> ImageData:
+def load_image_data(task: TaskConfig, owner: str = "", evaluate: bool = True) -> ImageData:
     """Read the data set of a task, and set evaluation examples apart.
 
     These are ``task.holdout`` examples of the training data if that is above 0, else the
@@ -55,6 +55,7 @@ def load_image_data(task: TaskConfig, owner: str = "") -> ImageData:
     Args:
         task: Where the data is, and how much of it to use.
         owner: A further column to keep, for the natural partition; empty = none.
+        evaluate: Whether evaluation examples are needed; if not, there are none but held out ones.
 
     Raises:
         ConfigError: If the data cannot be found or read, its columns do not fit, or an image
@@ -68,7 +69,7 @@ def load_image_data(task: TaskConfig, owner: str = "") -> ImageData:
         check_owner_column(owner, training.column_names)
     image, label = _image_column(task, training), _label_column(task, training)
     used = {"train": training}
-    if not task.holdout:
+    if not task.holdout and evaluate:
         is_hidden = functools.partial(_is_hidden, label=label)
         split, found = evaluation_split(task.dataset, splits, is_hidden)
         _check_columns(split, found, (image, label))
@@ -78,7 +79,7 @@ def load_image_data(task: TaskConfig, owner: str = "") -> ImageData:
         _dataset(data, _origins(split, data[image]), image, owner, labels)
         for (split, data), labels in zip(used.items(), ids, strict=True)
     ]
-    train, held = hold_out(parts[0], task.holdout) if task.holdout else parts
+    train, held = set_apart(parts, task.holdout)
     train = subsample(train, task.train_examples, "train")
     held = subsample(held, task.eval_examples, "evaluation")
     for part in (train, held):

@@ -6,6 +6,7 @@ measured on the same examples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,6 +33,21 @@ def hold_out(train: Dataset, examples: int) -> tuple[Dataset, Dataset]:
         )
     order = _order(len(train), "holdout")
     return train.select(np.sort(order[examples:])), train.select(np.sort(order[:examples]))
+
+
+def set_apart(parts: Sequence[Dataset], holdout: int) -> tuple[Dataset, Dataset]:
+    """Return what is learned from and what is measured on.
+
+    Args:
+        parts: The training data and, where they are used, evaluation data.
+        holdout: Examples to take out of the training data for evaluation instead; 0 = none.
+
+    Raises:
+        ConfigError: If nothing would remain.
+    """
+    if holdout:
+        return hold_out(parts[0], holdout)
+    return parts[0], parts[1] if len(parts) > 1 else parts[0].select([])
 
 
 def take_validation(train: Dataset, config: RunConfig) -> tuple[Dataset, Dataset | None]:

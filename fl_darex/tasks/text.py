@@ -36,7 +36,7 @@ def load_text_task(config: RunConfig) -> Task:
     encoder = load_encoder_config(task.model)
     tokenizer = load_tokenizer(task.model, encoder, task.max_length)
     owner = federation.partition_column if federation.partition == "natural" else ""
-    data = load_text_data(task, owner)
+    data = load_text_data(task, owner, federation.evaluate != "none")
     train, validation = take_validation(data.train, config)
     metric = choose_metric(task.metric, data.classes, task.subset)
     if federation.evaluate == "clients":

@@ -11,7 +11,7 @@ from fl_darex.errors import ConfigError
 
 from .labels import encode_labels, hidden
 from .partitions import check_owner_column
-from .sampling import hold_out, subsample
+from .sampling import set_apart, subsample
 from .sources import dataset_folder, load_hub_dataset
 from .splits import evaluation_split, training_split
 from .text_files import Table, from_arrow, read_folder
@@ -49,7 +49,7 @@ class TextData:
     label_names: tuple[str, ...]
 
 
-def load_text_data(task: TaskConfig, owner: str = "") -> TextData:
+def load_text_data(task: TaskConfig, owner: str = "", evaluate: bool = True) -> TextData:
     """Read the data set of a task, and set evaluation examples apart.
 
     These are ``task.holdout`` examples of the training data if that is above 0, else the
@@ -58,6 +58,7 @@ def load_text_data(task: TaskConfig, owner: str = "") -> TextData:
     Args:
         task: Where the data is, and how much of it to use.
         owner: A further column to keep, for the natural partition; empty = none.
+        evaluate: Whether evaluation examples are needed; if not, there are none but held out ones.
 
     Raises:
         ConfigError: If the data cannot be found or read, or its columns do not fit.
@@ -67,13 +68,13 @@ def load_text_data(task: TaskConfig, owner: str = "") -> TextData:
     if owner:
         check_owner_column(owner, list(training.columns))
     used = [training]
-    if not task.holdout:
+    if not task.holdout and evaluate:
         used.append(evaluation_split(task.dataset, splits, _is_hidden)[1])
     columns = _text_columns(task, used)
     encoded, names = encode_labels([table.columns["label"] for table in used], used[0].label_names)
     keep = [*columns, *([owner] if owner else [])]
     data = [_dataset(t, keep, labels) for t, labels in zip(used, encoded, strict=True)]
-    train, held = hold_out(data[0], task.holdout) if task.holdout else (data[0], data[1])
+    train, held = set_apart(data, task.holdout)
     return TextData(
         train=subsample(train, task.train_examples, "train"),
         evaluation=subsample(held, task.eval_examples, "evaluation"),

@@ -29,6 +29,8 @@ class Session:
 
     Args:
         config: The run's configuration.
+        own: Whether the data are one client's own: all of them are then its partition, whatever
+            number that has.
 
     Attributes:
         task: The task, data loaded.
@@ -41,8 +43,9 @@ class Session:
         device: Where the model is.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, own: bool = False) -> None:
         self.config = config
+        self._own = own
         self.task: Task = load_task(config)
         self.device = _device(config)
         self.model: Any = _with_adapters(self.task, config)
@@ -63,6 +66,14 @@ class Session:
     def base(self) -> dict[str, NDArray[Any]]:
         """Return `pretrained` as NumPy arrays: what a client holds before it is sent anything."""
         return {name: tensor.cpu().numpy() for name, tensor in self.pretrained.items()}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Return the names of the classes that the data have, position = label; or nothing."""
+        config = self.model.config
+        if config.problem_type != "single_label_classification":
+            return ()
+        return tuple(str(config.id2label[index]) for index in sorted(config.id2label))
 
     @cached_property
     def validation_examples(self) -> Examples:
@@ -105,7 +116,7 @@ class Session:
 
         These are the same examples, unless the search needs some that were not trained on.
         """
-        examples, config = list(self.task.partition(partition)), self.config
+        examples, config = list(self.task.partition(0 if self._own else partition)), self.config
         count = config.compress.calibration_examples
         held = config.compress.holds_out
         if held and count >= len(examples):
@@ -121,13 +132,18 @@ class Session:
     def _evaluation_examples(self, partition: int | None = None) -> Examples:
         if partition is None:
             return list(self.task.evaluation)
-        return list(self.task.evaluation_partition(partition))
+        return list(self.task.evaluation_partition(0 if self._own else partition))
 
 
 @lru_cache(maxsize=1)
-def session(config: RunConfig) -> Session:
-    """Return this process's session for a configuration; the last one is kept."""
-    return Session(config)
+def session(config: RunConfig, own: bool = False) -> Session:
+    """Return this process's session for a configuration; the last one is kept.
+
+    Args:
+        config: The run's configuration.
+        own: See `Session`.
+    """
+    return Session(config, own)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:

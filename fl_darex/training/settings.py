@@ -6,30 +6,119 @@ have been set up long before the run; so the server sends what differs from the 
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message
 
 from fl_darex.config import RunConfig, make_config
+from fl_darex.errors import ConfigError
+from fl_darex.rescaling.rules import SERVER_VALIDATION
 
 SETTINGS_KEY = "fl-darex.settings"
+LABELS_KEY = "fl-darex.labels"
 DATASET_KEY = "dataset-path"
-"""Key in a node's own configuration that overrides task.dataset."""
+"""Key in a SuperNode's ``--node-config``: a folder on that machine with the node's own data."""
 
 
-def settings_record(config: RunConfig) -> ConfigRecord:
-    """Return a ConfigRecord with the settings that differ from the defaults, as JSON."""
+def settings_record(config: RunConfig, labels: Sequence[str] = ()) -> ConfigRecord:
+    """Return a ConfigRecord with the settings that differ from the defaults, as JSON.
+
+    Args:
+        config: The run's configuration.
+        labels: The classes' names where the data have some, so that nodes with data of their
+            own can tell whether theirs are the same.
+    """
     defaults = RunConfig().flat()
     changed = {key: value for key, value in config.flat().items() if value != defaults[key]}
-    return ConfigRecord({SETTINGS_KEY: json.dumps(changed, separators=(",", ":"))})
+    record = ConfigRecord({SETTINGS_KEY: json.dumps(changed, separators=(",", ":"))})
+    if labels:
+        record[LABELS_KEY] = _digest(labels)
+    return record
 
 
 def settings_of(message: Message, context: Context) -> RunConfig:
-    """Return the run's configuration from a message; the node's dataset path wins."""
+    """Return the configuration of the run for this node.
+
+    A SuperNode that was started with ``--node-config 'dataset-path="/data/x"'`` has data of its
+    own, in a folder that is laid out as ``task.dataset``: all rows of its training split are the
+    node's partition. Nothing of them is shared out, held out or left away: ``federation.clients``
+    and ``federation.partition``, ``task.holdout``, ``task.train-examples``, ``task.eval-examples``
+    and the server's validation examples are of no account. An evaluation split is needed only
+    where clients evaluate, and is then evaluated in full. ``task.subset`` names a folder in it if
+    there is one.
+
+    Raises:
+        ConfigError: If the settings are not understood, or the path is no absolute path of a
+            folder.
+    """
+    values = dict(context.run_config)
+    if (text := _text(message, SETTINGS_KEY)) is not None:
+        values = json.loads(text)
+    config = make_config(values)
+    return _with_own_data(config, context) if has_own_data(context) else config
+
+
+def has_own_data(context: Context) -> bool:
+    """Return whether this node was started with a folder of its own data."""
+    return DATASET_KEY in context.node_config
+
+
+def check_labels(message: Message, context: Context, found: Sequence[str]) -> None:
+    """Refuse data of a node whose classes are not the run's: its labels would mean others.
+
+    Args:
+        message: From the server.
+        context: The node's.
+        found: The classes of the node's data, in order.
+
+    Raises:
+        ConfigError: If they differ.
+    """
+    wanted = _text(message, LABELS_KEY)
+    if wanted is None or not has_own_data(context) or wanted == _digest(found):
+        return
+    names = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    raise ConfigError(
+        f"{DATASET_KEY} = {context.node_config[DATASET_KEY]!r} of this SuperNode has the classes "
+        f"{names or 'of a regression'}, which are not those of the run; the training data of "
+        "every node must have all classes of the run, under the same names"
+    )
+
+
+def _text(message: Message, key: str) -> str | None:
     for record in message.content.config_records.values():
-        if isinstance(text := record.get(SETTINGS_KEY), str):
-            values = json.loads(text)
-            if path := context.node_config.get(DATASET_KEY):
-                values["task.dataset"] = path
-            return make_config(values)
-    return make_config(context.run_config)
+        if isinstance(text := record.get(key), str):
+            return text
+    return None
+
+
+def _with_own_data(config: RunConfig, context: Context) -> RunConfig:
+    path = context.node_config[DATASET_KEY]
+    if not isinstance(path, str) or not Path(path).is_absolute() or not Path(path).is_dir():
+        raise ConfigError(
+            f"{DATASET_KEY} = {path!r} of this SuperNode: no such folder; give the absolute path "
+            "of a folder on the SuperNode's machine, in quotes: "
+            f"--node-config '{DATASET_KEY}=\"/data/x\"'"
+        )
+    changed = config.flat() | {
+        "task.dataset": path,
+        "task.holdout": 0,
+        "task.train-examples": 0,
+        "task.eval-examples": 0,
+        "task.test": False,
+        "federation.clients": 1,
+        "federation.clients-per-round": 0,
+        "federation.partition": "iid",
+        "federation.evaluate": "clients" if config.federation.evaluate == "clients" else "none",
+    }
+    if config.compress.q == SERVER_VALIDATION:  # the server's own affair
+        changed["compress.q"] = "dare"
+    return make_config(changed)
+
+
+def _digest(labels: Sequence[str]) -> str:
+    # Names would ride in every message; there may be a thousand.
+    return hashlib.blake2b(json.dumps(list(labels)).encode(), digest_size=8).hexdigest()

@@ -28,15 +28,18 @@ def answer(message: Message, partition: int) -> Message:
 class Roster:
     """The partitions of the nodes that are known so far.
 
-    A node that does not answer, or names a partition that another node has, gets the lowest
-    free slot; the run is then valid but not repeatable, because node ids are random.
+    A node that does not answer, or names a partition that another connected node has, gets the
+    lowest free slot; the run is then valid but not repeatable, because node ids are random. A
+    SuperNode without a key of its own comes back under a new id after a restart: where the node
+    that had its partition is gone, it takes the partition over, at once or as soon as Flower
+    notices (a killed node counts as connected for up to a minute).
 
     Args:
         partition_of: Partition or slot by node id; filled in as nodes answer.
         heard: Called with the node and each configuration in its answer.
 
     Attributes:
-        partition_of: Partition or slot by node id.
+        partition_of: Partition or slot by node id; no two nodes have the same.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Roster:
     ) -> None:
         self.partition_of = partition_of
         self._heard = heard
+        self._told: dict[int, int] = {}
 
     def update(self, grid: Grid, timeout: float, question: RecordDict | None = None) -> list[int]:
         """Ask the nodes that are new and return all connected nodes in partition order.
@@ -55,26 +59,31 @@ class Roster:
             timeout: Seconds to wait for answers.
             question: What the new nodes are sent; default: nothing.
         """
-        nodes = list(grid.get_node_ids())
-        if new := sorted(set(nodes) - set(self.partition_of)):
-            self._enter(new, self._ask(grid, new, timeout, question or RecordDict()))
+        nodes = sorted(grid.get_node_ids())
+        if new := [node for node in nodes if node not in self.partition_of]:
+            told = self._ask(grid, new, timeout, question or RecordDict())
+            self._told |= told
+            log(INFO, "handshake: %s nodes, %s told their partition", len(new), len(told))
+        self._seat(nodes)
         return sorted(nodes, key=self.partition_of.__getitem__)
 
-    def _enter(self, new: list[int], told: dict[int, int]) -> None:
-        taken = set(self.partition_of.values())
-        unplaced = []
-        for node in new:
-            partition = told.get(node, -1)
-            if partition < 0 or partition in taken:
-                unplaced.append(node)
-            else:
-                self.partition_of[node] = partition
-                taken.add(partition)
+    def _seat(self, connected: list[int]) -> None:
+        """Give each node the partition that it told, or a free slot while that is taken."""
+        here, holder = set(connected), {slot: node for node, slot in self.partition_of.items()}
+        for node in connected:
+            wanted, has = self._told.get(node, -1), self.partition_of.get(node, -1)
+            gone = holder.get(wanted)
+            if wanted < 0 or wanted == has or gone in here:
+                continue
+            if gone is not None:
+                del self.partition_of[gone]  # if it comes back, it is asked again
+                log(INFO, "partition %s: a node took it over from one that is gone", wanted)
+            holder.pop(has, None)
+            holder[wanted], self.partition_of[node] = node, wanted
+        unplaced = [node for node in connected if node not in self.partition_of]
         for node in unplaced:
-            slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
-            self.partition_of[node] = slot
-            taken.add(slot)
-        log(INFO, "handshake: %s nodes, %s told their partition", len(new), len(told))
+            taken = set(self.partition_of.values())
+            self.partition_of[node] = next(n for n in range(len(taken) + 1) if n not in taken)
         if unplaced:
             log(
                 WARNING,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.common.constant import SType
+from flwr.common.constant import ErrorCode, SType
 from flwr.serverapp import Grid
 
 from fl_darex.wire.delivery import MISSING
@@ -35,6 +35,13 @@ LACKING = "lacking"
 SECURE = "secure"
 ROUND_KEY = "server-round"
 
+# Error replies that SuperLink, or Flower's grid, makes up itself where a client is gone.
+_NOBODY_SENT = {
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+}
+
 
 @dataclass
 class Entry:
@@ -47,7 +54,8 @@ class Entry:
             not hold what the message built on, so that it was asked again; ``secure`` for the short
             messages of secure aggregation.
         down_bytes: Server to client, as a deployment would serialise the message.
-        up_bytes: Client to server; 0 while there is no reply.
+        up_bytes: Client to server; 0 while there is no reply, or only SuperLink's word that
+            there will be none.
         dense_down_bytes: The same message with the whole model and nothing of fl-darex in it; 0
             for ``lacking`` and ``secure``, which only happen with fl-darex.
         dense_up_bytes: The same reply with every tensor in full, in its own dtype; tensors that
@@ -168,6 +176,8 @@ class LedgerGrid(GridView):
             return
         entry, sent_dense = known
         entry.failed = reply.has_error()
+        if entry.failed and reply.error.code in _NOBODY_SENT:
+            return self._tell(entry)
         entry.up_bytes = message_bytes(reply)
         entry.dense_up_bytes = 0 if entry.kind == SECURE else entry.up_bytes
         if reply.has_content():
@@ -175,6 +185,9 @@ class LedgerGrid(GridView):
                 entry.dense_up_bytes = message_bytes(reply, _whole(reply.content, sent_dense))
             if MISSING in reply.content:
                 entry.kind, entry.dense_up_bytes, entry.dense_down_bytes = LACKING, 0, 0
+        self._tell(entry)
+
+    def _tell(self, entry: Entry) -> None:
         if self._on_reply is not None:
             self._on_reply(entry)
 

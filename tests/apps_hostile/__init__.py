@@ -1,0 +1,1 @@
+"""An app with a client that can misbehave, which runs on a SuperLink in the tests."""
