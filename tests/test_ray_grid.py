@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 from apps import BASE, numpy_app, rounds, server_app, step_of
-from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 from flwr.serverapp import Grid, ServerApp
@@ -150,17 +150,24 @@ def test_a_slow_client_is_not_waited_for_beyond_the_timeout() -> None:
 
     @app.query()
     def sleep(message: Message, context: Context) -> Message:
+        import os
         import time
 
-        time.sleep(30 if context.node_config["partition-id"] == 0 else 0)
-        return Message(RecordDict(), reply_to=message)
+        slow = "slow" in message.content and context.node_config["partition-id"] == 0
+        time.sleep(60 if slow else 0.2)
+        return Message(RecordDict({"at": ConfigRecord({"pid": os.getpid()})}), reply_to=message)
 
     with RayGrid(app, 2) as grid:
         nodes = list(grid.get_node_ids())
-        warm = [Message(RecordDict(), nodes[1], "query")]
-        grid.send_and_receive(warm, timeout=60)
-        messages = [Message(RecordDict(), node, "query") for node in nodes]
-        replies = list(grid.send_and_receive(messages, timeout=5))
+
+        def ask(content: RecordDict, timeout: float) -> list[Message]:
+            messages = [Message(content, node, "query") for node in nodes]
+            return list(grid.send_and_receive(messages, timeout=timeout))
+
+        for _ in range(100):  # until both workers have started, whatever that takes here
+            if len({reply.content["at"]["pid"] for reply in ask(RecordDict(), 120)}) == 2:
+                break
+        replies = ask(RecordDict({"slow": ConfigRecord()}), 5)
     assert [grid._partitions[reply.metadata.src_node_id] for reply in replies] == [1]
 
 
