@@ -5,8 +5,8 @@
     python benchmarks/methods.py --table        # prints the tables of the committed results
 
 Many short rounds, where averaging over clients and rounds takes the noise of pruning away, and few
-long ones, where deltas are large and it does not. AdamR's strength (L2: 0.1 at p = .99, 1 at p = .999;
-L1: 0.0003) and LoRA's learning rate were chosen on seed 0, which is not among the seeds.
+long ones, where deltas are large and it does not. AdamR's strength (L2: 0.1 at p = .99 and 1 at
+p = .999; L1: 0.0003) and LoRA's learning rate were chosen on seed 0, which is not among the seeds.
 """
 
 from __future__ import annotations
