@@ -15,6 +15,7 @@ import pytest
 from superlink import ROOT, Deployment, wait_for
 
 from .checkout import copy_of_the_checkout, environment
+from .marks import SLOW, deployment
 from .replay import exchanges, participants
 
 PRESET = """
@@ -31,14 +32,8 @@ local-steps = 2
 [compress]
 p = 0.99
 """
-SLOW = 900.0  # seconds that anything may take on a machine with other work
 
-pytestmark = [
-    pytest.mark.deployment,
-    pytest.mark.timeout(3600),
-    # Flower still uses a pattern class that pathspec will drop.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:pathspec"),
-]
+pytestmark = deployment(3600)
 
 
 @dataclass(frozen=True)

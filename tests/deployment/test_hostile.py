@@ -21,11 +21,11 @@ from superlink import ROOT, Deployment, SuperNode, wait_for
 
 from fl_darex.wire.records import to_arrays
 
+from .marks import SLOW, deployment
 from .replay import Replay
 
 HOSTILE = 2
 ROUNDS = len(ACTS)
-SLOW = 900.0  # seconds that anything may take on a machine with other work
 PYPROJECT = """
 [project]
 name = "hostile-app"
@@ -44,12 +44,7 @@ rounds = 1
 out = ""
 """
 
-pytestmark = [
-    pytest.mark.deployment,
-    pytest.mark.timeout(5400),
-    # Flower still uses a pattern class that pathspec will drop.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:pathspec"),
-]
+pytestmark = deployment(5400)
 
 
 @dataclass(frozen=True)

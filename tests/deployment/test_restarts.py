@@ -29,6 +29,7 @@ from fl_darex.run_folder import RunFolder
 from fl_darex.strategies.server_app import make_app
 
 from .checkout import copy_of_the_checkout
+from .marks import SLOW, deployment
 from .replay import Replay, exchanges, participants
 
 SETTINGS = {
@@ -38,14 +39,8 @@ SETTINGS = {
     "federation.timeout": 1200.0,
     "train.local-steps": 3,
 }
-SLOW = 900.0  # seconds that anything may take on a machine with other work
 
-pytestmark = [
-    pytest.mark.deployment,
-    pytest.mark.timeout(5400),
-    # Flower still uses a pattern class that pathspec will drop.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:pathspec"),
-]
+pytestmark = deployment(5400)
 
 
 @dataclass(frozen=True)
