@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from logging import INFO, WARNING
 from typing import Any
@@ -157,15 +156,13 @@ class DarexStrategy(Strategy):
         self.strategy = strategy
         self._wrapped = Wrapped(strategy, replies)
         check_replies(self._request, self._wrapped.form, self._wrapped.name)
-        if clip is not None and not 0.0 < clip < math.inf:
-            raise ValueError(f"clip is the largest norm of an update, above 0; got {clip!r}")
-        if not 0.0 < max_weight <= LARGEST_WEIGHT:
-            raise ValueError(f"max_weight must be in (0, 2**53], got {max_weight!r}")
         norms = [norm for norm in (clip, self._wrapped.clipping_norm) if norm is not None]
         clip = min(norms, default=None)
+        self.ledger = Ledger()
+        known, equal = self.ledger.partition_of, self._wrapped.private
+        self._inbox = Inbox(known, self._wrapped.weighted_by, max_weight, clip, equal)
         self._secure = secure and SecureSum(secure, self._request, self._wrapped, clip)
         self._running = False
-        self.ledger = Ledger()
         self.counted = 0
         self.q = self._request.first_q
         self._seed, self._dense, self._on_reply = seed, self._request.dense, on_reply
@@ -178,8 +175,6 @@ class DarexStrategy(Strategy):
             dense=self._dense,
             held=base_held,
         )
-        known, equal = self.ledger.partition_of, self._wrapped.private
-        self._inbox = Inbox(known, self._wrapped.weighted_by, max_weight, clip, equal)
         self._roster = Roster(known, self._downlink.heard)
         self._timeout = 3600.0
         self._settings = ConfigRecord()

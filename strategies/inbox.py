@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from logging import INFO
@@ -17,7 +18,7 @@ from fl_darex.wire.terms import Terms
 
 from .aggregation import Reply, opened
 from .clipping import clipped
-from .replies import log_refused, read_reply
+from .replies import LARGEST_WEIGHT, log_refused, read_reply
 
 
 @dataclass
@@ -30,6 +31,9 @@ class Inbox:
         max_weight: Largest weight that is believed.
         clip: Largest norm of an update; None: any.
         equal: Whether all count the same, whatever their weight.
+
+    Raises:
+        ValueError: If a bound is no such number.
     """
 
     partition_of: Mapping[int, int]
@@ -38,6 +42,12 @@ class Inbox:
     clip: float | None
     equal: bool
     _plain: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not 0.0 < self.clip < math.inf:
+            raise ValueError(f"clip is the largest norm of an update, above 0; got {self.clip!r}")
+        if not 0.0 < self.max_weight <= LARGEST_WEIGHT:
+            raise ValueError(f"max_weight must be in (0, 2**53], got {self.max_weight!r}")
 
     def usable(
         self,

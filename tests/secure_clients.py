@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from apps import DirectGrid
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
 
 from fl_darex.clients.secure import answer, hide
 from fl_darex.delta import Delta, Layout
@@ -105,6 +106,34 @@ class Clients:
         reply = Message(content, reply_to=message)
         packet = packet_for(self.tuned[slot])
         return hide(reply, packet, BASE, LAYOUT, stage, self.states[slot])
+
+
+class Stateful:
+    """Keeps each client's state from message to message, as an engine does.
+
+    Args:
+        app: The ClientApp.
+        lost: Partitions and stages that are not answered.
+        rounds: In which rounds; empty: in all.
+    """
+
+    def __init__(
+        self, app: ClientApp, lost: Collection[tuple[int, str]] = (), rounds: Collection[int] = ()
+    ) -> None:
+        self.app, self.lost, self.rounds = app, set(lost), set(rounds)
+        self.states: dict[int, RecordDict] = {}
+        self.replies: list[Message] = []
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        partition = int(context.node_config["partition-id"])
+        context.state = self.states.setdefault(partition, RecordDict())
+        for config in message.content.config_records.values():
+            stage = Stage.detach(dict(config))
+            in_round = not self.rounds or config.get("server-round") in self.rounds
+            if stage and in_round and (partition, stage.stage) in self.lost:
+                raise TimeoutError(f"client {partition} is gone")
+        self.replies.append(self.app(message, context))
+        return self.replies[-1]
 
 
 def start(

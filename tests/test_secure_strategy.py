@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from apps import BASE, DirectGrid, numpy_app, rounds, step_of
-from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ConfigRecord, Context, Message
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
     FedAdam,
@@ -19,44 +17,17 @@ from flwr.serverapp.strategy import (
     FedAvgM,
     FedMedian,
 )
+from secure_clients import Stateful
 
 from fl_darex.clients import DarexMod
 from fl_darex.strategies import DarexStrategy, SecureAggregation
 from fl_darex.wire.masked import is_masked
 from fl_darex.wire.records import to_arrays
-from fl_darex.wire.stages import KEYS, MASKED, SHARES, UNMASK, Stage
+from fl_darex.wire.stages import KEYS, MASKED, SHARES, UNMASK
 
 CLIENTS = 5
 ASKED = SecureAggregation(range=0.06, max_weight=8, bits=20)
 WITH_COUNTER = {**BASE, "steps": np.array([3, 2**53 + 1], dtype=np.int64)}
-
-
-class Stateful:
-    """Keeps each client's state from message to message, as an engine does.
-
-    Args:
-        app: The ClientApp.
-        lost: Partitions and stages that are not answered.
-        rounds: In which rounds; empty: in all.
-    """
-
-    def __init__(
-        self, app: ClientApp, lost: Collection[tuple[int, str]] = (), rounds: Collection[int] = ()
-    ) -> None:
-        self.app, self.lost, self.rounds = app, set(lost), set(rounds)
-        self.states: dict[int, RecordDict] = {}
-        self.replies: list[Message] = []
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        partition = int(context.node_config["partition-id"])
-        context.state = self.states.setdefault(partition, RecordDict())
-        for config in message.content.config_records.values():
-            stage = Stage.detach(dict(config))
-            in_round = not self.rounds or config.get("server-round") in self.rounds
-            if stage and in_round and (partition, stage.stage) in self.lost:
-                raise TimeoutError(f"client {partition} is gone")
-        self.replies.append(self.app(message, context))
-        return self.replies[-1]
 
 
 def quiet(kind: type[FedAvg] = FedAvg, **options: Any) -> FedAvg:

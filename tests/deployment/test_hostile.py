@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,32 +16,16 @@ import numpy as np
 import pytest
 from apps_hostile.client_app import ACTS, TIMES, app
 from apps_hostile.server_app import CLIENTS, start, strategy
-from superlink import ROOT, Deployment, SuperNode, wait_for
+from superlink import Deployment, SuperNode, wait_for
 
 from fl_darex.wire.records import to_arrays
 
 from .marks import SLOW, deployment
+from .project import project_of
 from .replay import Replay
 
 HOSTILE = 2
 ROUNDS = len(ACTS)
-PYPROJECT = """
-[project]
-name = "hostile-app"
-version = "0.1.0"
-license = "Apache-2.0"
-
-[tool.flwr.app]
-publisher = "fl-darex"
-
-[tool.flwr.app.components]
-serverapp = "apps_hostile.server_app:app"
-clientapp = "apps_hostile.client_app:app"
-
-[tool.flwr.app.config]
-rounds = 1
-out = ""
-"""
 
 pytestmark = deployment(5400)
 
@@ -65,10 +48,7 @@ def id_of(node: SuperNode) -> str:
 
 
 def play(flower: Deployment, folder: Path) -> Finished:
-    source, out = folder / "hostile-app", folder / "found.json"
-    leave = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "tests" / "apps_hostile", source / "apps_hostile", ignore=leave)
-    (source / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
+    out = folder / "found.json"
     homes = [folder / f"node{n}" for n in range(CLIENTS)]
     for home in homes:
         home.mkdir()
@@ -79,6 +59,7 @@ def play(flower: Deployment, folder: Path) -> Finished:
     flower.start_superlink()
     honest = [supernode(partition) for partition in range(CLIENTS - 1)]
     supernode(HOSTILE, hostile=True)
+    source = project_of("apps_hostile", folder)
     run_id = flower.submit(source, rounds=ROUNDS, out=str(out))
     # In the last round but one: the hostile client fails, and an honest one is killed.
     orders = "Receiving: train message"
