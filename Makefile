@@ -32,9 +32,11 @@ quickstart: $(VENV)/.ready-all
 test: $(VENV)/.ready-dev
 	$(IN)/pytest $(ARGS)
 
-# pyproject.toml keeps these tests out of the others by their mark.
+# pyproject.toml keeps these tests out of the others by their mark. Each file has deployments of its
+# own, whose processes wait most of the time; so some files run at once.
+AT_ONCE ?= 4
 deployment-test: $(VENV)/.ready-dev
-	$(IN)/pytest -m deployment tests/deployment $(ARGS)
+	$(IN)/pytest -n $(AT_ONCE) --dist loadfile -m deployment tests/deployment $(ARGS)
 
 # Each has an environment of its own, without torch, Ray and transformers, which neither half needs.
 FLOWERS ?= 1.40.0 1.42.0

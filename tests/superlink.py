@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +21,7 @@ from counting_proxy import HOST, CountingProxy
 from credentials import make_certificates, make_node_key
 
 ROOT = Path(__file__).resolve().parent.parent
+_GIVEN: set[int] = set()  # ports
 
 
 class Deployment:
@@ -43,6 +46,7 @@ class Deployment:
         self._started: list[subprocess.Popen[bytes]] = []
         self._bin = scripts or Path(sysconfig.get_path("scripts"))
         self._secure = secure
+        self._superlink = folder  # its log
         self._environment = os.environ | {
             "HOME": str(folder),
             "FLWR_HOME": str(folder),
@@ -75,7 +79,7 @@ class Deployment:
             options += ["--enable-supernode-auth"]
         else:
             options += ["--insecure"]
-        process, _ = self._start(
+        process, self._superlink = self._start(
             "flower-superlink", *options, "--host", HOST, "--port", str(self.port)
         )
         end = time.monotonic() + 60
@@ -155,13 +159,22 @@ class Deployment:
         """Wait for a run's end, which must be the one expected; return what is listed of it."""
         end = time.monotonic() + timeout
         while True:  # `flwr run` succeeds before the run has begun
+            self._wait_for_a_word_of(run_id, min(end, time.monotonic() + 30))
             found = self.listed(run_id)
             if found["status"].startswith("finished"):
                 break
             assert time.monotonic() < end, f"{found['status']} after {timeout} s\n{self.logs()}"
-            time.sleep(3)  # each look costs a second of processor time
         assert found["status"] == f"finished:{ends}", f"{found}\n{self.log_of(run_id)}"
         return found
+
+    def _wait_for_a_word_of(self, run_id: str, end: float) -> None:
+        """Wait until SuperLink has logged that a task of a run is done.
+
+        To ask it costs two seconds of processor time, which the run itself can use better.
+        """
+        word = re.compile(rf"Finished task \d+ of run {run_id}\b")
+        while time.monotonic() < end and not word.search(self._superlink.read_text("utf-8")):
+            time.sleep(0.2)
 
     def run(self, app: Path, timeout: float, **config: Any) -> dict[str, Any]:
         """Run an app to its end and return what ``flwr list`` says about it."""
@@ -272,6 +285,17 @@ def deployment(folder: Path, supernodes: int) -> Iterator[tuple[Deployment, Coun
 
 
 def free_port() -> int:
-    """A port on which nobody listens now."""
-    with socket.create_server((HOST, 0)) as one:
-        return int(one.getsockname()[1])
+    """A port on which nobody listens now, and which this process has not been given before.
+
+    The system takes none of these for connections (Linux: from 32,768 on), and tests that run at
+    once in several processes of pytest-xdist have a thousand each.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + 1000 * (worker % 12)
+    for port in random.sample(range(first, first + 1000), 1000):
+        if port in _GIVEN:
+            continue
+        with suppress(OSError), socket.create_server((HOST, port)):
+            _GIVEN.add(port)
+            return port
+    raise OSError("a thousand ports are all in use")

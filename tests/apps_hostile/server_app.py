@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import resource
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, Context
+from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fl_darex.strategies import DarexStrategy
+from fl_darex.wire.grid_view import GridView
 from fl_darex.wire.records import to_arrays, to_record
 
 from .client_app import SHAPES
@@ -21,6 +23,26 @@ from .client_app import SHAPES
 CLIENTS = 3
 
 app = ServerApp()
+
+
+class Witness(GridView):
+    """Writes down the memory that was needed once replies are there and nobody looked at them."""
+
+    pull_interval = 0.5  # seconds; Flower's own grid waits 3
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid)
+        self.fetched = peak()
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = list(self.grid.pull_messages(message_ids))
+        self.fetched = peak()
+        return replies
+
+
+def peak() -> int:
+    """The most memory that this process ever had, in bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def strategy() -> DarexStrategy:
@@ -38,11 +60,12 @@ def start(made: DarexStrategy, grid: Grid, rounds: int, each: Any = None) -> Res
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     out, made = Path(str(context.run_config["out"])), strategy()
-    peaks: list[int] = []
+    witness = Witness(grid)
+    peaks: list[tuple[int, int]] = []
     counted: list[int] = []
 
     def each(round_: int, arrays: ArrayRecord) -> None:
-        peaks.append(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        peaks.append((witness.fetched, peak()))
         counted.append(made.counted)
         found = {
             "peaks": peaks,
@@ -53,5 +76,5 @@ def main(grid: Grid, context: Context) -> None:
         fresh.write_text(json.dumps(found), encoding="utf-8")
         fresh.replace(out)
 
-    result = start(made, grid, int(context.run_config["rounds"]), each)
+    result = start(made, witness, int(context.run_config["rounds"]), each)
     np.savez(out.with_suffix(".npz"), **to_arrays(result.arrays))

@@ -29,6 +29,8 @@ app = ServerApp()
 class Witness(GridView):
     """Looks at every reply that holds arrays or metrics."""
 
+    pull_interval = 0.5  # seconds; Flower's own grid waits 3
+
     def __init__(self, grid: Grid) -> None:
         super().__init__(grid)
         self.masked: list[bool] = []

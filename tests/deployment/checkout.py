@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 
 from superlink import ROOT
+
+from .marks import SLOW
 
 SCRIPT = """#!{python}
 import sys
 from {module} import {attribute}
 sys.exit({attribute}())
 """
+
+
+@dataclass(frozen=True)
+class Place:
+    """A checkout, and the model that ``fl-darex run`` makes of its preset."""
+
+    checkout: Path
+    preset: Path
+    model: bytes
 
 
 def copy_of_the_checkout(folder: Path) -> Path:
@@ -54,3 +67,10 @@ def environment(folder: Path, wheel_of: Path | None = None) -> Path:
         target = ["--python", str(python), "install", "--no-deps", "--force-reinstall"]
         subprocess.run([*pip, *target, str(wheel)], check=True, timeout=600)
     return folder / "bin"
+
+
+def imports_fl_darex(scripts: Path) -> bool:
+    command = [str(scripts / "python"), "-c", "import fl_darex.strategies"]
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, cwd="/", env=clean, capture_output=True, timeout=SLOW)
+    return done.returncode == 0
