@@ -33,8 +33,8 @@ test: $(VENV)/.ready-dev
 	$(IN)/pytest $(ARGS)
 
 # pyproject.toml keeps these tests out of the others by their mark. Each file has deployments of its
-# own, whose processes wait most of the time; so some files run at once.
-AT_ONCE ?= 4
+# own, whose processes wait most of the time; so two files run at once.
+AT_ONCE ?= 2
 deployment-test: $(VENV)/.ready-dev
 	$(IN)/pytest -n $(AT_ONCE) --dist loadfile -m deployment tests/deployment $(ARGS)
 

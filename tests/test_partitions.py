@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from datasets import Dataset
+from flwr_datasets.partitioner import IidPartitioner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,6 +37,29 @@ def test_iid_partitions_are_disjoint_complete_and_even(size, data):
     parts = rows(labelled(size), clients=clients, seed=seed)
     assert_a_partition(parts, size)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@given(size=st.integers(1, 60), data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_iid_partitions_are_cut_as_the_library_cuts_them(size, data):
+    clients = data.draw(st.integers(1, size))
+    order = [row for part in rows(labelled(size), clients=clients) for row in part]
+    library = IidPartitioner(clients)
+    library.dataset = Dataset.from_dict({"row": order})
+    cut = [library.load_partition(index)["row"][:] for index in range(clients)]
+    assert cut == rows(labelled(size), clients=clients)
+
+
+def test_a_client_with_iid_data_does_not_wait_for_the_librarys_plots():
+    code = """
+import sys
+from fl_darex.config import RunConfig
+from fl_darex.training.session import session
+assert session(RunConfig()).examples(0)
+found = sorted({"flwr_datasets", "matplotlib", "seaborn"}.intersection(sys.modules))
+sys.exit(str(found) if found else 0)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @given(alpha=st.floats(1e-3, 1e6), clients=st.integers(1, 20), seed=st.integers(0, 2**63 - 1))

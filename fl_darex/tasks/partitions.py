@@ -14,16 +14,10 @@ import contextlib
 import io
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from flwr_datasets.partitioner import (
-    DirichletPartitioner,
-    IidPartitioner,
-    NaturalIdPartitioner,
-    Partitioner,
-    PathologicalPartitioner,
-)
 
 from fl_darex.config import FederationConfig
 from fl_darex.errors import ConfigError, nearest
@@ -89,6 +83,13 @@ class Partitions:
             )
 
 
+class Partitioner(Protocol):
+    """What is asked of a partitioner of flwr-datasets."""
+
+    def load_partition(self, partition_id: int) -> Dataset:
+        """Return one client's rows."""
+
+
 def _make(train: Dataset, federation: FederationConfig) -> Partitioner:
     makers = {
         "iid": _iid,
@@ -96,17 +97,33 @@ def _make(train: Dataset, federation: FederationConfig) -> Partitioner:
         "pathological": _pathological,
         "natural": _natural,
     }
-    return makers[federation.partition](train, federation)
-
-
-def _iid(train: Dataset, federation: FederationConfig) -> Partitioner:
-    # IidPartitioner cuts the rows as they come: the random order is ours.
-    partitioner = IidPartitioner(federation.clients)
-    partitioner.dataset = _shuffled(train, federation)
+    partitioner: Partitioner = makers[federation.partition](train, federation)
     return partitioner
 
 
-def _dirichlet(train: Dataset, federation: FederationConfig) -> Partitioner:
+@dataclass(frozen=True)
+class _Iid:
+    """The library's IidPartitioner, which does no more than this.
+
+    To import the library takes two seconds, for its plots; and in a deployment a client is a new
+    process for each message.
+    """
+
+    dataset: Dataset
+    clients: int
+
+    def load_partition(self, partition_id: int) -> Dataset:
+        return self.dataset.shard(num_shards=self.clients, index=partition_id, contiguous=True)
+
+
+def _iid(train: Dataset, federation: FederationConfig) -> Partitioner:
+    # The rows are cut as they come: the random order is ours.
+    return _Iid(_shuffled(train, federation), federation.clients)
+
+
+def _dirichlet(train: Dataset, federation: FederationConfig) -> Any:  # no type hints
+    from flwr_datasets.partitioner import DirichletPartitioner
+
     partitioner = DirichletPartitioner(
         num_partitions=federation.clients,
         partition_by=_LABEL,
@@ -154,26 +171,11 @@ def _pathological(train: Dataset, federation: FederationConfig) -> Partitioner:
             f"{holders[short]} clients, but it has {counts[short]} training examples; use fewer "
             "federation.clients or federation.classes-per-client"
         )
-    partitioner = _Pathological([[values[c].item() for c in hand] for hand in dealt], federation)
+    from .pathological import Dealt
+
+    partitioner = Dealt([[values[c].item() for c in hand] for hand in dealt], federation)
     partitioner.dataset = _shuffled(train, federation)
     return partitioner
-
-
-class _Pathological(PathologicalPartitioner):  # type: ignore[misc]  # no type hints
-    """The library's partitioner with our deal: its own three may leave classes to nobody."""
-
-    def __init__(self, dealt: list[list[Any]], federation: FederationConfig) -> None:
-        super().__init__(
-            num_partitions=federation.clients,
-            partition_by=_LABEL,
-            num_classes_per_partition=federation.classes_per_client,
-            seed=derive(federation.seed, "partition"),
-        )
-        self._dealt = dealt
-
-    def _determine_partition_id_to_unique_labels(self) -> None:
-        self._unique_labels = sorted({label for hand in self._dealt for label in hand})
-        self._partition_id_to_unique_labels = dict(enumerate(self._dealt))
 
 
 def deal(classes: int, clients: int, per_client: int, seed: int) -> list[list[int]]:
@@ -204,7 +206,7 @@ def deal(classes: int, clients: int, per_client: int, seed: int) -> list[list[in
     return hands
 
 
-def _natural(train: Dataset, federation: FederationConfig) -> Partitioner:
+def _natural(train: Dataset, federation: FederationConfig) -> Any:  # no type hints
     column = federation.partition_column
     check_owner_column(column, train.column_names)
     owners: Sequence[Any] = train.with_format(None)[column][:]
@@ -219,6 +221,8 @@ def _natural(train: Dataset, federation: FederationConfig) -> Partitioner:
             f"federation.clients = {federation.clients}, but column {column!r} has {found} "
             f"owners; set federation.clients = {found}"
         )
+    from flwr_datasets.partitioner import NaturalIdPartitioner
+
     partitioner = NaturalIdPartitioner(partition_by=_OWNER)
     partitioner.dataset = _light(_OWNER, owners, range(len(train)))
     # Its progress bar has no switch.
