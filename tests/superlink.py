@@ -55,7 +55,6 @@ class Deployment:
             "FLWR_TELEMETRY_ENABLED": "0",
             "NO_PROXY": HOST,
             "no_proxy": HOST,
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
             "PATH": os.pathsep.join([str(self._bin), os.environ["PATH"]]),
             "PYTHONPATH": str(path or ""),
         }
