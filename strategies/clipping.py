@@ -27,6 +27,21 @@ from .aggregation import Reply
 _BLOCK = 1 << 20
 
 
+def tightest(clip: float | None, noise: float | None) -> float | None:
+    """Return the smaller of two bounds on an update's norm; None: any norm.
+
+    Args:
+        clip: The one that was asked for.
+        noise: The one for which the wrapped strategy adds noise.
+
+    Raises:
+        ValueError: If ``clip`` is no norm above 0.
+    """
+    if clip is not None and not 0.0 < clip < math.inf:
+        raise ValueError(f"clip is the largest norm of an update, above 0; got {clip!r}")
+    return min((norm for norm in (clip, noise) if norm is not None), default=None)
+
+
 def clipped(reply: Reply, base: Mapping[str, NDArray[Any]], layout: Layout, norm: float) -> Reply:
     """Return a reply whose update has at most this norm, to float32 round-off.
 

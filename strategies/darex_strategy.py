@@ -25,6 +25,7 @@ from fl_darex.wire.terms import Terms
 from fl_darex.wire.values import CODINGS
 
 from .aggregation import Arrays, Reply
+from .clipping import tightest
 from .courier import Courier, Setting
 from .downlink import DOWNLINKS, make_downlink
 from .fallback_grid import FallbackGrid
@@ -156,8 +157,7 @@ class DarexStrategy(Strategy):
         self.strategy = strategy
         self._wrapped = Wrapped(strategy, replies)
         check_replies(self._request, self._wrapped.form, self._wrapped.name)
-        norms = [norm for norm in (clip, self._wrapped.clipping_norm) if norm is not None]
-        clip = min(norms, default=None)
+        clip = tightest(clip, self._wrapped.clipping_norm)
         self.ledger = Ledger()
         known, equal = self.ledger.partition_of, self._wrapped.private
         self._inbox = Inbox(known, self._wrapped.weighted_by, max_weight, clip, equal)

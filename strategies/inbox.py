@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from logging import INFO
@@ -33,7 +32,7 @@ class Inbox:
         equal: Whether all count the same, whatever their weight.
 
     Raises:
-        ValueError: If a bound is no such number.
+        ValueError: If ``max_weight`` is outside (0, 2**53].
     """
 
     partition_of: Mapping[int, int]
@@ -44,8 +43,6 @@ class Inbox:
     _plain: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        if self.clip is not None and not 0.0 < self.clip < math.inf:
-            raise ValueError(f"clip is the largest norm of an update, above 0; got {self.clip!r}")
         if not 0.0 < self.max_weight <= LARGEST_WEIGHT:
             raise ValueError(f"max_weight must be in (0, 2**53], got {self.max_weight!r}")
 

@@ -172,8 +172,11 @@ class Deployment:
         To ask it costs two seconds of processor time, which the run itself can use better.
         """
         word = re.compile(rf"Finished task \d+ of run {run_id}\b")
-        while time.monotonic() < end and not word.search(self._superlink.read_text("utf-8")):
+        while time.monotonic() < end and not word.search(self._superlink_says()):
             time.sleep(0.2)
+
+    def _superlink_says(self) -> str:
+        return self._superlink.read_text("utf-8", "replace")
 
     def run(self, app: Path, timeout: float, **config: Any) -> dict[str, Any]:
         """Run an app to its end and return what ``flwr list`` says about it."""

@@ -161,6 +161,12 @@ def test_under_differential_privacy_no_client_moves_the_model_further_than_the_n
         assert moved(DarexStrategy(private(1.0, 0.0), 0.99), mods) <= 1.0 + 1e-4
 
 
+@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan"), float("inf")])
+def test_under_differential_privacy_a_clip_that_is_no_norm_is_refused_all_the_same(clip) -> None:
+    with pytest.raises(ValueError, match="clip is the largest norm of an update"):
+        DarexStrategy(private(1.0, 0.0), clip=clip)
+
+
 def test_under_differential_privacy_all_clients_count_the_same() -> None:
     # A single client of four may move the mean by a quarter of the norm, whatever its weight.
     def heavy(message: Message, context: Any, call_next: Any) -> Message:

@@ -33,33 +33,15 @@ The whole run, with polls, heartbeats and two downloads of a bundle of 6.4 kB, i
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from flower_project import project_of
 from flwr.cli.build import build_fab_from_disk
 from flwr.proto.node_pb2 import Node
-from superlink import ROOT, deployment
-
-PYPROJECT = """
-[project]
-name = "ledger-app"
-version = "0.1.0"
-license = "Apache-2.0"
-
-[tool.flwr.app]
-publisher = "fl-darex"
-
-[tool.flwr.app.components]
-serverapp = "ledger_app.server_app:app"
-clientapp = "ledger_app.client_app:app"
-
-[tool.flwr.app.config]
-rounds = 2
-out = ""
-"""
+from superlink import deployment
 
 pytestmark = [
     pytest.mark.timeout(900),  # half a minute on an idle machine, and many processes on a busy one
@@ -88,12 +70,9 @@ class Finished:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("superlink")
-    app, out = folder / "ledger-app", folder / "found.json"
-    leave = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "tests" / "apps_superlink", app / "ledger_app", ignore=leave)
-    (app / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
+    app, out = project_of("apps_superlink", folder), folder / "found.json"
     with deployment(folder, supernodes=2) as (flower, proxy):
-        listed = flower.run(app, timeout=600, out=str(out))
+        listed = flower.run(app, timeout=600, rounds=2, out=str(out))
     assert flower.left() == []
     found = json.loads(out.read_text(encoding="utf-8"))
     return Finished(

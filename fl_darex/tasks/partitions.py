@@ -173,7 +173,8 @@ def _pathological(train: Dataset, federation: FederationConfig) -> Partitioner:
         )
     from .pathological import Dealt
 
-    partitioner = Dealt([[values[c].item() for c in hand] for hand in dealt], federation)
+    hands = [[values[c].item() for c in hand] for hand in dealt]
+    partitioner = Dealt(hands, _LABEL, derive(federation.seed, "partition"))
     partitioner.dataset = _shuffled(train, federation)
     return partitioner
 

@@ -6,21 +6,22 @@ from typing import Any
 
 from flwr_datasets.partitioner import PathologicalPartitioner
 
-from fl_darex.config import FederationConfig
-from fl_darex.seeds import derive
-
-LABEL = "label"
-
 
 class Dealt(PathologicalPartitioner):  # type: ignore[misc]  # no type hints
-    """The library's partitioner with our deal: its own three may leave classes to nobody."""
+    """The library's partitioner with our deal: its own three may leave classes to nobody.
 
-    def __init__(self, dealt: list[list[Any]], federation: FederationConfig) -> None:
+    Args:
+        dealt: The classes of each client, equally many for all.
+        column: Where an example's class is.
+        seed: Of how a class is divided among those that hold it.
+    """
+
+    def __init__(self, dealt: list[list[Any]], column: str, seed: int) -> None:
         super().__init__(
-            num_partitions=federation.clients,
-            partition_by=LABEL,
-            num_classes_per_partition=federation.classes_per_client,
-            seed=derive(federation.seed, "partition"),
+            num_partitions=len(dealt),
+            partition_by=column,
+            num_classes_per_partition=len(dealt[0]),
+            seed=seed,
         )
         self._dealt = dealt
 

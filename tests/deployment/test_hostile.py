@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from apps_hostile.client_app import ACTS, TIMES, app
 from apps_hostile.server_app import CLIENTS, start, strategy
+from flower_project import project_of
 from superlink import Deployment, SuperNode, wait_for
 
 from fl_darex.wire.records import to_arrays
 
 from .marks import SLOW, deployment
-from .project import project_of
 from .replay import Replay
 
 HOSTILE = 2

@@ -15,6 +15,7 @@ import pytest
 from apps import DirectGrid
 from apps_secure.client_app import LOST, SHAPES, app
 from apps_secure.server_app import CLIENTS, ROUNDS, start
+from flower_project import project_of
 from secure_clients import Stateful
 from superlink import Deployment
 
@@ -22,7 +23,6 @@ from fl_darex.wire.records import to_arrays
 from fl_darex.wire.stages import MASKED
 
 from .marks import SLOW, deployment
-from .project import project_of
 
 DIES = 3
 OTHER = 1  # holds another model than the others
