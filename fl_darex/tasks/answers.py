@@ -30,7 +30,7 @@ def extract_answer(text: str) -> str:
     words = behind.strip().partition("\n")[0] if mark else text
     numbers = list(_NUMBER.finditer(words))
     if not numbers:
-        return " ".join(words.split()).rstrip(".")
+        return " ".join(words.split()).rstrip(". ")
     return _spelled(numbers[0 if mark else -1])
 
 
