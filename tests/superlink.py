@@ -19,6 +19,7 @@ from typing import Any
 
 from counting_proxy import HOST, CountingProxy
 from credentials import make_certificates, make_node_key
+from processes import with_variable
 
 ROOT = Path(__file__).resolve().parent.parent
 _GIVEN: set[int] = set()  # ports
@@ -226,14 +227,8 @@ class Deployment:
 
     def left(self, home: Path | None = None) -> list[int]:
         """Processes with this deployment's home, or one in it, where the system tells (Linux)."""
-        mark = f"FLWR_HOME={home or self.folder}".encode()
-        left = []
-        for environment in Path("/proc").glob("[0-9]*/environ"):
-            with suppress(OSError):
-                lines = environment.read_bytes().split(b"\0")
-                if any(line == mark or line.startswith(mark + b"/") for line in lines):
-                    left.append(int(environment.parent.name))
-        return left
+        mark = str(home or self.folder)
+        return with_variable("FLWR_HOME", lambda its: its == mark or its.startswith(mark + "/"))
 
 
 @dataclass

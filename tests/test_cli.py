@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import with_variable
 
 COMMAND = [sys.executable, "-c", "from fl_darex.cli import main; main()"]
 SMALL = """
@@ -230,10 +231,11 @@ def test_help_is_there(arguments: list[str], tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_a_readable_folder_and_no_worker(config: Path) -> None:
-    out = config.parent / "out"
+    out, mark = config.parent / "out", str(config.parent)
     process = subprocess.Popen(
         [*COMMAND, "run", "small.toml", "federation.rounds=2000", "--out", "out"],
         cwd=config.parent,
+        env=os.environ | {"FL_DAREX_TEST": mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -241,6 +243,7 @@ def test_ctrl_c_leaves_a_readable_folder_and_no_worker(config: Path) -> None:
     )
     try:
         wait_for(lambda: (out / "rounds.jsonl").exists() and len(lines(out / "rounds.jsonl")) > 1)
+        started = with_variable("FL_DAREX_TEST", mark.__eq__)
         os.kill(process.pid, signal.SIGINT)
         printed, problems = process.communicate(timeout=60)
     finally:
@@ -252,6 +255,9 @@ def test_ctrl_c_leaves_a_readable_folder_and_no_worker(config: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert summary["status"] == "interrupted"
     assert summary["rounds"] == len(lines(out / "rounds.jsonl")) > 1
+    if sys.platform == "linux":
+        assert len(started) > 2  # the command, Ray's own, its workers
+        wait_for(lambda: not with_variable("FL_DAREX_TEST", mark.__eq__), 30)
 
 
 def wait_for(condition: object, seconds: float = 120) -> None:
