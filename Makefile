@@ -29,12 +29,13 @@ help:
 quickstart: $(VENV)/.ready-all
 	$(IN)/fl-darex run configs/quickstart.toml $(ARGS)
 
-test: $(VENV)/.ready-dev
-	$(IN)/pytest $(ARGS)
-
-# pyproject.toml keeps these tests out of the others by their mark. Each file has deployments of its
-# own, whose processes wait most of the time; so two files run at once.
+# So many files run at once: those that take long wait for processes most of the time. A debugger
+# needs AT_ONCE=0. Deployments starve where there are more of them than cores.
 AT_ONCE ?= 2
+test: $(VENV)/.ready-dev
+	$(IN)/pytest -n $(AT_ONCE) --dist loadfile $(ARGS)
+
+# pyproject.toml keeps these tests out of the others by their mark.
 deployment-test: $(VENV)/.ready-dev
 	$(IN)/pytest -n $(AT_ONCE) --dist loadfile -m deployment tests/deployment $(ARGS)
 

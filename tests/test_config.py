@@ -270,7 +270,9 @@ def test_a_key_that_is_given_in_two_spellings_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("key", FIELDS)
-@pytest.mark.parametrize("value", [[1], {"a": 1}, None, b"x", object()], ids=str)
+@pytest.mark.parametrize(
+    "value", [[1], {"a": 1}, None, b"x", object()], ids=lambda value: type(value).__name__
+)
 def test_what_is_not_a_scalar_is_refused_at_every_key(key, value):
     assert refused({key: value}).startswith(f"{key} = ")
 
