@@ -1,6 +1,6 @@
 """Two plain Flower apps before and after the two lines, on a real SuperLink with two SuperNodes.
 
-    python benchmarks/plug_in.py             # runs everything: half an hour on two cores
+    python benchmarks/plug_in.py             # runs everything: twenty minutes on two cores
     python benchmarks/plug_in.py --table     # prints the table of the committed results
 
 The apps are those of ``examples/``: MLPs of 5.5 million float32 parameters on digits, ten rounds.
