@@ -117,6 +117,8 @@ def configs(draw: Any) -> RunConfig:
         values["train.weight-decay"] = 0.0
     if values.get("compress.lora") == "product":
         values |= {"train.lora-rank": draw(st.integers(1, 64)), "train.anchor": "round"}
+        if method == "wanda" or values.get("compress.q") in RULES:
+            values |= {"compress.method": "dare", "compress.q": "dare"}
     return make_config(values)
 
 

@@ -9,7 +9,7 @@ from apps import BASE, DirectGrid, numpy_app
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fl_darex.clients import DarexMod
@@ -117,6 +117,7 @@ moves = st.lists(
 
 
 @given(moves)
+@example([{3: 3, 6: 3}, {3: 3, 4: None, 5: 0, 6: 3}, {4: None, 5: 0, 6: 3}])
 def test_whoever_comes_and_goes_slots_differ_and_no_partition_stays_with_a_node_that_is_gone(steps):
     one, known = roster(), {}
     for step in steps:

@@ -69,17 +69,8 @@ class Roster:
 
     def _seat(self, connected: list[int]) -> None:
         """Give each node the partition that it told, or a free slot while that is taken."""
-        here, holder = set(connected), {slot: node for node, slot in self.partition_of.items()}
-        for node in connected:
-            wanted, has = self._told.get(node, -1), self.partition_of.get(node, -1)
-            gone = holder.get(wanted)
-            if wanted < 0 or wanted == has or gone in here:
-                continue
-            if gone is not None:
-                del self.partition_of[gone]  # if it comes back, it is asked again
-                log(INFO, "partition %s: a node took it over from one that is gone", wanted)
-            holder.pop(has, None)
-            holder[wanted], self.partition_of[node] = node, wanted
+        while self._move(connected):
+            pass  # who moved may have left the partition that another one told
         unplaced = [node for node in connected if node not in self.partition_of]
         for node in unplaced:
             taken = set(self.partition_of.values())
@@ -91,6 +82,23 @@ class Roster:
                 "the same seed will not give the same run again",
                 len(unplaced),
             )
+
+    def _move(self, connected: list[int]) -> bool:
+        """Give nodes the partition that they told, where no connected node has it."""
+        here, holder = set(connected), {slot: node for node, slot in self.partition_of.items()}
+        moved = False
+        for node in connected:
+            wanted, has = self._told.get(node, -1), self.partition_of.get(node, -1)
+            gone = holder.get(wanted)
+            if wanted < 0 or wanted == has or gone in here:
+                continue
+            if gone is not None:
+                del self.partition_of[gone]  # if it comes back, it is asked again
+                log(INFO, "partition %s: a node took it over from one that is gone", wanted)
+            holder.pop(has, None)
+            holder[wanted], self.partition_of[node] = node, wanted
+            moved = True
+        return moved
 
     def _ask(
         self, grid: Grid, nodes: Iterable[int], timeout: float, question: RecordDict
