@@ -27,7 +27,7 @@ from fl_darex.wire.values import CODINGS
 from .aggregation import Arrays, Reply
 from .clipping import tightest
 from .courier import Courier, Setting
-from .downlink import DOWNLINKS, make_downlink
+from .downlink import make_downlink
 from .fallback_grid import FallbackGrid
 from .inbox import Inbox
 from .ordered_grid import OrderedGrid, seeded_random
@@ -149,9 +149,7 @@ class DarexStrategy(Strategy):
             seed=seed,
             dense=tuple(dense),
         )
-        check_choice("downlink", downlink, DOWNLINKS)
         check_choice("values", values, CODINGS)
-        check_choice("downlink_values", downlink_values or values, CODINGS)
         if (validate is None) == (q == SERVER_VALIDATION):
             raise ValueError(f"q = {SERVER_VALIDATION!r} and validate need each other")
         self.strategy = strategy

@@ -14,6 +14,7 @@ from fl_darex.wire.header import NO_VERSION
 from fl_darex.wire.values import CODINGS
 
 from .broadcast import Broadcast
+from .request import check_choice
 from .server_step import LargestOfStep, WholeStep
 
 DOWNLINKS = ("dense", "update", "server")
@@ -120,8 +121,11 @@ def make_downlink(
         held: Whether clients are taken to hold the first model, unless they say otherwise.
 
     Raises:
-        ValueError: If clients hold a model that would be sent whole all the same.
+        ValueError: If there is no such downlink or coding, or clients hold a model that would be
+            sent whole all the same.
     """
+    check_choice("downlink", kind, DOWNLINKS)
+    check_choice("downlink_values", values, CODINGS)
     if held and kind == "dense":
         raise ValueError(
             "base_held needs a downlink that builds on what clients hold: 'update' or 'server'"
