@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -76,15 +76,18 @@ def names_in(line: str) -> set[str]:
     return {*first.split(", "), *first.split("; ")}
 
 
-def test_the_numbers_of_the_plug_in_page_are_those_of_the_committed_results():
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Lets a test import them."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+def test_the_numbers_of_the_plug_in_page_are_those_of_the_committed_results(benchmarks):
     text = (ROOT / "docs" / "plug-in.md").read_text("utf-8")
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        from composition import CHOICES
-        from plug_in import lines
-        from runs import load
-    finally:
-        sys.path.pop(0)
+    from composition import CHOICES
+    from plug_in import lines
+    from runs import load
+
     rows = ["| " + " | ".join(line) + " |" for line in lines(load("plug-in"))]
     assert len(rows) == 10 and all(row in text for row in rows), rows
     section = text.partition("**Strategies.**")[2].partition("**Methods.**")[0]
@@ -98,3 +101,28 @@ def test_the_numbers_of_the_plug_in_page_are_those_of_the_committed_results():
             assert abs(int(shown.partition("x")[0]) - row["down"]) < 1.5, row
     for row in load("step-size"):
         assert f"{row['accuracy']:.3f}".lstrip("0") in text, row
+
+
+def test_the_numbers_of_the_mod_and_of_the_readme_are_those_of_the_committed_results(benchmarks):
+    from plug_in import lines
+    from runs import load
+
+    read = {name_of(page): " ".join(page.read_text("utf-8").split()) for page in PAGES}
+    ratio = {
+        (variant, counter): [cell.partition("(")[2].partition("x")[0] for cell in cells]
+        for app, variant, _, counter, *cells in lines(load("plug-in"))
+        if app == "torch"
+    }
+    sent, held = ratio["two lines", "SuperLink"], ratio["held", "SuperLink"]
+    proxy = ratio["two lines", "proxy"]
+    traffic = f"up 1/{sent[0]}; in all 1/{sent[2]}, or 1/{held[2]} where clients hold"
+    assert traffic in read["README.md"]
+    assert f"counts 1/{proxy[0]} up" in read["README.md"]
+    rounds = load("overhead")["rounds"][1:]  # the first message is the whole model
+    plain, both, mod = (median(r[key] for r in rounds) for key in ("plain", "with_mod", "mod"))
+    share = f"{100 * mod / plain:.1f} %"
+    assert f"The mod costs {share} of a local epoch" in read["README.md"]
+    guide = read["docs/plug-in.md"]
+    assert f"the mod costs {mod:.2f} s of processor time" in guide
+    assert f"{share} of one epoch over 200 sentences of SST-2, {plain:.2f} s" in guide
+    assert f"The whole epoch took {both:.2f} s with the mod" in guide
