@@ -31,8 +31,8 @@ from rich.table import Table
 from runs import load, save
 from torch import nn
 
+from fl_darex.observers.run_folder import versions
 from fl_darex.optim import AdamR
-from fl_darex.run_folder import versions
 
 MODEL, LR, DECAY, TURNS = "BERT-base", 1e-5, 0.01, 15
 ROW_OF = {

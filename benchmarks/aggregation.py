@@ -32,14 +32,14 @@ from rich.console import Console
 from rich.table import Table
 from runs import load, save
 
-from fl_darex.compressors import compressor
+from fl_darex.compression.compressor import compressor
 from fl_darex.delta import Delta
-from fl_darex.run_folder import versions
-from fl_darex.simulation.identity import adopt_run, node_id_of
+from fl_darex.flower.private import adopt_run, node_id_of
+from fl_darex.flower.records import packet_record, to_record, view_arrays
+from fl_darex.flower.roster import answer
+from fl_darex.observers.run_folder import versions
 from fl_darex.strategies import DarexStrategy
 from fl_darex.strategies.aggregation import weighted_mean
-from fl_darex.wire.handshake import answer
-from fl_darex.wire.records import packet_record, to_record, view_arrays
 
 MODEL, P, DISTINCT, TURNS = "BERT-base", 0.99, 4, 5
 

@@ -25,7 +25,7 @@ def run(config: str, settings: list[str], private: list[str]) -> dict[str, Any]:
 
     from fl_darex.clients.client_app import app
     from fl_darex.config import load_config
-    from fl_darex.run_folder import RunFolder
+    from fl_darex.observers.run_folder import RunFolder
     from fl_darex.strategies.server_app import make_app
 
     made = load_config(ROOT / config, [*settings, *private])

@@ -38,9 +38,9 @@ from search_q import examples, packaged
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
 from fl_darex.clients import DarexMod
-from fl_darex.run_folder import versions
+from fl_darex.flower.records import view_arrays
+from fl_darex.observers.run_folder import versions
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.records import view_arrays
 
 sys.path.insert(0, str(ROOT / "tests"))
 

@@ -23,8 +23,8 @@ from rich.table import Table
 from runs import load, save
 
 from fl_darex.clients import DarexMod
+from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.strategies import DarexStrategy, SecureAggregation
-from fl_darex.wire.records import to_arrays, to_record
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from apps import DirectGrid

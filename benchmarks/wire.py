@@ -33,9 +33,9 @@ from rich.table import Table
 from runs import load, save
 from wire_ways import Way, all_ways, bare, mergekit_dare, seeded, versions
 
-from fl_darex.simulation.identity import adopt_run
-from fl_darex.wire.records import packet_record, to_record
-from fl_darex.wire.sizes import message_bytes
+from fl_darex.flower.private import adopt_run
+from fl_darex.flower.records import packet_record, to_record
+from fl_darex.flower.sizes import message_bytes
 
 RATES = (0.9, 0.99, 0.999)
 

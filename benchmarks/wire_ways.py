@@ -19,13 +19,13 @@ import torch
 import zstandard
 from models import Arrays
 
+from fl_darex.compression.weighted_sum import Share, add_packets
 from fl_darex.delta import Delta, Layout
 from fl_darex.masks import keep_threshold
 from fl_darex.positions import ListedMask, SeededMask
 from fl_darex.pruning import dare
 from fl_darex.pruning.gather import gather
 from fl_darex.pruning.largest import largest
-from fl_darex.strategies.block_sum import Share, add_packets
 from fl_darex.wire import encode
 from fl_darex.wire.packet import open_packet
 

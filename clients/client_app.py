@@ -10,6 +10,9 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from fl_darex.errors import ConfigError
+from fl_darex.flower.ledger import ROUND_KEY
+from fl_darex.flower.records import to_record, view_arrays
+from fl_darex.flower.roster import HANDSHAKE, PARTITION_KEY, answer
 from fl_darex.survivors import Q, Survivors
 from fl_darex.training.calibration import choose_q, input_norms
 from fl_darex.training.evaluation import evaluate as evaluate_model
@@ -17,9 +20,6 @@ from fl_darex.training.loop import train as train_model
 from fl_darex.training.session import Session
 from fl_darex.training.session import session as session_for
 from fl_darex.training.settings import DATASET_KEY, check_labels, has_own_data, settings_of
-from fl_darex.wire.handshake import PARTITION_KEY, answer
-from fl_darex.wire.ledger import HANDSHAKE, ROUND_KEY
-from fl_darex.wire.records import to_record, view_arrays
 
 from .darex_mod import DarexMod
 

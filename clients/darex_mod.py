@@ -12,16 +12,16 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.logger import log
 from numpy.typing import ArrayLike
 
-from fl_darex.compressors import Local, compressor
+from fl_darex.compression.compressor import Local, compressor
+from fl_darex.compression.terms import Terms
 from fl_darex.delta import Delta, Layout
 from fl_darex.errors import DeltaError, PacketError, Reason
+from fl_darex.files.tensors import read_tensors
+from fl_darex.flower import roster as handshake
+from fl_darex.flower.model_note import DIGESTS_KEY, HELD_KEY, MISSING, Delivery, Greeting
+from fl_darex.flower.records import packet_record, to_arrays, view_arrays
+from fl_darex.secagg.messages import MASKED, SECURE_KEY, Stage
 from fl_darex.survivors import Q, Survivors
-from fl_darex.tensor_files import read_tensors
-from fl_darex.wire import handshake
-from fl_darex.wire.delivery import DIGESTS_KEY, HELD_KEY, MISSING, Delivery, Greeting
-from fl_darex.wire.records import packet_record, to_arrays, view_arrays
-from fl_darex.wire.stages import MASKED, SECURE_KEY, Stage
-from fl_darex.wire.terms import Terms
 from fl_darex.wire.versions import content_version
 
 from .receiver import Base, Receiver

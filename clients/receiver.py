@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
-from fl_darex.model_cache import ModelCache
+from fl_darex.files.model_cache import ModelCache
+from fl_darex.flower.model_note import Delivery, delivered
+from fl_darex.flower.records import to_record, view_arrays
+from fl_darex.flower.roster import PARTITION_KEY
 from fl_darex.wire.apply import apply_packet
-from fl_darex.wire.delivery import Delivery, delivered
-from fl_darex.wire.handshake import PARTITION_KEY
 from fl_darex.wire.reader import read_packet
-from fl_darex.wire.records import to_record, view_arrays
 from fl_darex.wire.versions import content_version, next_version, tensor_digests
 
 Arrays = Mapping[str, NDArray[Any]]

@@ -17,13 +17,13 @@ from fl_darex.delta import Layout
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.secagg import keys
 from fl_darex.secagg.masks import pair_mask, seal_shares, self_mask, unseal_shares
+from fl_darex.secagg.messages import KEYS, MASKED, SECURE_KEY, SHARES, Stage, rows_of
 from fl_darex.secagg.numbers import Scale, to_vector
 from fl_darex.secagg.ring import Ring
+from fl_darex.secagg.sealed_packet import MaskedHeader, masked_record
 from fl_darex.secagg.shares import SHARE_BYTES, split
 from fl_darex.secagg.vector import Vector
-from fl_darex.wire.masked import MaskedHeader, masked_record
 from fl_darex.wire.reader import read_packet
-from fl_darex.wire.stages import KEYS, MASKED, SECURE_KEY, SHARES, Stage, rows_of
 
 Arrays = Mapping[str, NDArray[Any]]
 

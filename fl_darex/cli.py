@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 
 from fl_darex.config import RunConfig, load_config
-from fl_darex.display import Display, summary_table
 from fl_darex.errors import ConfigError, DarexError
-from fl_darex.run_folder import RunFolder
+from fl_darex.observers.display import Display, summary_table
+from fl_darex.observers.run_folder import RunFolder
 
 # Named, not imported: the library must not depend on its two halves.
 SERVER = "fl_darex.strategies.server_app:make_app"

@@ -33,17 +33,18 @@ with atheris.instrument_imports(include=["fl_darex"]):
     from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 
     from fl_darex.clients.receiver import Receiver
+    from fl_darex.compression.terms import Terms
     from fl_darex.errors import PacketError
+    from fl_darex.flower.model_note import Delivery, Greeting
+    from fl_darex.flower.private import adopt_run
+    from fl_darex.flower.records import packet_record, to_arrays, view_arrays
     from fl_darex.masks import ONE
     from fl_darex.positions import ListedMask
-    from fl_darex.simulation.identity import adopt_run
     from fl_darex.strategies.aggregation import Reply, weighted_mean
-    from fl_darex.wire import Terms, decode
+    from fl_darex.wire import decode
     from fl_darex.wire.apply import apply_packet
-    from fl_darex.wire.delivery import Delivery, Greeting
     from fl_darex.wire.listed import ListedPositions
     from fl_darex.wire.reader import read_packet
-    from fl_darex.wire.records import packet_record, to_arrays, view_arrays
     from fl_darex.wire.values import CODINGS
     from fl_darex.wire.versions import content_version, next_version, tensor_digests
 

@@ -14,14 +14,13 @@ import numpy as np
 from flwr.app import ArrayRecord, Message
 from numpy.typing import NDArray
 
-from fl_darex.compressors import compressor
+from fl_darex.compression.compressor import compressor
+from fl_darex.compression.terms import Terms
+from fl_darex.compression.weighted_sum import Share, add_packets
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
+from fl_darex.flower.records import packet_of, to_arrays
 from fl_darex.wire.reader import Packet
-from fl_darex.wire.records import packet_of, to_arrays
-from fl_darex.wire.terms import Terms
-
-from .block_sum import Share, add_packets
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -19,8 +19,8 @@ from flwr.common.logger import log
 from numpy.typing import NDArray
 
 from fl_darex.delta import Layout
+from fl_darex.flower.records import to_arrays
 from fl_darex.wire.reader import Packet
-from fl_darex.wire.records import to_arrays
 
 from .aggregation import Reply
 

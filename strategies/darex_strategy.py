@@ -12,28 +12,27 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from fl_darex.compression.terms import Terms
+from fl_darex.compression.uplink import Request, check_choice, check_replies
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError
+from fl_darex.flower.grids import FallbackGrid, OrderedGrid, seeded_random
+from fl_darex.flower.ledger import Entry, Ledger, LedgerGrid
+from fl_darex.flower.records import view_arrays
+from fl_darex.flower.roster import Roster
 from fl_darex.pruning.structured import COLUMNS
 from fl_darex.rescaling.rules import SERVER_VALIDATION
 from fl_darex.secagg import SecureAggregation
 from fl_darex.seeds import derive
-from fl_darex.wire.handshake import Roster
-from fl_darex.wire.ledger import Entry, Ledger, LedgerGrid
-from fl_darex.wire.records import view_arrays
-from fl_darex.wire.terms import Terms
 from fl_darex.wire.values import CODINGS
 
 from .aggregation import Arrays, Reply
 from .clipping import tightest
-from .courier import Courier, Setting
-from .downlink import make_downlink
-from .fallback_grid import FallbackGrid
+from .downlink.addressing import Courier, Setting
+from .downlink.protocol import make_downlink
 from .inbox import Inbox
-from .ordered_grid import OrderedGrid, seeded_random
 from .replies import LARGEST_WEIGHT
-from .request import Request, check_choice, check_replies
-from .secure_sum import SecureSum
+from .secure.sum import SecureSum
 from .server_q import choose_q
 from .step import Step, average, compare
 from .wrapped import Wrapped

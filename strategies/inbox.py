@@ -11,9 +11,9 @@ from flwr.app import Message
 from flwr.common.logger import log
 from numpy.typing import NDArray
 
+from fl_darex.compression.terms import Terms
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
-from fl_darex.wire.terms import Terms
 
 from .aggregation import Reply, opened
 from .clipping import clipped

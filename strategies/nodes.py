@@ -7,7 +7,7 @@ import time
 from flwr.serverapp import Grid
 
 from fl_darex.errors import ConfigError
-from fl_darex.simulation.identity import is_simulated
+from fl_darex.flower.private import is_simulated
 
 _PATIENCE, _POLL = 10.0, 0.1  # seconds; Flower enters its nodes while the ServerApp starts
 

@@ -9,9 +9,9 @@ from typing import NoReturn
 from flwr.app import Message
 from flwr.common.logger import log
 
+from fl_darex.compression.terms import Terms
 from fl_darex.errors import PacketError, Reason
-from fl_darex.wire.records import packet_of
-from fl_darex.wire.terms import Terms
+from fl_darex.flower.records import packet_of
 
 from .aggregation import Refuse, Reply
 

@@ -15,15 +15,15 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from numpy.typing import NDArray
 
 from fl_darex.config import RunConfig, make_config
+from fl_darex.flower.ledger import Entry
+from fl_darex.flower.records import to_record, view_arrays
 from fl_darex.observers import Observer, RoundReport, RunStart
+from fl_darex.observers.run_folder import RunFolder
 from fl_darex.rescaling.rules import SERVER_VALIDATION
-from fl_darex.run_folder import RunFolder
 from fl_darex.training.evaluation import evaluate, mean_loss
 from fl_darex.training.session import Session
 from fl_darex.training.session import session as session_for
 from fl_darex.training.settings import settings_record
-from fl_darex.wire.ledger import Entry
-from fl_darex.wire.records import to_record, view_arrays
 
 from .darex_strategy import DarexStrategy
 from .nodes import check_simulated_nodes

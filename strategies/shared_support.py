@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError
+from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.positions import Mask, Positions, positions_in
 from fl_darex.wire.reader import Packet
-from fl_darex.wire.records import to_arrays, to_record
 
 from .aggregation import Arrays, Refuse, Reply, mean_counters, shortened
 

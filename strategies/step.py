@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
-from fl_darex.wire.records import to_record
+from fl_darex.flower.records import to_record
 
 from .aggregation import Arrays, Reply, weighted_mean
 from .replies import agreeing, log_refused

@@ -21,7 +21,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fl_darex.wire.records import to_arrays, to_record
+from fl_darex.flower.records import to_arrays, to_record
 
 from .aggregation import Reply
 

@@ -19,9 +19,9 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fl_darex.simulation.identity import adopt_run, node_id_of
-from fl_darex.wire.handshake import HANDSHAKE, answer
-from fl_darex.wire.records import to_arrays, to_record
+from fl_darex.flower.private import adopt_run, node_id_of
+from fl_darex.flower.records import to_arrays, to_record
+from fl_darex.flower.roster import HANDSHAKE, answer
 
 logging.getLogger("flwr").setLevel(logging.WARNING)
 

@@ -13,7 +13,7 @@ from apps import DirectGrid
 from flwr.app import Context, RecordDict
 from flwr.supercore.object_ref import load_app
 
-from fl_darex.wire.ledger import Ledger, LedgerGrid
+from fl_darex.flower.ledger import Ledger, LedgerGrid
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"

@@ -12,17 +12,17 @@ from flwr.clientapp import ClientApp
 
 from fl_darex.clients.secure import answer, hide
 from fl_darex.delta import Delta, Layout
+from fl_darex.flower.records import to_record
 from fl_darex.masks import keep_threshold
 from fl_darex.positions import SeededMask, positions_in
 from fl_darex.pruning import draw
 from fl_darex.secagg import SecureAggregation
+from fl_darex.secagg.messages import MASKED, SECURE_KEY, Stage
 from fl_darex.secagg.numbers import Scale, to_vector
 from fl_darex.secagg.vector import Vector
-from fl_darex.strategies.secure import SecureRound, Target
+from fl_darex.strategies.secure.round import SecureRound, Target
 from fl_darex.wire.packet import encode
 from fl_darex.wire.reader import read_packet
-from fl_darex.wire.records import to_record
-from fl_darex.wire.stages import MASKED, SECURE_KEY, Stage
 
 BASE = {
     "weight": np.linspace(-1, 1, 40, dtype=np.float32).reshape(8, 5),

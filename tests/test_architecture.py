@@ -14,45 +14,38 @@ HALVES = {"strategies", "clients"}
 # that are named as text, to be imported later.
 ROOMS = {
     "errors": set(),
-    "files": set(),
-    "tensor_files": set(),
     "seeds": set(),
     "masks": set(),
     "delta": set(),
     "positions": {"masks", "delta"},
     "survivors": {"delta", "positions"},
     "activations": set(),
-    "outliers": {"activations"},
-    "pruning": {"masks", "delta", "positions", "survivors", "activations"},
+    "pruning": {"masks", "delta", "positions", "survivors"},
     "rescaling": {"activations", "masks", "delta", "positions", "survivors", "pruning"},
     "lora": {"delta"},
     "optim": set(),
     "wire": {"masks", "delta", "positions", "survivors"},
     "secagg": {"masks", "delta", "wire"},
-    "model_cache": {"files", "wire"},
-    "compressors": {
+    "compression": {
         *("masks", "delta", "positions", "survivors", "pruning", "rescaling", "wire"),
     },
-    "config_errors": set(),
-    "config_text": set(),
-    "config_sections": {"masks", "rescaling"},
-    "config": {"config_errors", "config_sections", "config_text", "rescaling"},
+    "files": {"wire"},
+    "flower": {"compression", "secagg", "seeds", "wire"},
+    "config": {"masks", "rescaling"},
     "tasks": {"config", "files", "rescaling", "seeds"},
     "training": {
         *("activations", "config", "delta", "lora", "optim", "rescaling", "seeds", "survivors"),
-        *("tasks", "wire"),
+        "tasks",
     },
-    "diff_pruning": {
-        *("activations", "delta", "masks", "positions", "pruning", "seeds", "survivors"),
-        "training",
+    "analysis": {
+        *("activations", "delta", "masks", "positions", "pruning", "rescaling", "seeds"),
+        *("survivors", "training"),
     },
-    "simulation": {"seeds", "wire"},
-    "observers": {"config", "wire"},
-    "run_folder": {"observers", "wire"},
-    "display": {"observers", "wire"},
+    "simulation": {"flower"},
+    "observers": {"config", "flower"},
     # Names the two apps for Flower, as text.
     "apps": {"strategies", "clients"},
-    "study": {"outliers", "pruning", "run_folder"},
+    "study": set(),
     # The lazy exports of `import fl_darex`.
     "__init__": {"optim", "simulation"},
 }

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from golden import seal, take_apart
 
+from fl_darex.compression import weighted_sum as block_sum
+from fl_darex.compression.weighted_sum import Share, add_packets
 from fl_darex.delta import Delta, Layout
 from fl_darex.masks import BLOCK
 from fl_darex.positions import ListedMask
 from fl_darex.pruning import dare
 from fl_darex.pruning.gather import gather
-from fl_darex.strategies import block_sum
-from fl_darex.strategies.block_sum import Share, add_packets
 from fl_darex.survivors import Survivors
 from fl_darex.wire import encode
 from fl_darex.wire.reader import read_packet

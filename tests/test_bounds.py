@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from fl_darex.masks import ONE, keep_threshold
-from fl_darex.pruning import bounds, dare, h_diff_bound, h_diff_mean, h_diff_variance
-from fl_darex.pruning.bounds import (
+from fl_darex.analysis import bounds, h_diff_bound, h_diff_mean, h_diff_variance
+from fl_darex.analysis.bounds import (
     berend_kontorovich,
     chernoff_bound,
     hoeffding_bound,
@@ -24,8 +23,10 @@ from fl_darex.pruning.bounds import (
     printed_bound,
     printed_psi,
 )
+from fl_darex.analysis.bounds_figure import bounds_over_p, plot_bounds
+from fl_darex.masks import ONE, keep_threshold
+from fl_darex.pruning import dare
 from fl_darex.rescaling import rescale
-from fl_darex.study.bounds import bounds_over_p, plot_bounds
 
 PS = st.floats(0.01, 0.999)
 QS = st.floats(0.001, 1)

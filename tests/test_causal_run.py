@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from fl_darex.clients.client_app import app as client_app
 from fl_darex.config import load_config, make_config
 from fl_darex.errors import ConfigError
-from fl_darex.run_folder import RunFolder
+from fl_darex.observers.run_folder import RunFolder
 from fl_darex.strategies.server_app import serve
 from fl_darex.training.calibration import input_norms
 from fl_darex.training.evaluation import evaluate, mean_loss

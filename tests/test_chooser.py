@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
+from fl_darex.analysis import choose_method
 from fl_darex.delta import Delta
-from fl_darex.pruning import choose_method
 
 # Mean |delta| as Table 8 has it.
 ABEL, LLEMA = 7.3e-4, 0.017

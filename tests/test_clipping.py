@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from fl_darex.clients import DarexMod
 from fl_darex.delta import Delta
+from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.pruning import dare
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.records import to_arrays, to_record
 
 CLIENTS = 4
 MIXED = BASE | {"steps": np.arange(5, dtype=np.int64)}

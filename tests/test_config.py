@@ -17,7 +17,7 @@ from fl_darex.config import (
     load_config,
     make_config,
 )
-from fl_darex.config_text import flatten, parse_override
+from fl_darex.config.text import flatten, parse_override
 from fl_darex.errors import ConfigError, DarexError
 from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fl_darex.diff_pruning import DiffPruning, diff_prune
-from fl_darex.diff_pruning.gates import median_gates, open_probability, sample_gates
-from fl_darex.diff_pruning.sparse_delta import FixedDelta, GatedDelta
-from fl_darex.diff_pruning.stateless import Stateless
+from fl_darex.analysis.diff_pruning import DiffPruning, diff_prune
+from fl_darex.analysis.diff_pruning.gates import median_gates, open_probability, sample_gates
+from fl_darex.analysis.diff_pruning.sparse_delta import FixedDelta, GatedDelta
+from fl_darex.analysis.diff_pruning.stateless import Stateless
 from fl_darex.errors import DeltaError
 from fl_darex.training.state import exchanged
 from fl_darex.wire import decode, encode

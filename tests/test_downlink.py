@@ -13,11 +13,11 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
 from fl_darex.clients import DarexMod
+from fl_darex.flower.ledger import LACKING
+from fl_darex.flower.model_note import DELIVERY_KEY
+from fl_darex.flower.records import PACKET_STYPE, to_arrays, to_record
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.delivery import DELIVERY_KEY
-from fl_darex.wire.fields import load
-from fl_darex.wire.ledger import LACKING
-from fl_darex.wire.records import PACKET_STYPE, to_arrays, to_record
+from fl_darex.wire.json_notes import load
 
 CLIENTS = 4
 BOTH = pytest.mark.parametrize("downlink", ["update", "server"])
@@ -103,7 +103,7 @@ def held_model(message: Any = None, context: Any = None) -> dict[str, np.ndarray
 
 
 def start_of(message: Message) -> str:
-    from fl_darex.wire import delivery
+    from fl_darex.flower import model_note as delivery
 
     text = message.content["config"][DELIVERY_KEY]
     return str(load(text, delivery._DELIVERY, "")["start"])
@@ -211,8 +211,8 @@ def test_positions_of_an_update_follow_from_the_clients_masks(mask, slots):
 
 def test_a_server_that_prunes_keeps_back_what_it_does_not_send():
     """Sent + kept = whole: after enough rounds without change, everything has arrived."""
-    from fl_darex.strategies.broadcast import Broadcast
-    from fl_darex.strategies.server_step import LargestOfStep
+    from fl_darex.strategies.downlink.broadcast import Broadcast
+    from fl_darex.strategies.downlink.policies import LargestOfStep
 
     numel, kept = 1000, 2**32 // 10
     step = LargestOfStep(seed=0, kept=kept)

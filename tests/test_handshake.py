@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fl_darex.clients import DarexMod
+from fl_darex.flower.records import to_record
+from fl_darex.flower.roster import HANDSHAKE, Roster, answer
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.handshake import HANDSHAKE, Roster, answer
-from fl_darex.wire.records import to_record
 
 
 class Changing(DirectGrid):

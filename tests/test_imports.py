@@ -35,8 +35,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fl_darex.clients import DarexMod
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.handshake import answer
-from fl_darex.wire.ledger import HANDSHAKE
+from fl_darex.flower.roster import answer
+from fl_darex.flower.ledger import HANDSHAKE
 
 CLIENTS, SIZE = 4, 10_000
 app = ClientApp(mods=[DarexMod()])

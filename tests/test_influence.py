@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fl_darex.activations import LayerInputs, layer_inputs
+from fl_darex.analysis import delta_magnitude, influence, magnitudes
+from fl_darex.analysis.influence import Magnitude, row_sums
 from fl_darex.delta import Delta
-from fl_darex.pruning import delta_magnitude, influence, magnitudes
-from fl_darex.pruning.influence import Magnitude, row_sums
 
 
 class Net(torch.nn.Module):

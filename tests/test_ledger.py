@@ -27,12 +27,12 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 
 from fl_darex.clients import DarexMod
+from fl_darex.compression.terms import Terms
+from fl_darex.flower.ledger import Entry, Ledger, LedgerGrid
+from fl_darex.flower.private import adopt_run
+from fl_darex.flower.records import packet_of, to_arrays, to_record
+from fl_darex.flower.roster import HANDSHAKE, Roster, answer
 from fl_darex.masks import keep_threshold
-from fl_darex.simulation.identity import adopt_run
-from fl_darex.wire import Terms
-from fl_darex.wire.handshake import HANDSHAKE, Roster, answer
-from fl_darex.wire.ledger import Entry, Ledger, LedgerGrid
-from fl_darex.wire.records import packet_of, to_arrays, to_record
 
 BASE = {
     "body.weight": np.linspace(-1, 1, 30_000, dtype=np.float32).reshape(300, 100),

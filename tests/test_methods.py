@@ -13,11 +13,11 @@ from apps import BASE, DirectGrid, numpy_app, rounds, step_of
 from flwr.serverapp.strategy import FedAvg
 
 from fl_darex.clients import DarexMod
+from fl_darex.flower.records import to_arrays
 from fl_darex.masks import ONE, keep_threshold
 from fl_darex.pruning import dare, magnitude, structured, wanda
 from fl_darex.strategies import DarexStrategy
 from fl_darex.survivors import Survivors
-from fl_darex.wire.records import to_arrays
 
 CLIENTS = 4
 WEIGHTS = np.arange(1, CLIENTS + 1) / 10

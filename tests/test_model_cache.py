@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fl_darex.model_cache import FORGOTTEN_DAYS, KEPT, ModelCache
+from fl_darex.files.model_cache import FORGOTTEN_DAYS, KEPT, ModelCache
 
 RUN = "0123456789abcdef"
 ONE, TWO, THREE = (bytes([i] * 8) for i in (1, 2, 3))
@@ -62,7 +62,7 @@ def test_what_is_read_cannot_be_changed_and_is_not_copied(cache):
 def test_another_process_reads_it_too(cache, tmp_path):
     cache.store(ONE, MODEL)
     code = (
-        "import sys; from pathlib import Path; from fl_darex.model_cache import ModelCache\n"
+        "import sys; from pathlib import Path; from fl_darex.files.model_cache import ModelCache\n"
         f"print(ModelCache({RUN!r}, Path(sys.argv[1])).load(bytes([1] * 8))['weight'].sum())"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -168,7 +168,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from fl_darex.model_cache import ModelCache
+from fl_darex.files.model_cache import ModelCache
 cache = ModelCache(sys.argv[2], Path(sys.argv[1]))
 model = {"w": np.full(2_000_000, 7, np.float32)}
 print("ready", flush=True)

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from fl_darex.activations import layer_inputs
-from fl_darex.outliers import (
+from fl_darex.analysis.outliers import (
     Peaks,
     ablate_dimension,
     ablations,
@@ -36,7 +36,7 @@ from fl_darex.outliers import (
     output_sizes,
     residual_readers,
 )
-from fl_darex.outliers.outputs import EDGES, Sizes
+from fl_darex.analysis.outliers.outputs import EDGES, Sizes
 
 WIDTH, PLANTED, VALUE, FIRST = 16, 5, 500.0, 7
 COMMON = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -432,7 +432,7 @@ def test_a_magnitude_of_nothing_is_refused():
 
 
 def test_plots_are_written(tmp_path):
-    plots = pytest.importorskip("fl_darex.study.outlier_plots")
+    plots = pytest.importorskip("fl_darex.analysis.outlier_figures")
     model, base = tuned_and_base("llama")
     peaks = norm_peaks(plant("llama", model), batches_for("llama"))
     sizes = output_sizes(model, base, batches_for("llama"))

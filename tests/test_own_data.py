@@ -17,7 +17,7 @@ from texts import save_tiny_bert, sentences, write
 from fl_darex.clients.client_app import app
 from fl_darex.config import RunConfig, make_config
 from fl_darex.errors import ConfigError
-from fl_darex.run_folder import RunFolder
+from fl_darex.observers.run_folder import RunFolder
 from fl_darex.strategies.server_app import make_app
 from fl_darex.training.settings import settings_of, settings_record
 

@@ -38,7 +38,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fl_darex.compressors import compressor
+from fl_darex.compression.compressor import compressor
+from fl_darex.compression.terms import Terms
 from fl_darex.config import load_config
 from fl_darex.delta import Delta, Layout
 from fl_darex.errors import DeltaError, PacketError, Reason
@@ -48,7 +49,7 @@ from fl_darex.pruning import dare
 from fl_darex.pruning.gather import gather
 from fl_darex.rescaling import rescale
 from fl_darex.survivors import Survivors
-from fl_darex.wire import Terms, decode, encode
+from fl_darex.wire import decode, encode
 from fl_darex.wire.header import HEADER_BYTES
 from fl_darex.wire.reader import read_packet
 from fl_darex.wire.values import CODINGS

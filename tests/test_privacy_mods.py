@@ -18,8 +18,8 @@ from flwr.serverapp.strategy import (
 )
 
 from fl_darex.clients import DarexMod
+from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.records import to_arrays, to_record
 
 P = 0.9
 BIG = {"weight": np.linspace(-1, 1, 200_000, dtype=np.float32)}

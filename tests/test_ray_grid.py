@@ -16,9 +16,9 @@ from flwr.serverapp.strategy import FedAvg
 
 from fl_darex.clients import DarexMod
 from fl_darex.errors import ConfigError
+from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.simulation import RayGrid, Resources, simulate
 from fl_darex.strategies import DarexStrategy, SecureAggregation
-from fl_darex.wire.records import to_arrays, to_record
 
 
 @pytest.fixture(scope="module", autouse=True)

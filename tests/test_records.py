@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array, ArrayRecord
 
 from fl_darex.errors import PacketError
-from fl_darex.wire.records import packet_of, packet_record, to_arrays, to_record, view_arrays
+from fl_darex.flower.records import packet_of, packet_record, to_arrays, to_record, view_arrays
 
 PACKET = b"DARX" + bytes(range(100))
 TENSORS = {

@@ -27,12 +27,12 @@ from secure_clients import (
 from fl_darex.errors import DeltaError, PacketError
 from fl_darex.secagg import SecureAggregation, keys
 from fl_darex.secagg.graph import is_connected, seat, staying
+from fl_darex.secagg.messages import KEYS, MASKED, SHARES, UNMASK
 from fl_darex.secagg.numbers import WEIGHT_STEPS, to_mean, to_vector
 from fl_darex.secagg.ring import Ring, bits_needed, ring_for
 from fl_darex.secagg.shares import combine, split
 from fl_darex.secagg.vector import Shape, Vector
 from fl_darex.wire.reader import read_packet
-from fl_darex.wire.stages import KEYS, MASKED, SHARES, UNMASK
 
 ASKED = SecureAggregation(range=0.05, max_weight=100)
 

@@ -25,17 +25,7 @@ from fl_darex.clients.secure import answer, hide, masked_packet
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.secagg import SecureAggregation, keys
 from fl_darex.secagg.masks import pair_mask, self_mask
-from fl_darex.secagg.numbers import shape_of
-from fl_darex.secagg.shares import combine
-from fl_darex.wire.masked import (
-    MASKED_HEADER_BYTES,
-    MASKED_STYPE,
-    MaskedHeader,
-    masked_of,
-    masked_record,
-    open_masked,
-)
-from fl_darex.wire.stages import (
+from fl_darex.secagg.messages import (
     KEYS,
     MASKED,
     SECURE_KEY,
@@ -46,6 +36,16 @@ from fl_darex.wire.stages import (
     join,
     rows_of,
 )
+from fl_darex.secagg.numbers import shape_of
+from fl_darex.secagg.sealed_packet import (
+    MASKED_HEADER_BYTES,
+    MASKED_STYPE,
+    MaskedHeader,
+    masked_of,
+    masked_record,
+    open_masked,
+)
+from fl_darex.secagg.shares import combine
 
 SESSION = "00112233445566778899aabbccddeeff"
 HEADER = MaskedHeader(

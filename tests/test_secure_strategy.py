@@ -20,10 +20,10 @@ from flwr.serverapp.strategy import (
 from secure_clients import Stateful
 
 from fl_darex.clients import DarexMod
+from fl_darex.flower.records import to_arrays
+from fl_darex.secagg.messages import KEYS, MASKED, SHARES, UNMASK
+from fl_darex.secagg.sealed_packet import is_masked
 from fl_darex.strategies import DarexStrategy, SecureAggregation
-from fl_darex.wire.masked import is_masked
-from fl_darex.wire.records import to_arrays
-from fl_darex.wire.stages import KEYS, MASKED, SHARES, UNMASK
 
 CLIENTS = 5
 ASKED = SecureAggregation(range=0.06, max_weight=8, bits=20)

@@ -11,7 +11,7 @@ from flwr.app import Context, RecordDict
 
 from fl_darex.clients.client_app import app
 from fl_darex.config import make_config
-from fl_darex.run_folder import RunFolder
+from fl_darex.observers.run_folder import RunFolder
 from fl_darex.strategies.server_app import make_app
 
 SMALL = {"federation.clients": 2, "federation.rounds": 2, "train.local-steps": 2}

@@ -21,12 +21,12 @@ from flwr.supercore.inflatable.inflatable_object import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fl_darex.flower.private import adopt_run, node_id_of
+from fl_darex.flower.records import packet_record
+from fl_darex.flower.sizes import Chunks, RecordInfo, describe, describe_dense, message_bytes
 from fl_darex.masks import keep_threshold
 from fl_darex.pruning import dare
-from fl_darex.simulation.identity import adopt_run, node_id_of
 from fl_darex.wire import encode
-from fl_darex.wire.records import packet_record
-from fl_darex.wire.sizes import Chunks, RecordInfo, describe, describe_dense, message_bytes
 
 WIDE = "5e" * 32
 

@@ -12,14 +12,14 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from golden import forge, seal, take_apart
 
 from fl_darex.clients import DarexMod
-from fl_darex.compressors import COMPRESSORS
+from fl_darex.compression.compressor import COMPRESSORS
 from fl_darex.config import CompressConfig
+from fl_darex.flower.private import node_id_of
+from fl_darex.flower.records import packet_of, packet_record, to_arrays, to_record
 from fl_darex.pruning import dare
 from fl_darex.pruning.scores import SCOPES
 from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
-from fl_darex.simulation.identity import node_id_of
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.records import packet_of, packet_record, to_arrays, to_record
 from fl_darex.wire.values import CODINGS
 
 CLIENTS = 4

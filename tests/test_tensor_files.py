@@ -16,8 +16,8 @@ from safetensors.torch import save_file as save_torch
 
 from fl_darex.clients import DarexMod
 from fl_darex.errors import ConfigError
+from fl_darex.files.tensors import read_tensors
 from fl_darex.strategies import DarexStrategy
-from fl_darex.tensor_files import read_tensors
 
 ODD = BASE | {
     "half": np.linspace(-2, 2, 7, dtype=np.float16),
@@ -111,7 +111,7 @@ def test_without_safetensors_the_error_says_what_to_install(tmp_path):
     save_file(BASE, tmp_path / "a.safetensors")
     code = (
         "import sys; sys.modules['safetensors'] = None\n"
-        "from fl_darex.tensor_files import read_tensors\n"
+        "from fl_darex.files.tensors import read_tensors\n"
         "read_tensors(sys.argv[1])"
     )
     done = subprocess.run(

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fl_darex.compressors import COMPRESSORS
+from fl_darex.compression.compressor import COMPRESSORS
+from fl_darex.compression.terms import Terms
 from fl_darex.errors import PacketError, Reason
 from fl_darex.masks import ONE
 from fl_darex.positions import SeededMask
 from fl_darex.pruning.scores import SCOPES
 from fl_darex.rescaling.rules import RULES
-from fl_darex.wire import Terms
 from fl_darex.wire.values import CODINGS
 
 TERMS = Terms(method="dare", kept=ONE // 2, q=0.5, values="fp16", seed=7, round=3, slot=2)

@@ -154,7 +154,7 @@ def test_writing_needs_the_same_names_and_shapes_and_copies() -> None:
 def test_settings_reach_clients_in_the_message_and_the_nodes_dataset_wins(tmp_path: Path) -> None:
     from flwr.app import Context, Message, RecordDict
 
-    from fl_darex.simulation.identity import adopt_run
+    from fl_darex.flower.private import adopt_run
 
     adopt_run("settings")
     config = make_config({"train.lr": 0.5, "compress.q": 0.25, "task.model": "m"})

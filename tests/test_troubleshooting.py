@@ -19,10 +19,10 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg
 
 from fl_darex.clients import DarexMod
-from fl_darex.files import cache_root
+from fl_darex.compression import terms
+from fl_darex.files.atomic import cache_root
+from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire import terms
-from fl_darex.wire.records import to_arrays, to_record
 
 TEXT = (ROOT / "docs" / "plug-in.md").read_text("utf-8")
 LISTED = re.findall(r"^\| `([^`]+)`", TEXT.partition("## When something is wrong")[2], re.MULTILINE)

@@ -12,11 +12,11 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from fl_darex.clients import DarexMod
+from fl_darex.compression.terms import SHARED
 from fl_darex.delta import Delta
+from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.pruning import dare
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.records import to_arrays, to_record
-from fl_darex.wire.terms import SHARED
 
 CLIENTS = 7
 SEED = 5
@@ -275,7 +275,7 @@ def test_a_strategy_of_ones_own_sees_every_reply_and_all_of_its_records(downlink
 
 
 def test_the_dense_column_of_several_records_is_what_plain_flower_sends() -> None:
-    from fl_darex.wire.ledger import Ledger, LedgerGrid
+    from fl_darex.flower.ledger import Ledger, LedgerGrid
 
     def bytes_of(mods: bool) -> list[tuple[int, int]]:
         own = Controlled(

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from fl_darex.errors import AnchorError
-
-from .anchors import Track, fingerprint, resolve
-from .groups import check_group, model_groups
-from .passes import pull_l1, pull_l2, square_sums
+from fl_darex.optim.anchors import Track, fingerprint, resolve
+from fl_darex.optim.groups import check_group, model_groups
+from fl_darex.optim.passes import pull_l1, pull_l2, square_sums
 
 _FINGERPRINT, _SQUARE_SUM = "anchor_fingerprint", "square_sum"
 # torch wraps the public step in the hooks of AdamW; calling that could run user hooks twice.

@@ -12,8 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fl_darex.pruning.bounds import phi
-from fl_darex.rescaling.eq5 import mse_optimal_q
+from fl_darex.rescaling.eq5 import mse_optimal_q, phi
 from fl_darex.rescaling.eta import EtaSearch, search_eta
 from fl_darex.rescaling.fixed import rescale, resolve_q
 from fl_darex.rescaling.layers import per_layer_q

@@ -18,13 +18,28 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fl_darex.pruning.bounds import phi
-
 Vector = NDArray[np.float64]
 
 GAMMA = 0.05
 """Probability of failure in Eq. 5; the paper leaves it open, this is the official code's."""
 _ROUND_OFF = 1e-12
+
+
+def phi(p: float) -> float:
+    """Return ``Phi(p) = (1-2p) / log((1-p)/p)``, Eq. 7; 1/2 at p = 1/2, 0 at 0 and 1.
+
+    Raises:
+        ValueError: If ``p`` is outside [0, 1].
+    """
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"p must be in [0, 1], got {p!r}")
+    if p in (0.0, 1.0):
+        return 0.0
+    tilt = 1.0 - 2.0 * p
+    if abs(tilt) > 0.5:
+        return tilt / (math.log1p(-p) - math.log(p))
+    # The same, as log((1-p)/p) = 2 atanh(1-2p): 1-2p is exact here, and nothing cancels.
+    return 0.5 * tilt / math.atanh(tilt) if tilt else 0.5
 
 
 def check_p(p: float) -> float:

@@ -13,8 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_darex.pruning.bounds import phi
-from fl_darex.rescaling.eq5 import GAMMA
+from fl_darex.rescaling.eq5 import GAMMA, phi
 
 Half = NDArray[np.float16]
 

@@ -18,8 +18,8 @@ from flwr.supercore.run import Run
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
+from fl_darex.flower.private import adopt_run, node_id_of
 from fl_darex.simulation.cluster import Resources, capacity, connect
-from fl_darex.simulation.identity import adopt_run, node_id_of
 from fl_darex.simulation.worker import Worker
 
 _POLL_SECONDS = 0.05

@@ -8,8 +8,8 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fl_darex.flower.private import SERVER_NODE_ID
 from fl_darex.simulation.cluster import Resources
-from fl_darex.simulation.identity import SERVER_NODE_ID
 from fl_darex.simulation.ray_grid import RayGrid
 
 

@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 from fl_darex.config import RunConfig, TaskConfig
 from fl_darex.errors import ConfigError, nearest
-
-from .task import Task
+from fl_darex.tasks.task import Task
 
 # Name -> "module:function"; some need packages that digits does not, so modules load on use.
 TASKS = {

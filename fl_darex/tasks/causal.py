@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fl_darex.config import RunConfig, TaskConfig
-
-from .answers import is_right
-from .causal_batches import pack, pad_right
-from .causal_data import load_causal_data
-from .causal_model import build_causal, load_causal_config, load_causal_tokenizer
-from .causal_tokens import IGNORED, Tokenization
-from .generation import generate_greedily
-from .partitions import Partitions
-from .sampling import take_validation
-from .task import Example, Predictions, Task, check_evaluation_shares
-from .token_metrics import COLUMNS, choose_lm_metric, reduce_logits, token_scores
+from fl_darex.tasks.answers import is_right
+from fl_darex.tasks.causal_batches import pack, pad_right
+from fl_darex.tasks.causal_data import load_causal_data
+from fl_darex.tasks.causal_model import build_causal, load_causal_config, load_causal_tokenizer
+from fl_darex.tasks.causal_tokens import IGNORED, Tokenization
+from fl_darex.tasks.generation import generate_greedily
+from fl_darex.tasks.partitions import Partitions
+from fl_darex.tasks.sampling import take_validation
+from fl_darex.tasks.task import Example, Predictions, Task, check_evaluation_shares
+from fl_darex.tasks.token_metrics import COLUMNS, choose_lm_metric, reduce_logits, token_scores
 
 if TYPE_CHECKING:
     from torch import Tensor

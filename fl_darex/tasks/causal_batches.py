@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .causal_tokens import IGNORED, Tokens
+from fl_darex.tasks.causal_tokens import IGNORED, Tokens
 
 
 def pad_right(examples: Sequence[Tokens], pad: int) -> dict[str, torch.Tensor]:

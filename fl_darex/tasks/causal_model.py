@@ -9,13 +9,12 @@ import torch
 
 from fl_darex.config import TaskConfig
 from fl_darex.errors import ConfigError
-
-from .causal_batches import pack
-from .causal_tokens import Tokens
-from .classifier import model_class
-from .sources import load_model_config, load_pretrained
-from .task import LoadedModel
-from .text_model import check_length, load_any_tokenizer
+from fl_darex.tasks.causal_batches import pack
+from fl_darex.tasks.causal_tokens import Tokens
+from fl_darex.tasks.classifier import model_class
+from fl_darex.tasks.sources import load_model_config, load_pretrained
+from fl_darex.tasks.task import LoadedModel
+from fl_darex.tasks.text_model import check_length, load_any_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

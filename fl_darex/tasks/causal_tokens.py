@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fl_darex.errors import ConfigError
-
-from .prompts import Example, TextFormat
+from fl_darex.tasks.prompts import Example, TextFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from fl_darex.errors import ConfigError
-from fl_darex.files import cache_root, write_atomically
+from fl_darex.files.atomic import cache_root, write_atomically
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fl_darex.errors import ConfigError
-
-from .sources import load_pretrained
-from .task import LoadedModel
+from fl_darex.tasks.sources import load_pretrained
+from fl_darex.tasks.task import LoadedModel
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

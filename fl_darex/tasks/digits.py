@@ -18,13 +18,12 @@ import torch
 
 from fl_darex.config import RunConfig, TaskConfig
 from fl_darex.errors import ConfigError
-
-from .checkpoint import materialise
-from .metrics import METRICS, choose_metric
-from .partitions import Partitions
-from .sampling import subsample, take_validation
-from .sources import load_model_config, load_pretrained
-from .task import Example, LoadedModel, Task, check_evaluation_shares
+from fl_darex.tasks.checkpoint import materialise
+from fl_darex.tasks.metrics import METRICS, choose_metric
+from fl_darex.tasks.partitions import Partitions
+from fl_darex.tasks.sampling import subsample, take_validation
+from fl_darex.tasks.sources import load_model_config, load_pretrained
+from fl_darex.tasks.task import Example, LoadedModel, Task, check_evaluation_shares
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,9 +16,8 @@ import torch
 import typer
 
 from fl_darex.seeds import derive
-
-from .checkpoint import CONFIG, WEIGHTS, materialise, pack
-from .digits import CLASSES, SIDE, images_and_labels, load_vit, split_indices
+from fl_darex.tasks.checkpoint import CONFIG, WEIGHTS, materialise, pack
+from fl_darex.tasks.digits import CLASSES, SIDE, images_and_labels, load_vit, split_indices
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ViTForImageClassification

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .causal_batches import pad_left
-from .quiet import quiet
+from fl_darex.tasks.causal_batches import pad_left
+from fl_darex.tasks.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -14,16 +14,15 @@ import torch
 from fl_darex.config import RunConfig
 from fl_darex.errors import ConfigError
 from fl_darex.seeds import derive
-
-from .classifier import build_classifier
-from .image_data import ORIGIN, load_image_data
-from .image_model import check_image_size, load_image_config, load_image_processor
-from .images import open_image
-from .metrics import METRICS, choose_metric
-from .partitions import Partitions
-from .sampling import take_validation
-from .sources import first_line
-from .task import Example, Task, check_evaluation_shares
+from fl_darex.tasks.classifier import build_classifier
+from fl_darex.tasks.image_data import ORIGIN, load_image_data
+from fl_darex.tasks.image_model import check_image_size, load_image_config, load_image_processor
+from fl_darex.tasks.images import open_image
+from fl_darex.tasks.metrics import METRICS, choose_metric
+from fl_darex.tasks.partitions import Partitions
+from fl_darex.tasks.sampling import take_validation
+from fl_darex.tasks.sources import first_line
+from fl_darex.tasks.task import Example, Task, check_evaluation_shares
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fl_darex.errors import ConfigError
-
-from .sources import first_line
+from fl_darex.tasks.sources import first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset

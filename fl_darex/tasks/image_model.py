@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fl_darex.errors import ConfigError
-
-from .quiet import quiet
-from .sources import first_line, load_model_config, load_pretrained, local_folder
+from fl_darex.tasks.quiet import quiet
+from fl_darex.tasks.sources import first_line, load_model_config, load_pretrained, local_folder
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PretrainedConfig

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fl_darex.errors import ConfigError
-
-from .sources import first_line
+from fl_darex.tasks.sources import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image

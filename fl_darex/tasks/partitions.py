@@ -171,7 +171,7 @@ def _pathological(train: Dataset, federation: FederationConfig) -> Partitioner:
             f"{holders[short]} clients, but it has {counts[short]} training examples; use fewer "
             "federation.clients or federation.classes-per-client"
         )
-    from .pathological import Dealt
+    from fl_darex.tasks.pathological import Dealt
 
     hands = [[values[c].item() for c in hand] for hand in dealt]
     partitioner = Dealt(hands, _LABEL, derive(federation.seed, "partition"))

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fl_darex.config import TaskConfig
 from fl_darex.errors import ConfigError
-
-from .quiet import quiet
+from fl_darex.tasks.quiet import quiet
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fl_darex.errors import ConfigError
-
-from .metrics import Metric
-from .partitions import Partitions
+from fl_darex.tasks.metrics import Metric
+from fl_darex.tasks.partitions import Partitions
 
 if TYPE_CHECKING:
     from datasets import Dataset

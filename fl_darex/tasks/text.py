@@ -9,14 +9,13 @@ import torch
 
 from fl_darex.config import RunConfig
 from fl_darex.seeds import derive
-
-from .classifier import build_classifier
-from .metrics import METRICS, choose_metric
-from .partitions import Partitions
-from .sampling import take_validation
-from .task import Example, Task, check_evaluation_shares
-from .text_data import load_text_data
-from .text_model import load_encoder_config, load_tokenizer
+from fl_darex.tasks.classifier import build_classifier
+from fl_darex.tasks.metrics import METRICS, choose_metric
+from fl_darex.tasks.partitions import Partitions
+from fl_darex.tasks.sampling import take_validation
+from fl_darex.tasks.task import Example, Task, check_evaluation_shares
+from fl_darex.tasks.text_data import load_text_data
+from fl_darex.tasks.text_model import load_encoder_config, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

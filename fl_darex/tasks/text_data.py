@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from fl_darex.config import TaskConfig
 from fl_darex.errors import ConfigError
-
-from .labels import encode_labels, hidden
-from .partitions import check_owner_column
-from .sampling import set_apart, subsample
-from .sources import dataset_folder, load_hub_dataset
-from .splits import evaluation_split, training_split
-from .text_files import Table, from_arrow, read_folder
+from fl_darex.tasks.labels import encode_labels, hidden
+from fl_darex.tasks.partitions import check_owner_column
+from fl_darex.tasks.sampling import set_apart, subsample
+from fl_darex.tasks.sources import dataset_folder, load_hub_dataset
+from fl_darex.tasks.splits import evaluation_split, training_split
+from fl_darex.tasks.text_files import Table, from_arrow, read_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,9 +6,8 @@ import inspect
 from typing import TYPE_CHECKING
 
 from fl_darex.errors import ConfigError
-
-from .classifier import model_class
-from .sources import load_model_config, load_pretrained
+from fl_darex.tasks.classifier import model_class
+from fl_darex.tasks.sources import load_model_config, load_pretrained
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

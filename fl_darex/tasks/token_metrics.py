@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from fl_darex.errors import ConfigError
-
-from .causal_tokens import IGNORED
+from fl_darex.tasks.causal_tokens import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,7 +1,6 @@
-"""What crosses the network."""
+"""What crosses the network: bytes, and nothing that knows Flower."""
 
 from fl_darex.errors import PacketError
 from fl_darex.wire.packet import decode, encode
-from fl_darex.wire.terms import Terms
 
-__all__ = ["PacketError", "Terms", "decode", "encode"]
+__all__ = ["PacketError", "decode", "encode"]

@@ -13,9 +13,9 @@ from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 
 from fl_darex.clients import DarexMod
-from fl_darex.wire.handshake import HANDSHAKE, answer
+from fl_darex.flower.records import packet_of, packet_record, to_arrays, to_record
+from fl_darex.flower.roster import HANDSHAKE, answer
 from fl_darex.wire.header import HEADER_BYTES, read_header
-from fl_darex.wire.records import packet_of, packet_record, to_arrays, to_record
 
 # Of the model that `apps_hostile.server_app` starts with.
 SHAPES = {"embedding": (1000, 400), "layer.weight": (200, 200), "layer.bias": (200,), "s": ()}

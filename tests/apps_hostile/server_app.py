@@ -14,9 +14,9 @@ from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result
 
+from fl_darex.flower.grids import GridView
+from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.grid_view import GridView
-from fl_darex.wire.records import to_arrays, to_record
 
 from .client_app import SHAPES
 

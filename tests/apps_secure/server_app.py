@@ -13,10 +13,10 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result
 
+from fl_darex.flower.grids import GridView
+from fl_darex.flower.records import to_arrays, to_record
+from fl_darex.secagg.sealed_packet import is_masked
 from fl_darex.strategies import DarexStrategy, SecureAggregation
-from fl_darex.wire.grid_view import GridView
-from fl_darex.wire.masked import is_masked
-from fl_darex.wire.records import to_arrays, to_record
 
 from .client_app import model
 

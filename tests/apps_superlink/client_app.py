@@ -9,8 +9,8 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_darex.clients import DarexMod
-from fl_darex.wire.handshake import HANDSHAKE, answer
-from fl_darex.wire.records import to_arrays, to_record
+from fl_darex.flower.records import to_arrays, to_record
+from fl_darex.flower.roster import HANDSHAKE, answer
 
 
 def partition_of(context: Context) -> int:

@@ -16,10 +16,10 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
+from fl_darex.flower.grids import GridView
+from fl_darex.flower.ledger import Ledger, LedgerGrid
+from fl_darex.flower.records import to_record
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.grid_view import GridView
-from fl_darex.wire.ledger import Ledger, LedgerGrid
-from fl_darex.wire.records import to_record
 
 # The first is longer than one of Flower's chunks.
 SHAPES = {"embedding": (1400, 1000), "layer.weight": (300, 300), "layer.bias": (300,), "s": ()}

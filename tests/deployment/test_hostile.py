@@ -19,7 +19,7 @@ from apps_hostile.server_app import CLIENTS, start, strategy
 from flower_project import project_of
 from superlink import Deployment, SuperNode, wait_for
 
-from fl_darex.wire.records import to_arrays
+from fl_darex.flower.records import to_arrays
 
 from .marks import SLOW, deployment
 from .replay import Replay

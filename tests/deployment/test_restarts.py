@@ -24,8 +24,8 @@ from superlink import ROOT, Deployment, SuperNode, wait_for
 
 from fl_darex.clients.client_app import app
 from fl_darex.config import make_config
-from fl_darex.model_cache import ModelCache
-from fl_darex.run_folder import RunFolder
+from fl_darex.files.model_cache import ModelCache
+from fl_darex.observers.run_folder import RunFolder
 from fl_darex.strategies.server_app import make_app
 
 from .checkout import copy_of_the_checkout
@@ -187,7 +187,7 @@ def test_the_ledger_and_superlinks_counters_differ_by_frames(finished):
 LOAD = """
 import sys, time
 began = time.perf_counter()
-from fl_darex.model_cache import ModelCache
+from fl_darex.files.model_cache import ModelCache
 imported = time.perf_counter()
 arrays = ModelCache(sys.argv[1]).load(bytes.fromhex(sys.argv[2]))
 loaded = time.perf_counter()

@@ -19,8 +19,8 @@ from flower_project import project_of
 from secure_clients import Stateful
 from superlink import Deployment
 
-from fl_darex.wire.records import to_arrays
-from fl_darex.wire.stages import MASKED
+from fl_darex.flower.records import to_arrays
+from fl_darex.secagg.messages import MASKED
 
 from .marks import SLOW, deployment
 

@@ -1,0 +1,132 @@
+"""The configuration of a run: frozen, validated, flat kebab-case keys in sections.
+
+The same TOML file serves ``fl-darex run`` and ``flwr run . --run-config``: scalars only.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError, model_validator
+
+from fl_darex.config.errors import explain
+from fl_darex.config.sections import (
+    CompressConfig,
+    FederationConfig,
+    ResourcesConfig,
+    Section,
+    ServerConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from fl_darex.config.text import Scalar, flatten, parse_override, toml_scalar
+from fl_darex.errors import ConfigError, nearest
+from fl_darex.rescaling.rules import RULES
+
+
+class RunConfig(Section):
+    """All settings of a run. Equal configs give equal results."""
+
+    task: TaskConfig = TaskConfig()
+    federation: FederationConfig = FederationConfig()
+    train: TrainConfig = TrainConfig()
+    compress: CompressConfig = CompressConfig()
+    server: ServerConfig = ServerConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+
+    @model_validator(mode="after")
+    def _product_of_adapters(self) -> RunConfig:
+        if self.compress.lora == "product" and not self.train.lora_rank:
+            raise ValueError(
+                "compress.lora = 'product' is for adapters, and train.lora-rank = 0 means none; "
+                "set train.lora-rank to 1 or more, or compress.lora = 'factors'"
+            )
+        if self.compress.lora == "product" and (
+            self.compress.q in RULES or self.compress.method == "wanda"
+        ):
+            raise ValueError(
+                "compress.lora = 'product' sends the change of weights that the client's own model "
+                "has in its adapters, so compress.method = 'wanda' and the searches for "
+                "compress.q on the client cannot look at it; set compress.lora = 'factors', or "
+                "another method and q"
+            )
+        if self.compress.lora == "product" and self.train.anchor == "pretrained":
+            raise ValueError(
+                "train.anchor = 'pretrained' does not go with compress.lora = 'product': adapters "
+                "start anew each round, so all they know is the round's change; set 'round'"
+            )
+        return self
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return ``{"section.key": value}`` for every setting, defaults included."""
+        nested = self.model_dump(by_alias=True)
+        return {f"{s}.{k}": v for s, values in nested.items() for k, v in values.items()}
+
+    def to_toml(self) -> str:
+        """Return the configuration as TOML text that ``load_config`` reads back."""
+        blocks = []
+        for section, values in self.model_dump(by_alias=True).items():
+            lines = [f"{key} = {toml_scalar(value)}" for key, value in values.items()]
+            blocks.append("\n".join([f"[{section}]", *lines]))
+        return "\n\n".join(blocks) + "\n"
+
+
+def known_keys() -> list[str]:
+    """Return every ``section.key`` in declaration order."""
+    return list(RunConfig().flat())
+
+
+def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a TOML file, apply ``key=value`` overrides and validate the result.
+
+    Raises:
+        ConfigError: If the file cannot be read, a key is unknown or a value is not allowed.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{str(path)!r} is not UTF-8 text, so not a TOML file") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read the configuration {str(path)!r}: {reason}") from None
+    try:
+        tree = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{str(path)!r} is not valid TOML: {error}") from None
+    values = flatten(tree)
+    for item in overrides:
+        key, value = parse_override(item, RunConfig().flat())
+        values[key] = value
+    return make_config(values)
+
+
+def make_config(values: Mapping[str, Any]) -> RunConfig:
+    """Build a configuration from flat keys, ``{"compress.p": 0.99}``.
+
+    Raises:
+        ConfigError: If a key is unknown or a value is not allowed; the message names the key,
+            the value, what is allowed and the nearest known key.
+    """
+    keys = known_keys()
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        if key in RunConfig.model_fields and value == {}:
+            continue  # a section without keys
+        if key not in keys:
+            raise ConfigError(f"unknown key {key!r}{_nearest_key(key, keys)}")
+        section, _, name = key.partition(".")
+        nested.setdefault(section, {})[name] = value
+    try:
+        return RunConfig.model_validate(nested)
+    except ValidationError as error:
+        raise ConfigError(explain(error, RunConfig)) from None
+
+
+def _nearest_key(key: str, keys: list[str]) -> str:
+    # Somebody who leaves out the section ("lr") means the key that ends so.
+    ends = [known for known in keys if known.partition(".")[2] == key]
+    return f"; did you mean {ends[0]!r}?" if ends else nearest(key, keys)

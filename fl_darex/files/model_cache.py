@@ -1,0 +1,162 @@
+"""Models on disk, by version, shared by all clients of a machine.
+
+A deployment starts a new process for every message, and a simulation runs many clients in a few
+processes; both find here what a client was sent before. Files are written beside their place and
+moved there whole, so any number of processes may write at once and be killed at any moment;
+whoever reads a file that is damaged all the same takes it for one that is not there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+import time
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_darex.files.atomic import cache_root, write_atomically
+from fl_darex.wire.json_notes import is_hex
+
+KEPT = 2
+"""Versions of a run that stay: the one that clients train and the one before it."""
+
+FORGOTTEN_DAYS = 7
+"""Days after which what a run left here is removed by the next one."""
+
+# magic, CRC-32 of all that follows it, length of the table
+_PREFIX = struct.Struct("<8sQQ")
+_MAGIC = b"DARXMDL1"
+_ALIGN = 64
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class ModelCache:
+    """The versions of one run's model.
+
+    Args:
+        run: The run's own 16 hexadecimal digits.
+        root: The folder for all runs; default ``models`` in `fl_darex.files.atomic.cache_root`.
+
+    Raises:
+        ValueError: If ``run`` is not 16 hexadecimal digits; it comes from a message.
+    """
+
+    def __init__(self, run: str, root: Path | None = None) -> None:
+        if not is_hex(run, 16):
+            raise ValueError(f"a run is named by 16 hexadecimal digits, got {run!r}")
+        self._root = root or cache_root() / "models"
+        self.folder = self._root / run
+
+    def load(self, version: bytes) -> Arrays | None:
+        """Return a version's tensors, read-only; None where it is missing or damaged."""
+        path = self._path(version)
+        try:
+            return _read(np.memmap(path, dtype=np.uint8, mode="r"))
+        except OSError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            # Damaged; np.memmap refuses an empty file with ValueError, too.
+            with suppress(OSError):
+                path.unlink()
+            return None
+
+    def store(self, version: bytes, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write a version, if it is not there, and forget all but the `KEPT` newest.
+
+        Raises:
+            OSError: If the disk is full or the folder cannot be written.
+        """
+        path = self._path(version)
+        if path.exists():
+            return
+        if not self.folder.exists():
+            self._forget_old_runs()
+            self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _parts(arrays))
+        models = sorted(self.folder.glob("*.model"), key=_modified, reverse=True)
+        for old in models[KEPT:]:
+            old.unlink(missing_ok=True)
+
+    def held_by(self, node: int) -> bytes | None:
+        """Return the version that a client was brought to last, if it is still here."""
+        try:
+            version = bytes.fromhex((self.folder / f"{node}.held").read_text("ascii"))
+        except (OSError, ValueError):
+            return None
+        return version if self._path(version).exists() else None
+
+    def hold(self, node: int, version: bytes) -> None:
+        """Remember which version a client was brought to.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        write_atomically(self.folder / f"{node}.held", [version.hex().encode()])
+
+    def remove(self) -> None:
+        """Remove everything of this run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, version: bytes) -> Path:
+        return self.folder / f"{version.hex()}.model"
+
+    def _forget_old_runs(self) -> None:
+        oldest = time.time() - FORGOTTEN_DAYS * 86400
+        for folder in self._root.glob("*/"):
+            if is_hex(folder.name, 16) and _modified(folder) < oldest:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # another process removed it
+        return 0.0
+
+
+def _parts(arrays: Mapping[str, NDArray[Any]]) -> list[Any]:
+    """Return what a file consists of: a prefix, a table, and the tensors, aligned."""
+    table: list[Any] = []
+    body: list[Any] = []
+    end = 0
+    for name, array in arrays.items():
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        padding = bytes(-end % _ALIGN)
+        table.append([name, array.dtype.str, list(array.shape), end + len(padding)])
+        body += [padding, data]
+        end += len(padding) + data.size
+    header = json.dumps(table).encode()
+    header += b" " * (-(_PREFIX.size + len(header)) % _ALIGN)
+    checksum = zlib.crc32(header, _of_length(len(header)))
+    for part in body:
+        checksum = zlib.crc32(part, checksum)
+    return [_PREFIX.pack(_MAGIC, checksum, len(header)), header, *body]
+
+
+def _read(data: NDArray[np.uint8]) -> Arrays:
+    """Read what `_parts` writes; raise ValueError, KeyError or TypeError where it does not."""
+    if data.size < _PREFIX.size:
+        raise ValueError("cut short")
+    magic, checksum, length = _PREFIX.unpack(data[: _PREFIX.size].tobytes())
+    rest = data[_PREFIX.size :]
+    if magic != _MAGIC or zlib.crc32(memoryview(rest.data), _of_length(length)) != checksum:
+        raise ValueError("damaged")
+    body, arrays = rest[length:], {}
+    for name, kind, shape, first in json.loads(rest[:length].tobytes()):
+        dtype = np.dtype(kind)
+        end = first + math.prod(shape) * dtype.itemsize
+        arrays[name] = body[first:end].view(dtype).reshape(shape)
+    return arrays
+
+
+def _of_length(length: int) -> int:
+    return zlib.crc32(length.to_bytes(8, "little"))

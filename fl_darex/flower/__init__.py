@@ -1,0 +1,1 @@
+"""All that knows Flower: records, notes in messages, grids, bytes."""

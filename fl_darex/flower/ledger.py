@@ -1,0 +1,271 @@
+"""The byte ledger: what each message weighs on the wire, beside its dense counterpart.
+
+Messages are counted where they cross the Grid, so the numbers are the same in simulation and in
+a deployment, and nothing on a client has to be trusted.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode, SType
+from flwr.serverapp import Grid
+
+from fl_darex.compression.terms import CONFIG_KEY
+from fl_darex.flower.grids import GridView
+from fl_darex.flower.model_note import MISSING
+from fl_darex.flower.records import packet_of
+from fl_darex.flower.roster import HANDSHAKE
+from fl_darex.flower.sizes import (
+    ArrayInfo,
+    Chunks,
+    RecordInfo,
+    describe,
+    describe_dense,
+    message_bytes,
+)
+from fl_darex.secagg.messages import SECURE_KEY
+from fl_darex.secagg.sealed_packet import is_masked
+
+LACKING = "lacking"
+SECURE = "secure"
+ROUND_KEY = "server-round"
+
+# Error replies that SuperLink, or Flower's grid, makes up itself where a client is gone.
+_NOBODY_SENT = {
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+}
+
+
+@dataclass
+class Entry:
+    """The bytes of one exchange with one client.
+
+    Attributes:
+        round: The federated round; 0 before the first.
+        client: The client's partition, or its node id where no handshake told the partition.
+        kind: ``train``, ``evaluate``, ``query`` or ``handshake``; ``lacking`` where a client did
+            not hold what the message built on, so that it was asked again; ``secure`` for the short
+            messages of secure aggregation.
+        down_bytes: Server to client, as a deployment would serialise the message.
+        up_bytes: Client to server; 0 while there is no reply, or only SuperLink's word that
+            there will be none.
+        dense_down_bytes: The same message with the whole model and nothing of fl-darex in it; 0
+            for ``lacking`` and ``secure``, which only happen with fl-darex.
+        dense_up_bytes: The same reply with every tensor in full, in its own dtype; tensors that
+            were sent equal count once if they are tied or counters.
+        failed: Whether the reply is an error or never came.
+    """
+
+    round: int
+    client: int
+    kind: str
+    down_bytes: int
+    up_bytes: int = 0
+    dense_down_bytes: int = 0
+    dense_up_bytes: int = 0
+    failed: bool = True
+
+
+@dataclass
+class Ledger:
+    """All exchanges of a run, in the order in which they were started."""
+
+    entries: list[Entry] = field(default_factory=list)
+    partition_of: dict[int, int] = field(default_factory=dict)
+
+    def name_clients(self) -> None:
+        """Put partitions in place of the node ids of exchanges before the handshake was over."""
+        for entry in self.entries:
+            if entry.kind == HANDSHAKE:
+                entry.client = self.partition_of.get(entry.client, entry.client)
+
+    def of_round(self, round_: int) -> list[Entry]:
+        """Return the exchanges of one round (0: before the first)."""
+        return [entry for entry in self.entries if entry.round == round_]
+
+
+class LedgerGrid(GridView):
+    """A Grid that counts every message and passes it on.
+
+    Args:
+        grid: Any Flower Grid.
+        ledger: Where the entries go.
+        on_reply: Called with the entry of each reply as it arrives.
+        plain: Returns what a content would be without fl-darex; default: without its settings.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        ledger: Ledger,
+        on_reply: Callable[[Entry], None] | None = None,
+        plain: Callable[[RecordDict], RecordDict] | None = None,
+    ) -> None:
+        super().__init__(grid)
+        self._ledger = ledger
+        self._on_reply = on_reply
+        self._plain = plain or without_settings
+        self._open: dict[str, tuple[Entry, dict[str, RecordInfo]]] = {}
+        # The model of a round is one ArrayRecord in many messages: describe it once.
+        self._described: dict[int, tuple[ArrayRecord, RecordInfo, RecordInfo]] = {}
+        self._chunks = Chunks()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Count and push messages."""
+        listed = list(messages)
+        ids = list(self.grid.push_messages(listed))
+        for message in listed:
+            entry, dense = self._sent(message)
+            self._ledger.entries.append(entry)
+            self._open[message.metadata.message_id] = (entry, dense)
+        self._described.clear()
+        self._chunks = Chunks()
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull and count replies."""
+        replies = list(self.grid.pull_messages(message_ids))
+        for reply in replies:
+            self._received(reply)
+        return replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push messages and wait for their replies, at most ``timeout`` seconds."""
+        waiting = {key for key in self.push_messages(messages) if key}
+        del messages
+        end = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and (end is None or time.monotonic() < end):
+            arrived = list(self.pull_messages(waiting))
+            replies.extend(arrived)
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            if waiting and not arrived:
+                time.sleep(getattr(self.grid, "pull_interval", 3.0))
+        for key in waiting:  # what comes after the timeout belongs to no round
+            self._open.pop(key, None)
+        return replies
+
+    def _sent(self, message: Message) -> tuple[Entry, dict[str, RecordInfo]]:
+        node = message.metadata.dst_node_id
+        plain = copy.copy(message)
+        plain.__dict__["_content"] = self._plain(message.content)
+        sent, whole = self._describe(message.content), self._describe(plain.content)
+        entry = Entry(
+            round=_round_of(message.content),
+            client=self._ledger.partition_of.get(node, node),
+            kind=_kind_of(message),
+            down_bytes=message_bytes(message, [info for info, _ in sent.values()]),
+        )
+        if entry.kind != SECURE:
+            infos = [info for info, _ in whole.values()]
+            entry.dense_down_bytes = message_bytes(plain, infos)
+        return entry, {name: trained for name, (_, trained) in whole.items()}
+
+    def _received(self, reply: Message) -> None:
+        known = self._open.pop(reply.metadata.reply_to_message_id, None)
+        if known is None:
+            return
+        entry, sent_dense = known
+        entry.failed = reply.has_error()
+        if entry.failed and reply.error.code in _NOBODY_SENT:
+            return self._tell(entry)
+        entry.up_bytes = message_bytes(reply)
+        entry.dense_up_bytes = 0 if entry.kind == SECURE else entry.up_bytes
+        if reply.has_content():
+            if any(map(_stands_for_model, reply.content.array_records.values())):
+                entry.dense_up_bytes = message_bytes(reply, _whole(reply.content, sent_dense))
+            if MISSING in reply.content:
+                entry.kind, entry.dense_up_bytes, entry.dense_down_bytes = LACKING, 0, 0
+        self._tell(entry)
+
+    def _tell(self, entry: Entry) -> None:
+        if self._on_reply is not None:
+            self._on_reply(entry)
+
+    def _describe(self, content: RecordDict) -> dict[str, tuple[RecordInfo, RecordInfo]]:
+        """Return each array record as it is, and as it would come back whole after training."""
+        found = {}
+        for name, record in content.array_records.items():
+            if id(record) not in self._described:
+                info = describe(record, self._chunks)
+                self._described[id(record)] = (record, info, _dense_info(record, info))
+            found[name] = self._described[id(record)][1:]
+        return found
+
+
+def _kind_of(message: Message) -> str:
+    kind, content = message.metadata.message_type, message.content
+    if not content.array_records and any(SECURE_KEY in c for c in content.config_records.values()):
+        return SECURE
+    return HANDSHAKE if kind.endswith("." + HANDSHAKE) else kind
+
+
+def _stands_for_model(record: ArrayRecord) -> bool:
+    return packet_of(record) is not None or is_masked(record)
+
+
+def _whole(content: RecordDict, sent: dict[str, RecordInfo]) -> list[RecordInfo]:
+    """Return a reply's records with the model, as it would come back, in the packet's place."""
+    chunks, first = Chunks(), next(iter(sent.values()), None)
+    found = []
+    for name, record in content.array_records.items():
+        whole = sent.get(name, first) if _stands_for_model(record) else None
+        found.append(whole or describe(record, chunks))
+    return found
+
+
+def _dense_info(record: ArrayRecord, sent: RecordInfo) -> RecordInfo:
+    """Describe the record that would come back whole, after training."""
+    apart = describe_dense(
+        (name, array.dtype, tuple(array.shape), array.stype, len(array.data))
+        for name, array in record.items()
+    )
+    first: dict[ArrayInfo, ArrayInfo] = {}
+    arrays = []
+    for array, before, after in zip(record.values(), sent.arrays, apart.arrays, strict=True):
+        if before in first and _stays_equal(array):
+            after = first[before]
+        first.setdefault(before, after)
+        arrays.append(after)
+    return replace(apart, arrays=tuple(arrays))
+
+
+def _stays_equal(array: Array) -> bool:
+    """Whether arrays equal to this one are so on purpose (tied, counters), not by their start.
+
+    Many biases begin as zeros and scales as ones; training tells them apart.
+    """
+    if "float" not in array.dtype or array.stype != SType.NUMPY:
+        return True
+    values = array.numpy()
+    return values.size > 1 and bool((values != values.flat[0]).any())
+
+
+def _round_of(content: RecordDict) -> int:
+    for config in content.config_records.values():
+        if isinstance(value := config.get(ROUND_KEY), int):
+            return value
+    return 0
+
+
+def without_settings(content: RecordDict) -> RecordDict:
+    """Return a content without the settings of fl-darex in it."""
+    plain = RecordDict()
+    for name, record in content.items():
+        if isinstance(record, ConfigRecord) and any(map(_is_ours, record)):
+            record = ConfigRecord({k: v for k, v in record.items() if not _is_ours(k)})
+        plain[name] = record
+    return plain
+
+
+def _is_ours(key: str) -> bool:
+    return key == CONFIG_KEY or key.startswith(f"{CONFIG_KEY}.")

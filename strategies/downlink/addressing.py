@@ -1,0 +1,120 @@
+"""Puts the model, or what a client lacks of it, into messages, and can take it out again."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from logging import WARNING
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.logger import log
+
+from fl_darex.errors import PacketError
+from fl_darex.flower.ledger import without_settings
+from fl_darex.flower.model_note import DELIVERY_KEY, GREETING_KEY, Delivery
+
+from .protocol import Downlink
+
+
+class Setting(Protocol):
+    """Something of ours that rides in a message's configuration, such as `Terms`."""
+
+    def attach(self, config: MutableMapping[str, Any]) -> None:
+        """Write itself into a configuration."""
+
+
+class Courier:
+    """Addresses each message to its own client.
+
+    Args:
+        downlink: Decides what a client is sent of the model.
+
+    Attributes:
+        model: The model that messages stand for now.
+    """
+
+    def __init__(self, downlink: Downlink) -> None:
+        self._downlink = downlink
+        self.model = ArrayRecord()
+
+    def present(self, model: ArrayRecord) -> None:
+        """Say which model the next messages stand for."""
+        self._downlink.present(model)
+        self.model = model
+
+    def question(self, config: ConfigRecord) -> RecordDict | None:
+        """Return what new nodes are asked, with a run's settings; None: nothing."""
+        asked = ConfigRecord(dict(config))
+        self._downlink.greet(asked)
+        return RecordDict({"config": asked}) if GREETING_KEY in asked else None
+
+    def address(self, message: Message, settings: Sequence[Setting]) -> None:
+        """Give a message the content that its own client needs.
+
+        Args:
+            message: As the wrapped strategy made it; its content may be shared with others.
+            settings: What the reply must look like; none: as the app leaves it.
+        """
+        carried = self._downlink.content(message.metadata.dst_node_id)
+        message.content = self._settled(message.content, *carried, settings)
+
+    def again(self, message: Message, client: int, settings: Sequence[Setting]) -> Message:
+        """Return a message with the whole model, for a client that lacks what it was sent."""
+        log(WARNING, "client %s lacks an earlier model and is sent the whole one", client)
+        old = message.metadata
+        self._downlink.lacks(old.dst_node_id)
+        whole, delivery = self._downlink.whole()
+        content = self._settled(self.plain(message.content), whole, delivery, settings)
+        return Message(
+            content, old.dst_node_id, old.message_type, ttl=old.ttl, group_id=old.group_id
+        )
+
+    def plain(self, content: RecordDict) -> RecordDict:
+        """Return what a content would be without fl-darex: the model, no settings of ours."""
+        plain = without_settings(content)
+        if any(DELIVERY_KEY in config for config in content.config_records.values()):
+            plain[_record_of(content) or next(iter(content.array_records))] = self.model
+        return plain
+
+    def place(self, content: RecordDict) -> str:
+        """Return which ArrayRecord of a content is the model; empty: it is the only one."""
+        places = self._places(content)
+        return places[0] if places and len(content.array_records) > 1 else ""
+
+    def _places(self, content: RecordDict) -> list[str]:
+        return [name for name, record in content.array_records.items() if record is self.model]
+
+    def _settled(
+        self,
+        content: RecordDict,
+        carried: ArrayRecord,
+        delivery: Delivery | None,
+        asked: Sequence[Setting],
+    ) -> RecordDict:
+        """Return a copy of a content with what takes the model's place, and our settings."""
+        copied = RecordDict(dict(content.items()))
+        places = self._places(content)
+        if delivery is not None and places:
+            copied[places[0]] = carried
+            delivery = replace(delivery, record=self.place(content))
+        else:
+            delivery = None  # another model than ours goes as it is
+        settings = [*([] if delivery is None else [delivery]), *asked]
+        if settings:
+            name = next(iter(content.config_records), "config")
+            config = ConfigRecord(dict(content.config_records.get(name, ConfigRecord())))
+            for one in settings:
+                one.attach(config)
+            copied[name] = config
+        return copied
+
+
+def _record_of(content: RecordDict) -> str:
+    """Return which ArrayRecord a delivery says that it stands for; empty: the only one."""
+    for config in content.config_records.values():
+        with suppress(PacketError):  # a grid may have changed it on the way
+            if (delivery := Delivery.detach(dict(config))) is not None:
+                return delivery.record
+    return ""

@@ -1,0 +1,210 @@
+"""The server half of the downlink: who holds which version, and what each client is sent.
+
+A client that holds nothing, or of which nothing is known, is sent the whole model. One that holds
+an earlier version is sent the packets that lead from it to the present one, unless the whole
+model is smaller. Clients' packets are never passed on: a packet of this module is the server's
+own step, rounded before the server itself takes it, so that both sides hold the same bits.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from logging import INFO, WARNING
+
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.common.logger import log
+
+from fl_darex.delta import Delta
+from fl_darex.errors import DeltaError
+from fl_darex.files.model_cache import ModelCache
+from fl_darex.flower.model_note import DIGESTS_KEY, HELD_KEY, Delivery, Greeting, delivery_record
+from fl_darex.flower.records import into_record, view_arrays
+from fl_darex.positions import Mask
+from fl_darex.wire.apply import apply_packet
+from fl_darex.wire.json_notes import is_hex
+from fl_darex.wire.packet import encode
+from fl_darex.wire.reader import read_packet
+from fl_darex.wire.versions import (
+    VERSION_BYTES,
+    content_version,
+    next_version,
+    tensor_digests,
+)
+
+from .policies import Step
+
+_MOST_LOST = 2  # a client that loses its model so often is sent the whole one from then on
+
+
+class Broadcast:
+    """Sends each client what it lacks of the model.
+
+    Args:
+        step: What is sent of the server's step.
+        values: How its numbers are written.
+        dense: Names of tensors whose whole change is sent.
+        held: Whether clients of which nothing is known are taken to hold the first model; one
+            that does not says so, and is sent it.
+
+    Attributes:
+        run: The run's own 16 hexadecimal digits, made by chance.
+    """
+
+    def __init__(self, step: Step, values: str, dense: Sequence[str], held: bool = False) -> None:
+        self.run = secrets.token_hex(8)
+        self._step, self._values, self._dense = step, values, tuple(dense)
+        self._assume = held
+        self._record = ArrayRecord()  # the present model
+        self._first = ArrayRecord()  # the model before the first packet
+        self._digests: dict[str, bytes] = {}  # of its tensors
+        self._versions: list[bytes] = []  # from the first to the present one
+        self._packets: list[bytes] = []  # that lead from each to the next
+        self._held: dict[int, bytes] = {}
+        self._base: dict[int, frozenset[bytes]] = {}  # digests of what a client has from the start
+        self._speaks: set[int] = set()  # clients that answered in our terms
+        self._lost: dict[int, int] = {}  # how often a client did not hold what it should
+        self._contents: dict[tuple[int, frozenset[str]], ArrayRecord] = {}
+
+    @property
+    def version(self) -> bytes:
+        """The present model's version."""
+        return self._versions[-1]
+
+    def present(self, record: ArrayRecord) -> None:
+        """Say which model the next messages carry.
+
+        Any other record than the one that `advance` returned begins a new history.
+        """
+        if record is self._record and self._versions:
+            return
+        self._record = self._first = record
+        self._base = {}
+        self._digests = tensor_digests(view_arrays(record))
+        self._versions, self._packets = [content_version(self._digests)], []
+        self._contents = {}
+
+    def end(self) -> None:
+        """Take away what clients on this machine kept of the run, and assume nothing of others.
+
+        Other machines forget it after `fl_darex.files.model_cache.FORGOTTEN_DAYS`.
+        """
+        ModelCache(self.run).remove()
+        self._held.clear()
+        self._base.clear()
+
+    # --- what a client holds ----------------------------------------------------------------------
+
+    def greet(self, config: ConfigRecord) -> None:
+        """Write a greeting, which asks a client what it holds, into a message's configuration."""
+        Greeting(run=self.run, first=content_version(self._digests).hex()).attach(config)
+
+    def heard(self, node: int, answer: ConfigRecord) -> None:
+        """Take note of a client's answer to the greeting."""
+        held, digests = answer.get(HELD_KEY), answer.get(DIGESTS_KEY)
+        if held is None:
+            return
+        self._speaks.add(node)
+        if is_hex(held, 2 * VERSION_BYTES):
+            self._held[node] = bytes.fromhex(str(held))
+        if isinstance(digests, bytes) and self._digests:
+            size = VERSION_BYTES
+            parts = (digests[at : at + size] for at in range(0, len(digests), size))
+            self._base[node] = frozenset(parts)
+
+    def spoke(self, node: int) -> None:
+        """A client's packet said which version it was made from, so it holds that version."""
+        self._speaks.add(node)
+        self.holds(node)
+
+    def holds(self, node: int) -> None:
+        """A client was sent the present model and has answered."""
+        if node in self._speaks and self._lost.get(node, 0) < _MOST_LOST:
+            self._held[node] = self.version
+
+    def lacks(self, node: int) -> None:
+        """A client does not hold what it should: nothing is assumed of it any more."""
+        self._held.pop(node, None)
+        self._base.pop(node, None)
+        self._lost[node] = self._lost.get(node, 0) + 1
+
+    # --- what it is sent --------------------------------------------------------------------------
+
+    def content(self, node: int) -> tuple[ArrayRecord, Delivery]:
+        """Return the arrays for one client, and what they are."""
+        start, tensors = self._start(node)
+        if start is None:
+            return self.whole()
+        key = (start, frozenset(tensors))
+        if key not in self._contents:
+            sent = ArrayRecord({name: self._first[name] for name in tensors})
+            self._contents[key] = delivery_record(sent, self._packets[start:])
+        return self._contents[key], self._delivery(self._versions[start].hex())
+
+    def whole(self) -> tuple[ArrayRecord, Delivery]:
+        """Return the whole model, and a delivery that says so."""
+        return self._record, self._delivery("")
+
+    def _delivery(self, start: str) -> Delivery:
+        return Delivery(run=self.run, start=start, model=self.version.hex(), dense=self._dense)
+
+    def _start(self, node: int) -> tuple[int | None, list[str]]:
+        """Return where a client's way to the present model begins, and the tensors it needs."""
+        held = self._held.get(node)
+        if held in self._versions:
+            start, tensors = self._versions.index(held), []
+        elif node in self._base:
+            known = self._base[node]
+            start, tensors = 0, [n for n, digest in self._digests.items() if digest not in known]
+        elif self._assume and self._first and node not in self._lost:
+            start, tensors = 0, []
+        else:
+            return None, []
+        sent = sum(len(self._first[name].data) for name in tensors)
+        sent += sum(map(len, self._packets[start:]))
+        return (start, tensors) if sent < _bytes(self._record) else (None, [])
+
+    # --- the next version -------------------------------------------------------------------------
+
+    def advance(self, record: ArrayRecord, sent: Sequence[Mask] | None, round_: int) -> ArrayRecord:
+        """Take the server's step as the clients will be told of it.
+
+        Args:
+            record: The model after the step.
+            sent: Masks of all packets that entered it; None if something else did, too.
+            round_: The federated round.
+
+        Returns:
+            The model that everybody will hold.
+        """
+        before, after = view_arrays(self._record), view_arrays(record)
+        delta = Delta(after, before, self._dense)
+        try:
+            survivors = self._step.survivors(delta, sent, round_)
+            data = encode(survivors, self._values, base=self.version)
+        except DeltaError as error:
+            log(WARNING, "round %s: the whole model goes to all clients: %s", round_, error)
+            self._step.forget()
+            self.present(record)
+            return record
+        if 2 * len(data) > _bytes(self._record):
+            log(INFO, "round %s: the server's step is dense, and so is its packet", round_)
+        packet = read_packet(data, delta.layout)
+        self._step.applied(packet)
+        self._record = into_record(apply_packet(before, packet))
+        self._versions.append(next_version(self.version, data))
+        self._packets.append(data)
+        self._contents = {}
+        self._forget()
+        return self._record
+
+    def _forget(self) -> None:
+        """Forget packets that nobody will be sent: all from there on are larger than the model."""
+        whole = _bytes(self._record)
+        while sum(map(len, self._packets)) >= whole and len(self._packets) > 1:
+            del self._packets[0], self._versions[0]
+            self._first, self._digests, self._base = ArrayRecord(), {}, {}
+
+
+def _bytes(record: ArrayRecord) -> int:
+    return sum(len(array.data) for array in record.values())

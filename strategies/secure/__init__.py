@@ -1,0 +1,1 @@
+"""The server half of secure aggregation."""
