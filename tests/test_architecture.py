@@ -15,6 +15,7 @@ HALVES = {"strategies", "clients"}
 ROOMS = {
     "errors": set(),
     "seeds": set(),
+    "registry": set(),
     "masks": set(),
     "delta": set(),
     "positions": {"masks", "delta"},
