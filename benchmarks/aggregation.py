@@ -17,7 +17,7 @@ import gc
 import logging
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -25,57 +25,27 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from models import MODELS, Arrays, entries
 from rich.console import Console
 from rich.table import Table
 from runs import load, save
 
-from fl_darex.compression.compressor import compressor
+from fl_darex.compression import METHODS
+from fl_darex.compression.weighted_sum import weighted_mean
 from fl_darex.delta import Delta
-from fl_darex.flower.private import adopt_run, node_id_of
 from fl_darex.flower.records import packet_record, to_record, view_arrays
-from fl_darex.flower.roster import answer
+from fl_darex.flower.roster import PARTITION_KEY, answer
 from fl_darex.observers.run_folder import versions
+from fl_darex.simulation import InProcessGrid
 from fl_darex.strategies import DarexStrategy
-from fl_darex.strategies.aggregation import weighted_mean
 
 MODEL, P, DISTINCT, TURNS = "BERT-base", 0.99, 4, 5
 
 
-class Clients(Grid):
-    """Names nodes, which tell their partition and nothing else."""
-
-    def __init__(self, count: int) -> None:
-        self._nodes = [node_id_of(index) for index in range(count)]
-
-    run = None  # type: ignore[assignment]
-
-    def set_run(self, run: Any) -> None:
-        """Nothing is run."""
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Return a message."""
-        return Message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes."""
-        return self._nodes
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push nothing."""
-        return []
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull nothing."""
-        return []
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Answer the handshake."""
-        return [answer(m, self._nodes.index(m.metadata.dst_node_id)) for m in messages]
+def clients(count: int) -> InProcessGrid:
+    """Return nodes that tell their partition and nothing else."""
+    return InProcessGrid(lambda m, context: answer(m, context.node_config[PARTITION_KEY]), count)
 
 
 def model(seed: int = 0, around: Arrays | None = None) -> Arrays:
@@ -110,7 +80,7 @@ def dense_round(count: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
     records = [to_record(model(i + 1, base)) for i in range(DISTINCT)]
     del base
     strategy = fedavg(count)
-    asked = list(strategy.configure_train(1, arrays, ConfigRecord(), Clients(count)))
+    asked = list(strategy.configure_train(1, arrays, ConfigRecord(), clients(count)))
     replies = [reply(m, records[i % DISTINCT], i) for i, m in enumerate(asked)]
 
     def whole() -> Any:
@@ -122,20 +92,23 @@ def dense_round(count: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
 def packed_round(count: int, mask: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Return our accumulation alone, and the whole round through FedAvg."""
     arrays = to_record(model())
-    strategy = DarexStrategy(fedavg(count), p=P, mask=mask)
-    asked = list(strategy.configure_train(1, arrays, ConfigRecord(), Clients(count)))
+    strategy, nodes = DarexStrategy(fedavg(count), p=P, mask=mask), clients(count)
+    with strategy.running(nodes):
+        asked = list(strategy.configure_train(1, arrays, ConfigRecord(), nodes))
     replies = []
     base = view_arrays(arrays)
     for first in range(DISTINCT):
         delta = Delta(model(first + 1, base), base)
         for index in range(first, count, DISTINCT):
             terms = strategy._terms[asked[index].metadata.dst_node_id]
-            packet = compressor("dare").compress(delta, terms)
+            packet, _ = METHODS["dare"].compress(delta, terms)
             replies.append(reply(asked[index], packet_record(packet or b""), index))
-    usable = strategy._usable(replies)
+    before, layout = strategy._before, strategy._layout
+    usable = strategy._intake.usable(replies, strategy._terms, before, layout)
+    parts = [reply.part for reply in usable]
 
     def accumulate() -> Any:
-        return weighted_mean(strategy._base, strategy._layout, usable, lambda *_: None)
+        return weighted_mean(before, layout, parts)
 
     return accumulate, lambda: strategy.aggregate_train(1, replies)
 
@@ -143,7 +116,6 @@ def packed_round(count: int, mask: str) -> tuple[Callable[[], Any], Callable[[],
 def measure(kind: str, count: int) -> dict[str, Any]:
     """Measure one row, in this process."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    adopt_run("benchmark")
     part, whole = dense_round(count) if kind == "dense" else packed_round(count, kind)
     row: dict[str, Any] = {"kind": kind, "clients": count}
     for name, step in (("accumulate", part), ("round", whole)):

@@ -65,7 +65,10 @@ CHOICES = [(mask, downlink) for mask in ("client", "round") for downlink in ("up
 
 def run(name: str, mask: str, downlink: str) -> dict[str, Any]:
     """Run one strategy; a combination that is refused has the reason in place of ratios."""
-    from apps import DirectGrid, numpy_app, rounds
+    from apps import numpy_app
+    from federations import rounds
+
+    from fl_darex.simulation import InProcessGrid
 
     row: dict[str, Any] = {"strategy": name, "mask": mask, "downlink": downlink}
     modded, plain = numpy_app([DarexMod()]), numpy_app()
@@ -80,7 +83,7 @@ def run(name: str, mask: str, downlink: str) -> dict[str, Any]:
         return row | {"refused": str(error)}
     rng = np.random.default_rng(0)
     model = {f"{i}.weight": np.float32(rng.normal(size=(300, 1000))) for i in range(2)}
-    rounds(strategy, DirectGrid(app, CLIENTS), ROUNDS, model)
+    rounds(strategy, InProcessGrid(app, CLIENTS), ROUNDS, model)
     if strategy.counted != CLIENTS:
         raise RuntimeError(f"{row}: {strategy.counted} replies counted, expected {CLIENTS}")
     # Where one client has no mod, its own dense messages are not what the table is about.

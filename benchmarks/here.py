@@ -7,33 +7,26 @@ hundreds of Ray clusters. What `run` returns names the command that gives the sa
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, RecordDict
 from runs import KEPT, ROOT
-
-sys.path.insert(0, str(ROOT / "tests"))
 
 
 def run(config: str, settings: list[str], private: list[str]) -> dict[str, Any]:
     """Run a configuration in this process; see `runs.run`."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from apps import DirectGrid
-
     from fl_darex.clients.client_app import app
     from fl_darex.config import load_config
     from fl_darex.observers.run_folder import RunFolder
+    from fl_darex.simulation import simulate_in_process
     from fl_darex.strategies.server_app import make_app
 
     made = load_config(ROOT / config, [*settings, *private])
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch) / "run")
-        grid = DirectGrid(app, made.federation.clients)
-        context = Context(grid.run.run_id, 1, {}, RecordDict(), {})
-        make_app(made, [folder])(grid, context)
+        simulate_in_process(make_app(made, [folder]), app, clients=made.federation.clients)
         summary = folder.summary()
     result = {key: summary[key] for key in KEPT}
     shown = " ".join(["fl-darex run", config, *settings])

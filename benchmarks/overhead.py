@@ -17,7 +17,6 @@ thread; imports and the start of a process, which are the same for both, are not
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,16 +32,15 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from rich.console import Console
 from rich.table import Table
-from runs import ROOT, load, save
+from runs import load, save
 from search_q import examples, packaged
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
 from fl_darex.clients import DarexMod
+from fl_darex.flower.private import with_content
 from fl_darex.flower.records import view_arrays
 from fl_darex.observers.run_folder import versions
 from fl_darex.strategies import DarexStrategy
-
-sys.path.insert(0, str(ROOT / "tests"))
 
 EXAMPLES, BATCH, LR = 200, 32, 2e-5
 WORDS = "a bad but good film of its own that never makes the most funny plot feel true".split()
@@ -121,8 +119,7 @@ class Bench:
         """Answer with the mod's reply."""
         whole = RecordDict({**message.content})
         whole[next(iter(message.content.array_records))] = ArrayRecord(dict(self.start))
-        plain = Message.__new__(Message)
-        plain.__dict__.update(message.__dict__ | {"_content": whole})
+        plain = with_content(message, whole)
 
         def without() -> Any:
             return self._timed(self.trainer.app(), plain, context)
@@ -149,7 +146,7 @@ class Bench:
 
 def measure(data: str, rounds: int) -> dict[str, Any]:
     """Run one client for some rounds and return all measurements, in seconds."""
-    from apps import DirectGrid
+    from fl_darex.simulation import InProcessGrid
 
     trainer = Trainer(data)
     start = ArrayRecord(trainer.model.state_dict())
@@ -157,7 +154,7 @@ def measure(data: str, rounds: int) -> dict[str, Any]:
     strategy = DarexStrategy(
         FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
     )
-    strategy.start(DirectGrid(bench, 1), start, num_rounds=rounds, timeout=60)
+    strategy.start(InProcessGrid(bench, 1), start, num_rounds=rounds, timeout=60)
     tokens = [int(batch["attention_mask"].sum()) for batch in trainer.batches]
     return {
         "data": "sst2" if data else "made up",

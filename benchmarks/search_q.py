@@ -36,7 +36,7 @@ from fl_darex.observers.run_folder import versions
 from fl_darex.pruning import dare
 from fl_darex.rescaling import OutputChange, RescaledModel, rescale, search_q
 from fl_darex.survivors import Survivors
-from fl_darex.training.state import exchanged
+from fl_darex.training.exchange import exchanged
 
 P, STEP, ROUNDS = 0.99, 0.001, 40  # q from .01 to .05: Fig. 1 of the paper
 TRAIN_STEPS, BATCH, LR = 100, 16, 3e-4

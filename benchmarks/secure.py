@@ -8,9 +8,7 @@ Clients and server run in one process, without training: times are those of the 
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,10 +22,8 @@ from runs import load, save
 
 from fl_darex.clients import DarexMod
 from fl_darex.flower.records import to_arrays, to_record
+from fl_darex.simulation import InProcessGrid
 from fl_darex.strategies import DarexStrategy, SecureAggregation
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-from apps import DirectGrid
 
 SIZE, P = 1_000_000, 0.99
 
@@ -82,7 +78,7 @@ def measure(
     )
     base = to_record({"weight": np.zeros(SIZE, dtype=np.float32)})
     start = time.perf_counter()
-    strategy.start(DirectGrid(app(), clients), base, num_rounds=1)
+    strategy.start(InProcessGrid(app(), clients), base, num_rounds=1)
     seconds = time.perf_counter() - start
     entries = strategy.ledger.entries
     trained = [entry for entry in entries if entry.kind == "train"]

@@ -33,7 +33,7 @@ from rich.table import Table
 from runs import load, save
 from wire_ways import Way, all_ways, bare, mergekit_dare, seeded, versions
 
-from fl_darex.flower.private import adopt_run
+from fl_darex.flower.private import adopt_run, number
 from fl_darex.flower.records import packet_record, to_record
 from fl_darex.flower.sizes import message_bytes
 
@@ -44,7 +44,7 @@ def reply_bytes(record: Any) -> int:
     """Return what a whole reply of a client weighs in a deployment."""
     metrics = MetricRecord({"num-examples": 200, "loss": 0.123456, "pull": 0.001})
     question = Message(RecordDict(), 1 << 62, "train")
-    question.metadata.__dict__["_message_id"] = "0" * 64
+    number(question, "0" * 64)
     content = RecordDict({"arrays": record, "metrics": metrics})
     return message_bytes(Message(content, reply_to=question))
 

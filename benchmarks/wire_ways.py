@@ -46,7 +46,7 @@ class Way:
 def seeded(values: str, base: Arrays, tuned: Arrays, p: float, *, exact: bool = False) -> Way:
     """Ours: a seeded mask, so that no positions travel."""
     layout, mask = Layout.of(base), SeededMask(1, 1, 0, keep_threshold(p), exact)
-    q, total = mask.kept / 2**32, np.zeros(sum(t.size for t in base.values()), np.float32)
+    q, total = mask.keep / 2**32, np.zeros(sum(t.size for t in base.values()), np.float32)
     bits = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "sign": 1}[values]
 
     def read(packet: bytes) -> Any:

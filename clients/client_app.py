@@ -7,6 +7,7 @@ from typing import Any
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import ClientAppCallable
 from numpy.typing import NDArray
 
 from fl_darex.errors import ConfigError
@@ -41,7 +42,14 @@ def search(message: Message, context: Context, survivors: Survivors, rule: str) 
     return choose_q(session, _partition(context), survivors, before, rule)
 
 
-app = ClientApp(mods=[DarexMod(base, norms=norms, search=search)])
+def own(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Load what the run's settings name of somebody's own, before the mod is told of it by name."""
+    if message.metadata.message_type.partition(".")[0] != "query":
+        settings_of(message, context)
+    return call_next(message, context)
+
+
+app = ClientApp(mods=[own, DarexMod(base, norms=norms, search=search)])
 
 
 @app.query(HANDSHAKE)

@@ -12,18 +12,23 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.logger import log
 from numpy.typing import ArrayLike
 
-from fl_darex.compression.compressor import Local, compressor
+from fl_darex.compression.method import Local, Method
+from fl_darex.compression.methods import METHODS
 from fl_darex.compression.terms import Terms
-from fl_darex.delta import Delta, Layout
+from fl_darex.compression.update import SparseUpdate
+from fl_darex.delta import Delta
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.files.tensors import read_tensors
 from fl_darex.flower import roster as handshake
-from fl_darex.flower.model_note import DIGESTS_KEY, HELD_KEY, MISSING, Delivery, Greeting
-from fl_darex.flower.records import packet_record, to_arrays, view_arrays
+from fl_darex.flower.model_note import DIGESTS_KEY, HELD_KEY, MISSING, Greeting, ModelNote
+from fl_darex.flower.records import model_among, packet_record, to_arrays, view_arrays
 from fl_darex.secagg.messages import MASKED, SECURE_KEY, Stage
 from fl_darex.survivors import Q, Survivors
+from fl_darex.wire.codings import CODINGS, Coding
+from fl_darex.wire.reader import read_packet
 from fl_darex.wire.versions import content_version
 
+from .memory import Memory
 from .receiver import Base, Receiver
 from .secure import answer, hide
 
@@ -62,6 +67,9 @@ class DarexMod:
         search: Returns the q of this client's survivors, where the server lets clients choose it;
             called as ``search(message, context, survivors, rule)``.
         secure_only: Refuse to train for a server that does not ask for secure aggregation.
+        methods: Compression methods of one's own that a server may ask for. It calls them by name
+            alone: a message never names a module to import.
+        codings: Value codings of one's own, likewise.
     """
 
     def __init__(
@@ -71,7 +79,13 @@ class DarexMod:
         norms: Norms | None = None,
         search: Search | None = None,
         secure_only: bool = False,
+        methods: Iterable[Method] = (),
+        codings: Iterable[Coding] = (),
     ) -> None:
+        for method in methods:
+            METHODS.add(method)
+        for coding in codings:
+            CODINGS.add(coding)
         self._secure_only = secure_only
         self._receiver = Receiver(_from_path(base) if isinstance(base, str | PathLike) else base)
         self._norms, self._search = norms, search
@@ -87,18 +101,22 @@ class DarexMod:
         config = _own_config(message)
         if greeting := Greeting.detach(config):
             return self._greet(greeting, message, context, call_next)
-        delivery, terms, stage = Delivery.detach(config), Terms.detach(config), Stage.detach(config)
+        note, terms, stage = (
+            ModelNote.detach(config),
+            Terms.detach(config),
+            Stage.detach(config),
+        )
         if stage is not None and stage.stage != MASKED:
             return Message(RecordDict({SECURE_KEY: answer(stage, context.state)}), reply_to=message)
         trains = message.metadata.message_type.partition(".")[0] == "train"
         if stage is None and trains and self._secure_only:
             raise PacketError(_IN_THE_CLEAR, Reason.TERMS)
-        if delivery is not None:
-            name = _model_of(message.content, delivery.record, "message")
+        if note is not None:
+            name = _model_of(message.content, note.record, "message")
             record = message.content.array_records[name]
-            model = self._receiver.receive(record, delivery, message, context)
+            model = self._receiver.receive(record, note, message, context)
             if model is None:
-                lacking = ConfigRecord({"version": delivery.start})
+                lacking = ConfigRecord({"version": note.start})
                 return Message(RecordDict({MISSING: lacking}), reply_to=message)
             message.content[name] = model
         if terms is None:
@@ -144,24 +162,31 @@ def _compressed(
     context: Context,
     call_next: ClientAppCallable,
 ) -> Message:
-    method = compressor(terms.method)
+    method = terms.uplink.how
     name = _model_of(message.content, terms.record, "message")
     sent = message.content.array_records[name]
-    base = view_arrays(sent)
+    before = view_arrays(sent)
     # The app may empty the record that it was given.
     message.content[name] = ArrayRecord(dict(sent))
     reply = call_next(message, context)
     if not reply.has_content() or (stage is None and not reply.content.array_records):
         return reply
-    name = _model_of(reply.content, name, "reply", base)
+    name = _model_of(reply.content, name, "reply", before)
     arrays = to_arrays(reply.content.array_records[name])
-    packet = method.compress(Delta(arrays, base, terms.dense), terms, local)
-    if stage is not None:
-        if packet is None:
-            raise PacketError(f"method {terms.method!r} has no packet to mask", Reason.TERMS)
-        return hide(reply, packet, base, Layout.of(base, terms.dense), stage, context.state)
-    if packet is not None:
+    memory = Memory(context.state) if method.remembers else None
+    state = memory.recall(terms.counted, terms.slot) if memory else {}
+    delta = Delta(arrays, before, terms.uplink.dense)
+    packet, state = method.compress(delta, terms, local, state)
+    if packet is None:
+        if stage is not None:
+            raise PacketError(f"method {method.name!r} has no packet to mask", Reason.TERMS)
+    elif stage is not None:
+        update = SparseUpdate.of_packet(read_packet(packet, delta.layout))
+        reply = hide(reply, update, before, terms, stage, context.state)
+    else:
         reply.content[name] = packet_record(packet)
+    if memory:
+        memory.keep(state, terms.round)
     return reply
 
 
@@ -179,26 +204,15 @@ def _own_config(message: Message) -> ConfigRecord:
 
 
 def _model_of(content: RecordDict, name: str, what: str, like: Iterable[str] | None = None) -> str:
-    """Return which ArrayRecord is the model: the one of that name, the only one, or the alike.
-
-    Args:
-        content: Of a message or a reply.
-        name: The model's name in the message; empty if it was alone there.
-        what: What the content is called in errors.
-        like: Names of the model's tensors, if they are known.
-    """
-    records = content.array_records
-    if name in records:
-        return name
-    if len(records) == 1:
-        return next(iter(records))
-    alike = [key for key, record in records.items() if like and set(record) == set(like)]
-    if len(alike) == 1:
-        return alike[0]
-    raise DeltaError(
-        f"the {what} holds {len(records)} ArrayRecords, {sorted(records)}, and none of them is "
-        f"named {name!r}; which one is the model?"
-    )
+    """Return which ArrayRecord is the model, by its name or by its tensors' names, if known."""
+    records, names = content.array_records, set(like or ())
+    found = model_among(records, name, lambda record: set(record) == names)
+    if found is None:
+        raise DeltaError(
+            f"the {what} holds {len(records)} ArrayRecords, {sorted(records)}, and none of them "
+            f"is named {name!r}; which one is the model?"
+        )
+    return found
 
 
 def _from_path(path: str | PathLike[str]) -> Base:

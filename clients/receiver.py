@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from logging import WARNING
 from typing import Any
 
@@ -10,13 +11,13 @@ from flwr.app import Array, ArrayRecord, Context, Message
 from flwr.common.logger import log
 from numpy.typing import NDArray
 
+from fl_darex.compression.update import SparseUpdate
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.files.model_cache import ModelCache
-from fl_darex.flower.model_note import Delivery, delivered
+from fl_darex.flower.model_note import ModelNote, delivered
 from fl_darex.flower.records import to_record, view_arrays
 from fl_darex.flower.roster import PARTITION_KEY
-from fl_darex.wire.apply import apply_packet
 from fl_darex.wire.reader import read_packet
 from fl_darex.wire.versions import content_version, next_version, tensor_digests
 
@@ -41,7 +42,7 @@ class Receiver:
         self._warned = False
 
     def receive(
-        self, record: ArrayRecord, delivery: Delivery, message: Message, context: Context
+        self, record: ArrayRecord, delivery: ModelNote, message: Message, context: Context
     ) -> ArrayRecord | None:
         """Return the model that a message's arrays stand for.
 
@@ -100,7 +101,7 @@ class Receiver:
             self._warned = True
 
     def _build(
-        self, cache: ModelCache, delivery: Delivery, chain: Sequence[bytes], packets: list[bytes]
+        self, cache: ModelCache, delivery: ModelNote, chain: Sequence[bytes], packets: list[bytes]
     ) -> ArrayRecord | None:
         """Return the model from the latest version of the chain that is at hand."""
         for done in reversed(range(len(chain))):
@@ -131,9 +132,7 @@ def _holder(context: Context) -> int:
 
 def _chain(start: bytes, packets: Sequence[bytes], wanted: bytes) -> list[bytes]:
     """Return the versions from the start to the model, one after each packet."""
-    versions = [start]
-    for packet in packets:
-        versions.append(next_version(versions[-1], packet))
+    versions = list(accumulate(packets, next_version, initial=start))
     if versions[-1] != wanted:
         raise PacketError(
             f"the packets lead to version {versions[-1].hex()}, not {wanted.hex()}", Reason.VERSION
@@ -142,7 +141,7 @@ def _chain(start: bytes, packets: Sequence[bytes], wanted: bytes) -> list[bytes]
 
 
 def _grow(
-    arrays: Arrays, delivery: Delivery, chain: Sequence[bytes], packets: Sequence[bytes]
+    arrays: Arrays, delivery: ModelNote, chain: Sequence[bytes], packets: Sequence[bytes]
 ) -> ArrayRecord:
     """Apply packets, each to the version that it was made for."""
     layout = Layout.of(arrays, delivery.dense)
@@ -153,5 +152,5 @@ def _grow(
                 f"a packet changes version {packet.header.base.hex()}, not {version.hex()}",
                 Reason.VERSION,
             )
-        arrays = apply_packet(arrays, packet)
+        arrays = SparseUpdate.of_packet(packet).values(arrays)
     return to_record(arrays)

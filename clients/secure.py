@@ -13,17 +13,16 @@ from typing import Any, NoReturn
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from fl_darex.delta import Layout
+from fl_darex.compression.terms import Terms
+from fl_darex.compression.update import SparseUpdate
 from fl_darex.errors import DeltaError, PacketError, Reason
+from fl_darex.flower.records import SEALED_STYPE, packet_record
 from fl_darex.secagg import keys
-from fl_darex.secagg.masks import pair_mask, seal_shares, self_mask, unseal_shares
+from fl_darex.secagg.masks import add_shared, own_mask
 from fl_darex.secagg.messages import KEYS, MASKED, SECURE_KEY, SHARES, Stage, rows_of
-from fl_darex.secagg.numbers import Scale, to_vector
-from fl_darex.secagg.ring import Ring
-from fl_darex.secagg.sealed_packet import MaskedHeader, masked_record
-from fl_darex.secagg.shares import SHARE_BYTES, split
-from fl_darex.secagg.vector import Vector
-from fl_darex.wire.reader import read_packet
+from fl_darex.secagg.numbers import to_vector
+from fl_darex.secagg.ring import Vector
+from fl_darex.secagg.sealed_packet import SealedHeader
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -45,15 +44,20 @@ def answer(stage: Stage, state: RecordDict) -> ConfigRecord:
 
 
 def hide(
-    reply: Message, packet: bytes, base: Arrays, layout: Layout, stage: Stage, state: RecordDict
+    reply: Message,
+    update: SparseUpdate,
+    before: Arrays,
+    terms: Terms,
+    stage: Stage,
+    state: RecordDict,
 ) -> Message:
-    """Replace everything in a reply by its masked packet and the metrics that were asked for.
+    """Replace everything in a reply by its sealed packet and the metrics that were asked for.
 
     Args:
         reply: The app's own.
-        packet: Of the model in it, in fp32.
-        base: The tensors that the client was sent.
-        layout: Their layout.
+        update: What its packet says, in fp32.
+        before: The tensors that the client was sent.
+        terms: What it was told.
         stage: The server's stage ``masked``.
         state: The client's own; changed.
 
@@ -61,63 +65,23 @@ def hide(
         PacketError: If the stage does not follow the one before.
         DeltaError: If the reply has no usable weight.
     """
-    metrics = {
-        key: value
-        for record in reply.content.metric_records.values()
-        for key, value in record.items()
-    }
+    records = reply.content.metric_records.values()
+    metrics = {key: value for record in records for key, value in record.items()}
     weight = metrics.get(stage.weight) if stage.weight else stage.max_weight
     if not isinstance(weight, int | float):
         raise DeltaError(
             f"secure aggregation needs the weight of the update, and the reply's metric "
             f"{stage.weight!r} is {weight!r}"
         )
-    masked = masked_packet(packet, base, layout, float(weight), stage, state)
-    clear = MetricRecord({key: metrics[key] for key in stage.metrics if key in metrics})
-    reply.content = RecordDict({"arrays": masked_record(masked), "metrics": clear})
-    return reply
-
-
-def masked_packet(
-    packet: bytes, base: Arrays, layout: Layout, weight: float, stage: Stage, state: RecordDict
-) -> bytes:
-    """Return the masked packet that stands for a packet in the clear.
-
-    Args:
-        packet: The client's own packet, in fp32.
-        base: The tensors that the client was sent.
-        layout: Their layout.
-        weight: Of this client's update.
-        stage: The server's stage ``masked``.
-        state: The client's own; changed.
-
-    Raises:
-        PacketError: If the stage does not follow the one before.
-        DeltaError: If the weight is not a number from 0 on.
-    """
     known = _remembered(stage, state, SHARES)
-    opened, ring = read_packet(packet, layout), Ring(stage.width)
-    scale = Scale(
-        range=stage.range,
-        dense_range=stage.dense_range,
-        levels=stage.levels,
-        max_weight=stage.max_weight,
-        norm=stage.norm,
-    )
-    vector = to_vector(opened, base, weight, scale, ring, stage.slot)
+    vector = to_vector(update, before, float(weight), stage, terms)
     _mask(vector, stage, known)
-    known |= {"stage": MASKED, "letters": stage.rows}
-    state[SECURE_KEY] = ConfigRecord(known)
-    header = opened.header
-    return MaskedHeader(
-        width=stage.width,
-        session=bytes.fromhex(stage.session),
-        round=header.round,
-        slot=stage.slot,
-        fingerprint=layout.fingerprint,
-        base=header.base,
-        survivors=header.survivors,
-    ).seal(vector.write())
+    state[SECURE_KEY] = ConfigRecord(known | {"stage": MASKED, "letters": stage.rows})
+    packet = SealedHeader.of(stage, terms, update.layout, update.count).seal(vector.write())
+    clear = MetricRecord({key: metrics[key] for key in stage.metrics if key in metrics})
+    arrays = packet_record(packet, SEALED_STYPE)
+    reply.content = RecordDict({"arrays": arrays, "metrics": clear})
+    return reply
 
 
 def _make_keys(stage: Stage, state: RecordDict) -> ConfigRecord:
@@ -134,15 +98,13 @@ def _share(stage: Stage, state: RecordDict) -> ConfigRecord:
     own = keys.public_key(known["channel"]) + keys.public_key(known["masking"])
     _check_peers(stage, peers, own)
     holders = sorted([*peers, stage.slot])
-    seed = keys.new_secret()
-    of_seed = split(seed, stage.threshold, len(holders))
-    of_key = split(known["masking"], stage.threshold, len(holders))
+    seed, session = keys.new_secret(), bytes.fromhex(stage.session)
+    of_seed = keys.split(seed, stage.threshold, len(holders))
+    of_key = keys.split(known["masking"], stage.threshold, len(holders))
     given = {who: of_seed[at] + of_key[at] for at, who in enumerate(holders)}
-    session = bytes.fromhex(stage.session)
-    channel, size = known["channel"], keys.PUBLIC_BYTES
     sealed = b"".join(
-        seal_shares(channel, public[:size], session, stage.slot, peer, given[peer])
-        for peer, public in peers.items()
+        keys.seal(known["channel"], keys.halves(both)[0], session, stage.slot, peer, given[peer])
+        for peer, both in peers.items()
     )
     known |= {
         "stage": SHARES,
@@ -164,7 +126,7 @@ def _check_peers(stage: Stage, peers: Mapping[int, bytes], own: bytes) -> None:
             f"asks for {stage.threshold} shares of {holders} to rebuild a secret; it must be more "
             "than half, or a server that tells two stories could unmask"
         )
-    public = [half for both in [own, *peers.values()] for half in (both[:32], both[32:])]
+    public = [half for both in [own, *peers.values()] for half in keys.halves(both)]
     if len(set(public)) < len(public):
         _refuse("names the same public key twice")
 
@@ -176,15 +138,10 @@ def _mask(vector: Vector, stage: Stage, known: Mapping[str, Any]) -> None:
     there = rows_of(stage.rows, keys.LETTER_BYTES)
     if not set(there) <= set(peers) or len(there) + 1 < known["threshold"]:
         _refuse(f"names {len(there)} neighbours, fewer than agreed on or others")
-    size = vector.shape.size
-    vector.add(vector.shape.read(self_mask(known["seed"], session, slot, size)))
+    vector.add(own_mask(vector.shape, known["seed"], session, slot))
     for peer in there:
-        public = peers[peer][keys.PUBLIC_BYTES :]
-        shared = vector.shape.read(pair_mask(known["masking"], public, session, slot, peer, size))
-        if slot < peer:
-            vector.add(shared)
-        else:
-            vector.subtract(shared)
+        public = keys.halves(peers[peer])[1]
+        add_shared(vector, known["masking"], public, session, slot, peer)
 
 
 def _unmask(stage: Stage, state: RecordDict) -> ConfigRecord:
@@ -205,14 +162,12 @@ def _unmask(stage: Stage, state: RecordDict) -> ConfigRecord:
     del state[SECURE_KEY]  # whatever comes after is not answered
     session, found = bytes.fromhex(stage.session), []
     for member in members:
-        if member == stage.slot:
-            shares = known["kept"]
-        else:
-            public = peers[member][: keys.PUBLIC_BYTES]
-            shares = unseal_shares(
-                known["channel"], public, session, member, stage.slot, letters[member]
-            )
-        found.append(shares[:SHARE_BYTES] if member in alive else shares[SHARE_BYTES:])
+        shares = known["kept"]
+        if member != stage.slot:
+            public, letter = keys.halves(peers[member])[0], letters[member]
+            shares = keys.unseal(known["channel"], public, session, member, stage.slot, letter)
+        of_seed, of_key = shares[: keys.SHARE_BYTES], shares[keys.SHARE_BYTES :]
+        found.append(of_seed if member in alive else of_key)
     return ConfigRecord({"shares": b"".join(found)})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,16 +69,18 @@ def each_input(
 ) -> None:
     """Run a model and hand over what goes into each linear layer, as `layer_inputs` does.
 
-    Args:
-        model: As in `layer_inputs`.
-        batches: As in `layer_inputs`.
-        take: Is given a weight's name and the rows of its input, shape ``(tokens, inputs)``,
-            without those that are padding.
-
-    Raises:
-        ValueError: If there is no batch.
+    ``take`` is given a weight's name and the rows of its input, shape ``(tokens, inputs)``, without
+    those that are padding.
     """
-    observe(model, batches, lambda mask: _watch(model, take, mask))
+
+    def attach(mask: Mask) -> list[torch.utils.hooks.RemovableHandle]:
+        def hook(name: str, _: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            take(name, rows_of(inputs[0], mask))
+
+        layers = linear_layers(model)
+        return [layer.register_forward_pre_hook(partial(hook, name)) for name, layer in layers]
+
+    observe(model, batches, attach)
 
 
 def observe(
@@ -143,41 +146,24 @@ def evaluating(model: torch.nn.Module) -> AbstractContextManager[None]:
 
 
 class _Sums:
-    """Running sums of one layer's inputs, in float64."""
+    """Running sums of one layer's inputs, their squares and absolute values, in float64."""
 
     def __init__(self) -> None:
-        self.first: Any = 0.0
-        self.second: Any = 0.0
-        self.absolute: Any = 0.0
+        self.sums: list[Any] = [0.0, 0.0, 0.0]
         self.count = 0
 
     def add(self, rows: torch.Tensor) -> None:
         """Add rows of inputs."""
         rows = rows.double()
-        self.first = self.first + rows.sum(0)
-        self.second = self.second + rows.square().sum(0)
-        self.absolute = self.absolute + rows.abs().sum(0)
+        added = rows.sum(0), rows.square().sum(0), rows.abs().sum(0)
+        self.sums = [old + new for old, new in zip(self.sums, added, strict=True)]
         self.count += rows.shape[0]
 
     def result(self) -> LayerInputs:
         """Return the moments."""
         count = max(1, self.count)
-        sums = (self.first, self.second, self.absolute)
-        mean, square, absolute = ((part / count).cpu().numpy() for part in sums)
+        mean, square, absolute = ((total / count).cpu().numpy() for total in self.sums)
         return LayerInputs(mean, square, absolute, self.count)
-
-
-def _watch(
-    model: torch.nn.Module, take: Callable[[str, torch.Tensor], None], mask: Mask
-) -> list[torch.utils.hooks.RemovableHandle]:
-    handles = []
-    for name, module in linear_layers(model):
-
-        def hook(_: Any, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-            take(name, rows_of(inputs[0], mask))
-
-        handles.append(module.register_forward_pre_hook(hook))
-    return handles
 
 
 def linear_layers(model: torch.nn.Module) -> list[tuple[str, torch.nn.Linear]]:

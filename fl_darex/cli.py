@@ -1,28 +1,10 @@
-"""The command ``fl-darex``; the only module that knows everything."""
+"""The command ``fl-darex``: where its commands are registered."""
 
 from __future__ import annotations
 
-import logging
-import os
-import time
-from enum import StrEnum
-from importlib import import_module
-from pathlib import Path
-from typing import Annotated, Any
-
 import typer
-from rich.console import Console
 
-from fl_darex.config import RunConfig, load_config
-from fl_darex.errors import ConfigError, DarexError
-from fl_darex.observers.display import Display, summary_table
-from fl_darex.observers.run_folder import RunFolder
-
-# Named, not imported: the library must not depend on its two halves.
-SERVER = "fl_darex.strategies.server_app:make_app"
-CLIENT = "fl_darex.clients.client_app:app"
-
-BAD_CONFIG, FAILED, INTERRUPTED = 2, 1, 130
+from fl_darex.commands.run import own_keys, run
 
 app = typer.Typer(
     help="Federated fine-tuning with pruned updates, every byte counted.",
@@ -30,112 +12,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class Engine(StrEnum):
-    """What runs the clients."""
-
-    ray = "ray"
-    flower = "flower"
+app.command(epilog=own_keys())(run)
 
 
 @app.callback()
 def root() -> None:
     """Federated fine-tuning with pruned updates, every byte counted."""
-
-
-@app.command()
-def run(
-    config: Annotated[Path, typer.Argument(help="TOML file, for example configs/quickstart.toml")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings to change, for example compress.p=0.999")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="run folder; default runs/NAME-TIME", show_default=False)
-    ] = None,
-    engine: Annotated[Engine, typer.Option(help="what runs the clients")] = Engine.ray,
-) -> None:
-    """Run a federation and write its run folder."""
-    console, problems = Console(), Console(stderr=True)
-    try:
-        _run(_resolved(load_config(config, overrides or [])), _folder(config, out), engine, console)
-    except ConfigError as error:
-        problems.print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(BAD_CONFIG) from None
-    except DarexError as error:
-        problems.print(f"[red]failed:[/red] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(FAILED) from None
-
-
-def _run(config: RunConfig, folder: RunFolder, engine: Engine, console: Console) -> None:
-    _quiet()
-    display = Display(console)
-    try:
-        _execute(config, engine, [folder, display])
-    except KeyboardInterrupt:
-        display.stop()
-        folder.interrupted()
-        console.print(f"stopped; what was done so far is in {folder.path}", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        display.stop()
-    _plot(folder)
-    console.print(summary_table(folder.summary()))
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
-
-
-def _execute(config: RunConfig, engine: Engine, observers: list[Any]) -> None:
-    from fl_darex.simulation import Resources, simulate
-    from fl_darex.training.session import session
-
-    session(config)  # what is wrong with model or data comes to light before Ray starts
-    resources = Resources(**config.resources.model_dump())
-    server_app = _load(SERVER)(config, observers)
-    clients = config.federation.clients
-    if engine is Engine.ray:
-        simulate(server_app, CLIENT, clients=clients, resources=resources)
-        return
-    from fl_darex.simulation.flower_engine import simulate_with_flower
-
-    simulate_with_flower(server_app, _load(CLIENT), clients=clients, resources=resources)
-
-
-def _plot(folder: RunFolder) -> None:
-    try:
-        from fl_darex.study.plots import plot_run
-    except ImportError:
-        return  # matplotlib is an extra
-    plot_run(folder.path)
-
-
-def _folder(config: Path, out: Path | None) -> RunFolder:
-    return RunFolder(out or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
-
-
-def _resolved(config: RunConfig) -> RunConfig:
-    """Make relative paths absolute: workers and nodes run in other folders."""
-    task = config.task
-    paths = {
-        key: str(Path(value).expanduser().resolve())
-        for key, value in (("model", task.model), ("dataset", task.dataset))
-        if value and Path(value).expanduser().exists()
-    }
-    return config.model_copy(update={"task": task.model_copy(update=paths)})
-
-
-def _load(reference: str) -> Any:
-    module, _, attribute = reference.partition(":")
-    return getattr(import_module(module), attribute)
-
-
-def _quiet() -> None:
-    """Leave the terminal to our own display; warnings of Flower and of our own still show."""
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fl_darex.errors import DeltaError
 
+Tensors = Mapping[str, Any]
 Role = Literal["pruned", "dense", "raw"]
 
 # A pruned and rescaled variance can turn negative, so running statistics always travel whole.
@@ -42,7 +43,7 @@ class TensorSpec:
     dtype: str
     role: Role
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Number of entries."""
         return int(np.prod(self.shape, dtype=np.int64))
@@ -112,18 +113,23 @@ class Delta:
     """
 
     def __init__(
-        self,
-        tuned: Mapping[str, Any],
-        base: Mapping[str, Any] | None = None,
-        dense: Iterable[str] = (),
+        self, tuned: Tensors, base: Tensors | None = None, dense: Iterable[str] = ()
     ) -> None:
         # A trainer may answer in another type; what was sent decides.
         self.layout = Layout.of(tuned if base is None else base, dense)
         self._dtypes = {spec.name: spec.dtype for spec in self.layout}
         self._tuned = tuned
         self._base = base
-        if base is not None:
-            _check_same(self.layout, tuned)
+        if base is None:
+            return
+        if difference := set(base).symmetric_difference(tuned):
+            raise DeltaError(
+                f"tuned and base tensors differ in names: {sorted(difference)[:5]}; "
+                "a client must return the tensors that it was sent"
+            )
+        for spec in self.layout:
+            if spec.shape != (shape := tuple(tuned[spec.name].shape)):
+                raise DeltaError(f"{spec.name!r} has shape {shape}, its base {spec.shape}")
 
     def accelerator(self, name: str) -> Any | None:
         """Return the torch device of a tensor that is not on the CPU; None for all others."""
@@ -143,17 +149,6 @@ class Delta:
             tuned = tuned - _gather(self._base[name], positions)
         return tuned.astype(np.float32, copy=False)
 
-    def nonzero(self, name: str) -> NDArray[np.int64]:
-        """Return the flat positions at which one tensor changed (NumPy arrays only)."""
-        flat = _flat(self._tuned[name])
-        return np.flatnonzero(flat if self._base is None else flat != _flat(self._base[name]))
-
-    def count_nonzero(self, name: str) -> int:
-        """Return at how many positions one tensor changed (NumPy arrays only)."""
-        flat = _flat(self._tuned[name])
-        same = flat if self._base is None else flat != _flat(self._base[name])
-        return int(np.count_nonzero(same))
-
     def whole(self, name: str) -> NDArray[np.float32]:
         """Return one tensor's delta, flattened, as float32."""
         tuned = _flat(self._tuned[name])
@@ -169,6 +164,11 @@ class Delta:
         if whole and not np.isfinite(values).all():
             raise DeltaError(f"{name!r} holds NaN or infinite values where integers were sent")
         return np.array(np.rint(values) if whole else values, dtype=dtype)
+
+    def changed(self, name: str) -> NDArray[Any]:
+        """Return what is true where one tensor changed, flattened."""
+        flat = _flat(self._tuned[name])
+        return flat if self._base is None else flat != _flat(self._base[name])
 
 
 def as_delta(delta: Delta | Mapping[str, Any]) -> Delta:
@@ -189,25 +189,17 @@ def _describe(name: str, tensor: Any, dense: bool) -> TensorSpec:
     return TensorSpec(name, tuple(int(size) for size in tensor.shape), dtype, role)
 
 
-def _check_same(layout: Layout, tuned: Mapping[str, Any]) -> None:
-    names = {spec.name for spec in layout}
-    if difference := names.symmetric_difference(tuned):
-        raise DeltaError(
-            f"tuned and base tensors differ in names: {sorted(difference)[:5]}; "
-            "a client must return the tensors that it was sent"
-        )
-    for spec in layout:
-        if spec.shape != (shape := tuple(tuned[spec.name].shape)):
-            raise DeltaError(f"{spec.name!r} has shape {shape}, its base {spec.shape}")
-
-
 def _gather(tensor: Any, positions: Any) -> NDArray[Any]:
     if not hasattr(tensor, "detach"):
         # Positions come from masks of this tensor; "clip" saves a pass that checks them first.
         flat = np.asarray(tensor).reshape(-1)
         return _widen(flat.take(_numpy(positions), mode="clip"))
     flat = tensor.detach().reshape(-1)
-    return _numpy(flat.index_select(0, _torch_index(positions, flat.device)))
+    if not hasattr(positions, "detach"):
+        import torch  # a torch tensor came in, so torch is loaded already
+
+        positions = torch.from_numpy(np.require(positions, requirements="W"))
+    return _numpy(flat.index_select(0, positions.to(flat.device)))
 
 
 def _flat(tensor: Any) -> NDArray[Any]:
@@ -228,11 +220,3 @@ def _widen(array: NDArray[Any]) -> NDArray[Any]:
     # Subtract in float32 at least: in half precision the difference itself would be rounded.
     narrow = array.dtype.kind == "f" and array.dtype.itemsize < 4
     return array.astype(np.float32) if narrow else array
-
-
-def _torch_index(positions: Any, device: Any) -> Any:
-    import torch  # a torch tensor came in, so torch is loaded already
-
-    if not hasattr(positions, "detach"):
-        positions = torch.from_numpy(np.require(positions, requirements="W"))
-    return positions.to(device)

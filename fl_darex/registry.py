@@ -29,12 +29,17 @@ class Registry(Mapping[str, Row]):
 
     Args:
         what: What a row is called in errors, such as ``"method"``.
+        kind: The class of every row, or the protocol.
         rows: The package's own.
+
+    Attributes:
+        first: These, whatever is added later.
     """
 
-    def __init__(self, what: str, rows: Iterable[Row] = ()) -> None:
-        self._what = what
-        self._rows = {row.name: row for row in rows}
+    def __init__(self, what: str, kind: type, rows: Iterable[Row] = ()) -> None:
+        self._what, self._kind = what, kind
+        self.first: Mapping[str, Row] = {row.name: row for row in rows}
+        self._rows = dict(self.first)
 
     def __getitem__(self, name: str) -> Row:
         return self._rows[name]
@@ -49,16 +54,30 @@ class Registry(Mapping[str, Row]):
         """Add a row and return it; the same class of row may come again.
 
         Raises:
-            ConfigError: If another row has its name.
+            ConfigError: If it is no such row, or another row has its name.
         """
-        taken = self._rows.get(row.name)
-        if taken is not None and type(taken) is not type(row):
-            raise ConfigError(
-                f"{self._what} {row.name!r} is there already, as {type(taken).__qualname__}; give "
-                f"{type(row).__qualname__} another name"
-            )
+        self.check(row)
         self._rows[row.name] = row
         return row
+
+    def check(self, row: Row) -> None:
+        """Raise `ConfigError` if something cannot be added."""
+        # A class has all that a protocol asks of an object.
+        if isinstance(row, type) or not isinstance(row, self._kind):
+            kind = f"{self._kind.__module__}.{self._kind.__name__}"
+            raise ConfigError(f"{self._what} {row!r} is no object of a class derived from {kind}")
+        name = getattr(row, "name", None)
+        if not isinstance(name, str) or not name or ":" in name:
+            raise ConfigError(
+                f"{self._what} {type(row).__qualname__} has the name {name!r}; a name is text, and "
+                "has no colon"
+            )
+        taken = self._rows.get(name)
+        if taken is not None and type(taken) is not type(row):
+            raise ConfigError(
+                f"{self._what} {name!r} is there already, as {type(taken).__qualname__}; give "
+                f"{type(row).__qualname__} another name"
+            )
 
     def choose(self, name: str) -> Row:
         """Return the row of a name, or import and add ``"package.module:attribute"``.
@@ -68,7 +87,7 @@ class Registry(Mapping[str, Row]):
         """
         if ":" in name:
             found = load(name, self._what)
-            return self.add(found() if isinstance(found, type) else found)
+            return self.add(_made(name, found, self._what) if isinstance(found, type) else found)
         if name not in self._rows:
             raise ConfigError(
                 f"{self._what} {name!r} is not known; known: {', '.join(sorted(self._rows))}"
@@ -87,12 +106,23 @@ def load(reference: str, what: str) -> Any:
     Raises:
         ConfigError: If there is no such module or attribute, or the module fails.
     """
-    module, _, attribute = reference.partition(":")
+    name, _, attribute = reference.partition(":")
     try:
-        return getattr(import_module(module), attribute)
-    except AttributeError:
-        raise ConfigError(f"{what} {reference!r}: {module} has no {attribute!r}") from None
+        module = import_module(name)
     except Exception as error:  # the module is somebody's own and may raise anything
-        raise ConfigError(
-            f"{what} {reference!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise ConfigError(f"{what} {reference!r} cannot be imported: {_line(error)}") from error
+    if not hasattr(module, attribute):
+        raise ConfigError(f"{what} {reference!r}: {name} has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def _made(reference: str, kind: type[Any], what: str) -> Any:
+    try:
+        return kind()
+    except Exception as error:  # likewise
+        raise ConfigError(f"{what} {reference!r} cannot be made: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """Return an error as one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

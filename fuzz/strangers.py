@@ -30,28 +30,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 with atheris.instrument_imports(include=["fl_darex"]):
     import golden
     import numpy as np
-    from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
     from fl_darex.clients.receiver import Receiver
-    from fl_darex.compression.terms import Terms
+    from fl_darex.compression import SparseUpdate, Terms, Uplink
+    from fl_darex.compression.weighted_sum import Part, weighted_mean
     from fl_darex.errors import PacketError
-    from fl_darex.flower.model_note import Delivery, Greeting
+    from fl_darex.flower.model_note import Greeting, ModelNote
     from fl_darex.flower.private import adopt_run
     from fl_darex.flower.records import packet_record, to_arrays, view_arrays
     from fl_darex.masks import ONE
     from fl_darex.positions import ListedMask
-    from fl_darex.strategies.aggregation import Reply, weighted_mean
+    from fl_darex.positions.rice import ListedPositions
+    from fl_darex.strategies.intake import opened
     from fl_darex.wire import decode
-    from fl_darex.wire.apply import apply_packet
-    from fl_darex.wire.listed import ListedPositions
+    from fl_darex.wire.codings import CODINGS
     from fl_darex.wire.reader import read_packet
-    from fl_darex.wire.values import CODINGS
     from fl_darex.wire.versions import content_version, next_version, tensor_digests
 
 MODEL = golden.TENSORS
 LAYOUT, MASK = golden.LAYOUT, golden.MASK
 FIRST = content_version(tensor_digests(MODEL))
-TERMS = Terms(method="dare", kept=ONE // 2, q=0.5, values="fp16", seed=7, round=3, slot=2)
+TERMS = Terms(uplink=Uplink(method="dare", keep=ONE // 2, seed=7), round=3, slot=2)
 GROWTH = 256 << 20  # bytes of memory that a process may add, libFuzzer's own included
 AT_ONCE = 100_000  # inputs of a process
 CHILD = "FL_DAREX_FUZZ_FOLDER"
@@ -93,7 +93,7 @@ def check_packet(data: bytes) -> None:
         where = update.positions[spec.name]
         assert (np.diff(where) > 0).all() and (not where.size or 0 <= where[0])
         assert not where.size or where[-1] < spec.numel
-    apply_packet(MODEL, packet)
+    SparseUpdate.of_packet(packet).values(MODEL)
 
 
 def expected(data: bytes) -> None:
@@ -114,11 +114,12 @@ def reply(data: bytes) -> None:
     if dense:
         arrays["bias"] = Array("float32", (3,), "numpy.ndarray", data[1:])
     record = ArrayRecord(arrays) if dense else packet_record(plausible(data[1:]))
-    content = RecordDict({"arrays": honest, "metrics": MetricRecord({"num-examples": 1})})
-    message = Message(content, 1, "train")
-    replies = [Reply(message, one, 1.0, TERMS) for one in (honest, record)]
-    mean, used = weighted_mean(MODEL, LAYOUT, replies, lambda *_: None)
-    assert used and all(np.isfinite(array).all() for array in mean.values())
+    parts = [Part(opened(one, TERMS, MODEL, LAYOUT), 1.0) for one in (honest, record)]
+    mean, odd = weighted_mean(MODEL, LAYOUT, parts)
+    if mean is None:
+        assert odd == parts[1:]
+        return
+    assert all(np.isfinite(array).all() for array in mean.values())
 
 
 def array_of(data: bytes) -> None:
@@ -129,7 +130,7 @@ def array_of(data: bytes) -> None:
 
 def settings(data: bytes) -> None:
     """Settings in a message's configuration."""
-    for kind, key in ((Terms, "darex"), (Delivery, "darex.model"), (Greeting, "darex.greeting")):
+    for kind, key in ((Terms, "darex"), (ModelNote, "darex.model"), (Greeting, "darex.greeting")):
         for text in (data, data.decode("utf-8", "replace")):
             with contextlib.suppress(PacketError):
                 kind.detach({key: text})
@@ -149,7 +150,7 @@ def delivery(data: bytes) -> None:
     packet[68:76] = FIRST
     sent = sealed(bytes(packet))
     model = next_version(FIRST, sent) if data[:1] < b"\xf0" else FIRST
-    told = Delivery(run="0" * 16, start=FIRST.hex(), model=model.hex())
+    told = ModelNote(run="0" * 16, start=FIRST.hex(), model=model.hex())
     question = Message(RecordDict(), 1, "train")
     receiver.receive(packet_record(sent), told, question, context)
 

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
 from flwr.serverapp import Grid, ServerApp
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
+from fl_darex.compression.downlink import POLICIES
 from fl_darex.config import RunConfig, make_config
+from fl_darex.errors import ConfigError
 from fl_darex.flower.ledger import Entry
+from fl_darex.flower.private import is_simulated
 from fl_darex.flower.records import to_record, view_arrays
 from fl_darex.observers import Observer, RoundReport, RunStart
 from fl_darex.observers.run_folder import RunFolder
@@ -26,7 +29,8 @@ from fl_darex.training.session import session as session_for
 from fl_darex.training.settings import settings_record
 
 from .darex_strategy import DarexStrategy
-from .nodes import check_simulated_nodes
+
+_PATIENCE, _POLL = 10.0, 0.1  # seconds; Flower enters its nodes while the ServerApp starts
 
 app = ServerApp()
 
@@ -57,22 +61,14 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
         ConfigError: If the task's model or data cannot be used.
     """
     server = _Server(session_for(config), observers)
+    asked = config.compress.uplink(config.federation.seed, server.session.dense)
     strategy = DarexStrategy(
         server.flower_strategy(),
-        config.compress.p,
-        q=config.compress.q,
-        values=config.compress.values,
-        mask=config.compress.mask,
-        count=config.compress.count,
-        method=config.compress.method,
-        scope=config.compress.scope,
-        columns=config.compress.columns,
-        downlink=config.compress.downlink,
+        uplink=asked,
+        downlink=POLICIES.choose(config.compress.downlink),
         downlink_p=config.compress.server_p,
         downlink_values=config.compress.server_values,
-        seed=config.federation.seed,
-        dense=server.session.dense,
-        validate=server.validate if config.compress.q == SERVER_VALIDATION else None,
+        validate=server.validate if asked.q == SERVER_VALIDATION else None,
         on_reply=server.replied,
     )
     server.strategy = strategy
@@ -102,7 +98,7 @@ class _Server:
         self._scores: dict[str, float] = {}
         self._clock = time.monotonic()
 
-    def flower_strategy(self) -> FedAvg:
+    def flower_strategy(self) -> Strategy:
         """Return the Flower strategy that takes the server's step."""
         federation, server = self.config.federation, self.config.server
         options: dict[str, Any] = {
@@ -113,17 +109,10 @@ class _Server:
             "train_metrics_aggr_fn": self._train_metrics,
             "evaluate_metrics_aggr_fn": self._client_scores,
         }
-        if server.strategy == "fedavgm":
-            options |= {"server_learning_rate": server.lr, "server_momentum": server.momentum}
-            strategy: FedAvg = FedAvgM(**options)
-        elif server.strategy == "fedadam":
-            options |= {"eta": server.lr, "beta_1": server.beta_1, "beta_2": server.beta_2}
-            strategy = FedAdam(tau=server.tau, **options)
-        else:
-            strategy = FedAvg(**options)
+        strategy = server.chosen.make(options, server.options)
         if federation.evaluate != "clients":
             # Set here, not above: Flower's constructor warns of what is meant.
-            strategy.fraction_evaluate = 0.0
+            strategy.fraction_evaluate = 0.0  # type: ignore[attr-defined]
         return strategy
 
     def replied(self, entry: Entry) -> None:
@@ -174,7 +163,7 @@ class _Server:
     def _report(self, round_: int, metric: float | None, loss: float | None) -> RoundReport:
         entries = self.strategy.ledger.of_round(round_)
         trained = [entry for entry in entries if entry.kind == "train"]
-        pruned = self.config.compress.method != "dense"
+        pruned = self.config.compress.chosen.packs
         adamr = self.config.train.optimizer == "adamr"
         return RoundReport(
             round=round_,
@@ -230,3 +219,22 @@ def _numbers(metrics: MetricRecord) -> dict[str, float]:
 
 def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) else None
+
+
+def check_simulated_nodes(grid: Grid, clients: int) -> None:
+    """Refuse a simulation of ``flwr run`` with fewer nodes than ``federation.clients``.
+
+    A deployment may be joined later, and Flower's strategies log that they wait.
+
+    Raises:
+        ConfigError: If there are too few.
+    """
+    end = time.monotonic() + _PATIENCE
+    while is_simulated(grid) and (nodes := len(list(grid.get_node_ids()))) < clients:
+        if time.monotonic() > end:
+            raise ConfigError(
+                f"federation.clients = {clients}, but this simulation has {nodes} nodes; add "
+                f"--federation-config 'num-supernodes={clients}' to flwr run, or --run-config "
+                f"'federation.clients={nodes}'"
+            )
+        time.sleep(_POLL)

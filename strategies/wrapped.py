@@ -23,7 +23,8 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fl_darex.flower.records import to_arrays, to_record
 
-from .aggregation import Reply
+from .intake import Reply
+from .remembered import remembered, remind
 
 FORMS = ("mean", "each", "support")
 
@@ -124,6 +125,27 @@ class Wrapped:
         if isinstance(getattr(self.inner, "current_arrays", None), ArrayRecord):
             self.inner.current_arrays = ArrayRecord(dict(arrays))  # type: ignore[attr-defined]
 
+    # --- what the run remembers -------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return what the strategy and those inside it remember: momentum, moments, counts.
+
+        A strategy with `state` and `restore` of its own says it itself. Of others, all attributes
+        are taken that are numbers, texts, arrays, records of arrays or containers of these.
+        """
+        return {"layers": [remembered(one) for one in self._layers()]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Let the strategies remember what `state` said."""
+        for one, known in zip(self._layers(), state["layers"], strict=True):
+            remind(one, known)
+
+    def _layers(self) -> list[Strategy]:
+        found = [self.strategy]
+        while found[-1] is not self.inner:
+            found.append(found[-1].strategy)  # type: ignore[attr-defined]
+        return found
+
     # --- when it is over --------------------------------------------------------------------------
 
     def step(
@@ -163,7 +185,7 @@ class Wrapped:
             metrics = aggregate_metricrecords([_metrics(r) for r in used], self.weighted_by)
         except Exception as error:  # one client's odd metric must not end the run
             log(WARNING, "the metrics of this round are lost: %s", error)
-        metrics[self.weighted_by] = sum(reply.weight for reply in used)
+        metrics[self.weighted_by] = sum(reply.part.weight for reply in used)
         reply = copy.copy(used[0].message)
         reply.content = RecordDict({used[0].model: arrays, used[0].metrics: metrics})
         return reply

@@ -1,17 +1,15 @@
-"""Small Flower apps and a Grid without any engine, for tests."""
+"""Small Flower apps, for tests."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import os
 from typing import Any
 
 import numpy as np
 from flwr.app import (
-    ArrayRecord,
     ConfigRecord,
     Context,
-    Error,
     Message,
     MetricRecord,
     RecordDict,
@@ -19,7 +17,6 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fl_darex.flower.private import adopt_run, node_id_of
 from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.flower.roster import HANDSHAKE, answer
 
@@ -71,75 +68,23 @@ def numpy_app(mods: list[Any] | None = None, broken: tuple[int, ...] = ()) -> Cl
     return app
 
 
-class DirectGrid(Grid):
-    """Flower's Grid without an engine: calls the ClientApp when messages are pushed."""
+def remembering_app() -> ClientApp:
+    """Counts in its state how often it was asked; ``fail`` in the message lets it raise, or die."""
+    app = ClientApp()
 
-    pull_interval = 0.0
+    @app.query()
+    def remember(message: Message, context: Context) -> Message:
+        count = context.state.metric_records.setdefault("calls", MetricRecord({"n": 0}))
+        context.state["calls"] = count
+        count["n"] = int(count["n"]) + 1  # type: ignore[call-overload]
+        if "fail" in message.content:
+            context.state["half"] = ConfigRecord({"written": True})
+            if message.content.config_records["fail"].get("die"):
+                os._exit(1)
+            raise ValueError("no data here")
+        return Message(RecordDict({"calls": count}), reply_to=message)
 
-    def __init__(
-        self,
-        app: ClientApp,
-        clients: int,
-        reverse: bool = False,
-        run_config: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._run = adopt_run("test")
-        self._app = app
-        self.partitions = {node_id_of(index): index for index in range(clients)}
-        self._replies: dict[str, Message] = {}
-        self._reverse = reverse
-        self._run_config = dict(run_config or {})
-        self.pushed: list[Message] = []
-
-    def set_run(self, run: Any) -> None:
-        self._run = run
-
-    @property
-    def run(self) -> Any:
-        return self._run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        return Message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.partitions)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = []
-        for message in messages:
-            self.pushed.append(message)
-            message.metadata.__dict__["_message_id"] = f"{len(self.pushed):064x}"
-            ids.append(message.metadata.message_id)
-            self._replies[ids[-1]] = self._reply(message)
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        found = [self._replies.pop(key) for key in list(message_ids) if key in self._replies]
-        return found[::-1] if self._reverse else found
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return self.pull_messages(self.push_messages(messages))
-
-    def _reply(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        config = {"partition-id": self.partitions[node], "num-partitions": len(self.partitions)}
-        context = Context(self._run.run_id, node, config, RecordDict(), self._run_config)
-        content = RecordDict()
-        for name, record in message.content.items():  # as a network would: nothing is shared
-            content[name] = ArrayRecord(dict(record)) if isinstance(record, ArrayRecord) else record
-        copied = Message.__new__(Message)
-        copied.__dict__.update(message.__dict__ | {"_content": content})
-        try:
-            return self._app(copied, context)
-        except Exception as error:
-            return Message(Error(code=0, reason=str(error)), reply_to=message)
-
-
-def rounds(strategy: Any, grid: Grid, count: int, arrays: Mapping[str, Any] = BASE) -> Any:
-    """Run a strategy on a grid and return Flower's result."""
-    return strategy.start(grid, to_record(arrays), num_rounds=count, timeout=60)
+    return app
 
 
 def server_app(strategy: Any, count: int, results: list[Any]) -> ServerApp:

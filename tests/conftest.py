@@ -4,7 +4,9 @@ import gc
 import importlib.util
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,19 @@ def what_is_loaded_is_not_looked_at_by_each_collection() -> None:
     # a third of a second each time, unless what is there before a module's tests is set aside.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def what_a_test_adds_to_a_table_is_taken_back() -> Iterator[None]:
+    from fl_darex.compression import METHODS, POLICIES
+    from fl_darex.flower.optimizers import OPTIMIZERS
+    from fl_darex.wire.codings import CODINGS
+
+    tables: tuple[Any, ...] = (METHODS, POLICIES, CODINGS, OPTIMIZERS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, rows in zip(tables, before, strict=True):
+        table._rows = rows
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from apps import DirectGrid
 from flwr.app import Context, RecordDict
 from flwr.supercore.object_ref import load_app
 
 from fl_darex.flower.ledger import Ledger, LedgerGrid
+from fl_darex.simulation import InProcessGrid
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -51,7 +51,7 @@ def run_direct(app: Path, clients: int, **overrides: Any) -> tuple[Ledger, Path]
         load_app(settings["components"][half], ImportError, app)
         for half in ("serverapp", "clientapp")
     )
-    grid = DirectGrid(client, clients, run_config=config)
+    grid = InProcessGrid(client, clients, config)
     ledger = Ledger()
     server(LedgerGrid(grid, ledger), Context(grid.run.run_id, 1, {}, RecordDict(), config))
     return ledger, out

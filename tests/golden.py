@@ -16,7 +16,7 @@ from fl_darex.positions import ListedMask, SeededMask, StructuredMask, UnionMask
 
 HEADER = struct.Struct("<4s B B B B Q Q q Q d b b H 16s 8s Q Q")
 FIELDS = [
-    *("magic", "version", "method", "rng", "coding", "seed", "round", "slot", "kept", "q"),
+    *("magic", "version", "mask_kind", "rng", "coding", "seed", "round", "slot", "keep", "q"),
     *("exponent", "dense_exponent", "q_count", "fingerprint", "base", "survivors", "positions"),
 ]
 
@@ -45,14 +45,14 @@ TENSORS = {
     "weight": np.array([[1.0, -2.0, 3.0], [0.001, -5.0, 6.0]], np.float32),
 }
 LAYOUT = Layout.of(TENSORS)
-MASK = SeededMask(seed=7, round=3, slot=2, kept=ONE // 2)
+MASK = SeededMask(seed=7, round=3, slot=2, keep=ONE // 2)
 POSITIONS = {"bias": [2], "weight": [0, 2, 3]}
 
 FINGERPRINT = "ccc932599db489d92cb7686b1ec31c90"
 HEAD = (
     "44415258"  # magic "DARX"
     "01"  # version
-    "01"  # method: seeded
+    "01"  # mask kind: seeded
     "01"  # random generator: SplitMix64
 )
 ORIGIN = (
@@ -66,7 +66,7 @@ GOLDEN = {
     "fp32": bytes.fromhex(
         "44415258"  # magic "DARX"
         "01"  # version
-        "01"  # method: seeded
+        "01"  # mask kind: seeded
         "01"  # random generator: SplitMix64
         "00"  # value coding: fp32
         "0700000000000000"  # seed
@@ -93,7 +93,7 @@ GOLDEN = {
     "fp16": bytes.fromhex(
         "44415258"  # magic "DARX"
         "01"  # version
-        "01"  # method: seeded
+        "01"  # mask kind: seeded
         "01"  # random generator: SplitMix64
         "01"  # value coding: fp16
         "0700000000000000"  # seed
@@ -190,7 +190,7 @@ STRUCTURED = StructuredMask(MASK, columns=3 * (ONE // 4))
 GOLDEN_LISTED = bytes.fromhex(
     "44415258"
     "01"
-    "02"  # method: listed
+    "02"  # mask kind: listed
     "00"  # random generator: none
     "00"  # value coding: fp32
     "0700000000000000"  # seed
@@ -216,7 +216,7 @@ GOLDEN_LISTED = bytes.fromhex(
 GOLDEN_UNION = bytes.fromhex(
     "44415258"
     "01"
-    "03"  # method: union
+    "03"  # mask kind: union
     "01"  # random generator: SplitMix64
     "00"  # value coding: fp32
     "0700000000000000"  # seed
@@ -241,7 +241,7 @@ GOLDEN_UNION = bytes.fromhex(
 GOLDEN_EXACT = bytes.fromhex(
     "44415258"
     "01"
-    "01"  # method: seeded
+    "01"  # mask kind: seeded
     "02"  # random generator: SplitMix64 with an exact count
     "00"  # value coding: fp32
     "0700000000000000"  # seed
@@ -266,7 +266,7 @@ GOLDEN_EXACT = bytes.fromhex(
 GOLDEN_STRUCTURED = bytes.fromhex(
     "44415258"
     "01"
-    "04"  # method: structured
+    "04"  # mask kind: structured
     "01"  # random generator: SplitMix64
     "00"  # value coding: fp32
     "0700000000000000"  # seed

@@ -6,21 +6,22 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
-from apps import DirectGrid
+from federations import Federation
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_darex.clients.secure import answer, hide
+from fl_darex.compression import SparseUpdate, Terms, Uplink
 from fl_darex.delta import Delta, Layout
 from fl_darex.flower.records import to_record
-from fl_darex.masks import keep_threshold
+from fl_darex.masks import SHARED, keep_threshold
 from fl_darex.positions import SeededMask, positions_in
 from fl_darex.pruning import draw
 from fl_darex.secagg import SecureAggregation
 from fl_darex.secagg.messages import MASKED, SECURE_KEY, Stage
-from fl_darex.secagg.numbers import Scale, to_vector
-from fl_darex.secagg.vector import Vector
-from fl_darex.strategies.secure.round import SecureRound, Target
+from fl_darex.secagg.numbers import Target, to_vector
+from fl_darex.secagg.ring import Vector
+from fl_darex.strategies.secure.round import SecureRound
 from fl_darex.wire.packet import encode
 from fl_darex.wire.reader import read_packet
 
@@ -31,7 +32,7 @@ BASE = {
 }
 DENSE = ("head",)
 LAYOUT = Layout.of(BASE, DENSE)
-MASK = SeededMask(seed=3, round=2, slot=-1, kept=keep_threshold(0.5))
+MASK = SeededMask(seed=3, round=2, slot=SHARED, keep=keep_threshold(0.5))
 SURVIVORS = sum(found.size for found in positions_in(LAYOUT, MASK).values())
 VERSION = bytes(8)
 
@@ -52,21 +53,48 @@ def packet_for(tuned: Arrays) -> bytes:
     return encode(draw(Delta(tuned, BASE, DENSE), MASK), "fp32", base=VERSION)
 
 
+def own_update(tuned: Arrays) -> SparseUpdate:
+    return SparseUpdate.of_packet(read_packet(packet_for(tuned), LAYOUT))
+
+
+def told(slot: int) -> Terms:
+    """What the server told a client."""
+    uplink = Uplink.of("dare", 0.5, mask="round", values="fp32", seed=MASK.seed, dense=DENSE)
+    return Terms(uplink=uplink, round=MASK.round, slot=slot, version=VERSION)
+
+
+TARGET = Target(BASE, LAYOUT, told(0), (SURVIVORS,), "num-examples")
+
+
 def integers(
     tuned: Arrays, weight: float, settings: SecureAggregation, clients: int, slot: int
 ) -> Vector:
     """What a client adds to the sum, before masks."""
-    packet, ring = read_packet(packet_for(tuned), LAYOUT), settings.ring_for(clients)
-    return to_vector(packet, BASE, weight, scale_of(settings), ring, slot)
+    stage = announced(settings, clients)
+    return to_vector(own_update(tuned), BASE, weight, stage, told(slot))
 
 
-def scale_of(settings: SecureAggregation) -> Scale:
-    return Scale(
+def announced(settings: SecureAggregation, clients: int = 3) -> Stage:
+    """The stage that says how numbers become integers."""
+    return Stage(
+        stage=MASKED,
+        session="0" * 32,
+        slot=0,
+        threshold=2,
         range=settings.range,
         dense_range=settings.dense_range or settings.range,
         levels=settings.levels,
+        width=settings.ring_for(clients).width,
         max_weight=settings.max_weight,
     )
+
+
+def sealed(slot: int, tuned: Arrays, stage: Stage, state: RecordDict) -> bytes:
+    """The packet with which a client answers the stage ``masked``; its weight is 1."""
+    content = RecordDict({"metrics": MetricRecord({"num-examples": 1.0})})
+    reply = hide(Message(content, 1, "train"), own_update(tuned), BASE, told(slot), stage, state)
+    (array,) = reply.content.array_records["arrays"].values()
+    return array.data
 
 
 class Clients:
@@ -104,12 +132,12 @@ class Clients:
         metrics = MetricRecord({"num-examples": self.weights[slot], "loss": 1.5})
         content = RecordDict({"arrays": to_record(self.tuned[slot]), "metrics": metrics})
         reply = Message(content, reply_to=message)
-        packet = packet_for(self.tuned[slot])
-        return hide(reply, packet, BASE, LAYOUT, stage, self.states[slot])
+        update = own_update(self.tuned[slot])
+        return hide(reply, update, BASE, told(slot), stage, self.states[slot])
 
 
-class Stateful:
-    """Keeps each client's state from message to message, as an engine does.
+class Lossy:
+    """Loses what some clients would answer, and keeps the other replies.
 
     Args:
         app: The ClientApp.
@@ -121,12 +149,10 @@ class Stateful:
         self, app: ClientApp, lost: Collection[tuple[int, str]] = (), rounds: Collection[int] = ()
     ) -> None:
         self.app, self.lost, self.rounds = app, set(lost), set(rounds)
-        self.states: dict[int, RecordDict] = {}
         self.replies: list[Message] = []
 
     def __call__(self, message: Message, context: Context) -> Message:
         partition = int(context.node_config["partition-id"])
-        context.state = self.states.setdefault(partition, RecordDict())
         for config in message.content.config_records.values():
             stage = Stage.detach(dict(config))
             in_round = not self.rounds or config.get("server-round") in self.rounds
@@ -138,19 +164,18 @@ class Stateful:
 
 def start(
     settings: SecureAggregation, clients: Any, count: int
-) -> tuple[SecureRound, DirectGrid, list[Message]]:
+) -> tuple[SecureRound, Federation, list[Message]]:
     """A round on a grid, and its messages without stages."""
-    grid = DirectGrid(clients, count)
+    grid = Federation(clients, count)
     messages = [
         Message(RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord()}), node, "train")
         for node in grid.get_node_ids()
     ]
-    target = Target(BASE, LAYOUT, VERSION, MASK.round, SURVIVORS)
-    done = SecureRound(settings, grid, messages, grid.partitions, target, "num-examples", 60.0)
+    done = SecureRound(settings, grid, messages, grid.partitions, TARGET, 60.0)
     return done, grid, messages
 
 
-def masked_replies(opened: SecureRound, grid: DirectGrid, messages: list[Message]) -> list[Message]:
+def masked_replies(opened: SecureRound, grid: Federation, messages: list[Message]) -> list[Message]:
     """Open a round, and send what goes with the model to the clients that take part."""
     stages = opened.open()
     sent = []

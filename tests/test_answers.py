@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fl_darex.tasks.answers import extract_answer, is_right
+from fl_darex.tasks.causal.answers import extract_answer, is_right
 
 ANSWERS = [
     # behind the mark, the first number

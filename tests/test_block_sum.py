@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from golden import seal, take_apart
 
+from fl_darex.compression import SparseUpdate
 from fl_darex.compression import weighted_sum as block_sum
-from fl_darex.compression.weighted_sum import Share, add_packets
+from fl_darex.compression.weighted_sum import Part, Share, add_sparse
 from fl_darex.delta import Delta, Layout
 from fl_darex.masks import BLOCK
 from fl_darex.positions import ListedMask
@@ -27,7 +28,7 @@ LAYOUT = Layout.of({n: np.zeros(s, np.float32) for n, s in SHAPES.items()}, dens
 
 def weighted_sum(layout: Layout, shares: list[Share]) -> np.ndarray:
     total = np.zeros(sum(spec.numel for spec in layout.pruned), np.float32)
-    assert add_packets(total, layout, shares) == []
+    assert add_sparse(total, layout, shares) == []
     return total
 
 
@@ -48,6 +49,10 @@ def listed(client: int) -> Survivors:
 
 def packed(update: Survivors, values: str = "fp32") -> Any:
     return read_packet(encode(update, values), LAYOUT)
+
+
+def share(packet: Any, weight: float) -> Share:
+    return Share(Part(SparseUpdate.of_packet(packet), weight), weight)
 
 
 def flat(full: dict[str, np.ndarray]) -> np.ndarray:
@@ -74,7 +79,7 @@ def test_the_sum_is_that_of_the_rescaled_updates(case, span, monkeypatch):
     updates = CASES[case]
     weights = np.linspace(0.1, 0.5, len(updates))
     found = weighted_sum(
-        LAYOUT, [Share(packed(u), w) for u, w in zip(updates, weights, strict=True)]
+        LAYOUT, [share(packed(u), w) for u, w in zip(updates, weights, strict=True)]
     )
     expected = sum(
         w * flat(u.rescaled()).astype(np.float64) for u, w in zip(updates, weights, strict=True)
@@ -90,7 +95,7 @@ def test_the_stretches_do_not_change_a_bit(case, monkeypatch):
     found = []
     for span in (1, BLOCK, 1 << 21):
         monkeypatch.setattr(block_sum, "_SPAN", span)
-        shares = [Share(packed(u), 0.25) for u in CASES[case]]
+        shares = [share(packed(u), 0.25) for u in CASES[case]]
         found.append(weighted_sum(LAYOUT, shares).tobytes())
     assert len(set(found)) == 1
 
@@ -99,7 +104,7 @@ def test_the_stretches_do_not_change_a_bit(case, monkeypatch):
 def test_every_coding_is_added_as_it_is_decoded(values, monkeypatch):
     monkeypatch.setattr(block_sum, "_SPAN", 1)
     packets = [packed(survivors(i), values) for i in range(3)]
-    found = weighted_sum(LAYOUT, [Share(packet, 0.5) for packet in packets])
+    found = weighted_sum(LAYOUT, [share(packet, 0.5) for packet in packets])
     expected = sum(0.5 * flat(p.survivors().rescaled()).astype(np.float64) for p in packets)
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
@@ -119,9 +124,9 @@ def test_a_packet_with_another_number_of_survivors_is_found_out(slot, change):
     if change < 0:  # the dense tensor's numbers stay
         body = body[: 4 * count] + take_apart(packets[1])[1][-2000:]
     packets[1] = seal(fields | {"survivors": count}, body)
-    shares = [Share(read_packet(packet, LAYOUT), 0.3) for packet in packets]
+    shares = [share(read_packet(packet, LAYOUT), 0.3) for packet in packets]
     total = np.zeros(sum(spec.numel for spec in LAYOUT.pruned), np.float32)
-    assert add_packets(total, LAYOUT, shares) == [shares[1]]
+    assert add_sparse(total, LAYOUT, shares) == [shares[1]]
 
 
 def test_memory_does_not_grow_with_the_number_of_clients():
@@ -130,7 +135,7 @@ def test_memory_does_not_grow_with_the_number_of_clients():
 
     def peak(clients: int) -> int:
         updates = [dare({"w": tensor}, 0.99, seed=1, slot=i) for i in range(clients)]
-        shares = [Share(read_packet(encode(u), layout), 1 / clients) for u in updates]
+        shares = [share(read_packet(encode(u), layout), 1 / clients) for u in updates]
         del updates
         tracemalloc.start()
         weighted_sum(layout, shares)

@@ -55,7 +55,7 @@ def test_the_change_of_outputs_is_smaller_at_the_q_that_is_found() -> None:
     trained = one.read()
     survivors = dare(Delta(trained, before), P, seed=3, slot=1)
     q = choose_q(one, 1, survivors, before, "q-e")
-    batch = list(batches(one, one.calibration(1), labelled=False))
+    batch = list(batches(one, one.calibration(1)))
 
     @torch.no_grad()
     def change(divisor: float) -> float:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from apps import DirectGrid
 from lms import save_llama, save_qwen2, save_sums
 from test_cli import fl_darex, weights
 from texts import write
@@ -20,13 +19,14 @@ from fl_darex.clients.client_app import app as client_app
 from fl_darex.config import load_config, make_config
 from fl_darex.errors import ConfigError
 from fl_darex.observers.run_folder import RunFolder
+from fl_darex.simulation import InProcessGrid
 from fl_darex.strategies.server_app import serve
 from fl_darex.training.calibration import input_norms
 from fl_darex.training.evaluation import evaluate, mean_loss
+from fl_darex.training.exchange import to_numpy
+from fl_darex.training.exchange import write as write_weights
 from fl_darex.training.loop import train
 from fl_darex.training.session import Session, checkpoint_activations
-from fl_darex.training.state import to_numpy
-from fl_darex.training.state import write as write_weights
 
 Arrays = dict[str, np.ndarray]
 
@@ -284,7 +284,7 @@ def test_central_fine_tuning_is_a_federation_of_one_client(make: Any, tmp_path: 
     central = {"federation__clients": 1, "federation__rounds": 1, "compress__method": "dense"}
     config = make(**central, compress__downlink="dense").config
     folder = RunFolder(tmp_path / "central")
-    serve(DirectGrid(client_app, clients=1), config, [folder])
+    serve(InProcessGrid(client_app, clients=1), config, [folder])
     alone = Session(config)
     train(alone, 0, 1)
     found = AutoModelForCausalLM.from_pretrained(folder.path / "model").state_dict()

@@ -175,6 +175,25 @@ MISTAKES = {
 }
 
 
+def test_one_process_gives_the_same_bits_and_bytes_and_starts_no_ray(
+    finished: tuple[Path, str], config: Path
+) -> None:
+    without_ray = "import sys; sys.modules['ray'] = None; from fl_darex.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", without_ray, "run", "small.toml", "--engine=local", "--out=out"],
+        cwd=config.parent,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    local, (folder, _) = config.parent / "out", finished
+    assert weights(local) == weights(folder)
+    # Ray's workers answer the handshake in any order.
+    here, there = (sorted(map(str, lines(one / "clients.jsonl"))) for one in (local, folder))
+    assert here == there
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_clear_line_and_writes_nothing(mistake: str, config: Path) -> None:
     settings, said = MISTAKES[mistake]
@@ -197,7 +216,7 @@ TEXT_MISTAKES = {
 def test_a_task_that_cannot_be_loaded_is_one_clear_line(
     mistake: str, config: Path, minilm: Path
 ) -> None:
-    from fl_darex.tasks.digits import checkpoint_folder
+    from fl_darex.tasks.digits.task import checkpoint_folder
 
     dataset, said = TEXT_MISTAKES[mistake]
     data = config.parent / "data"

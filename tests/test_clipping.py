@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from apps import BASE, DirectGrid, numpy_app, rounds
+from apps import BASE, numpy_app
+from federations import CLIENTS, Federation, fedavg, listening, rounds
 from flwr.app import Message
 from flwr.serverapp import strategy as flower
-from flwr.serverapp.strategy import FedAvg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,14 +21,7 @@ from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.pruning import dare
 from fl_darex.strategies import DarexStrategy
 
-CLIENTS = 4
 MIXED = BASE | {"steps": np.arange(5, dtype=np.int64)}
-
-
-def quiet(**options: Any) -> FedAvg:
-    made = FedAvg(min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, **options)
-    made.fraction_evaluate = 0.0
-    return made
 
 
 class Adversary:
@@ -55,7 +48,7 @@ class Adversary:
 
 
 def moved(strategy: Any, mods: list[Any], arrays: Any = BASE) -> float:
-    found = to_arrays(rounds(strategy, DirectGrid(numpy_app(mods), CLIENTS), 1, arrays).arrays)
+    found = to_arrays(rounds(strategy, Federation(numpy_app(mods), CLIENTS), 1, arrays).arrays)
     steps = [np.ravel(found[k].astype(np.float64) - v) for k, v in arrays.items() if v.dtype != int]
     return float(np.linalg.norm(np.concatenate(steps)))
 
@@ -67,8 +60,8 @@ def test_a_client_that_clips_before_pruning_is_a_hundred_times_too_long_without_
     mods = [DarexMod(), Adversary(1.0, 0.99, partition=None)]
     # All clients clip to 1 themselves; survivors are then divided by 0.01. Masks hardly overlap, so
     # the mean of four is half as long as one.
-    assert 40 < moved(DarexStrategy(quiet(), 0.99, values=values), mods) < 70
-    assert moved(DarexStrategy(quiet(), 0.99, values=values, clip=1.0), mods) < 0.8
+    assert 40 < moved(DarexStrategy(fedavg(), 0.99, values=values), mods) < 70
+    assert moved(DarexStrategy(fedavg(), 0.99, values=values, clip=1.0), mods) < 0.8
 
 
 @settings(max_examples=25, deadline=None)
@@ -90,7 +83,7 @@ def test_no_update_is_longer_than_the_clip(clip: float, size: float, p: float, m
         return reply
 
     strategy = DarexStrategy(
-        quiet(), p, mask=mask, clip=clip, downlink="dense", values="fp32", dense=["head.weight"]
+        fedavg(), p, mask=mask, clip=clip, downlink="dense", values="fp32", dense=["head.weight"]
     )
     # What is added is rounded to the model's float32, entry by entry.
     rounding = 2.0**-22 * np.sqrt(sum(v.size for v in BASE.values()))
@@ -99,8 +92,8 @@ def test_no_update_is_longer_than_the_clip(clip: float, size: float, p: float, m
 
 def test_a_short_update_is_left_alone_bit_for_bit() -> None:
     def run(**options: Any) -> bytes:
-        strategy = DarexStrategy(quiet(), 0.9, **options)
-        grid = DirectGrid(numpy_app([DarexMod()]), CLIENTS)
+        strategy = DarexStrategy(fedavg(), 0.9, **options)
+        grid = Federation(numpy_app([DarexMod()]), CLIENTS)
         found = to_arrays(rounds(strategy, grid, 2).arrays)
         return b"".join(array.tobytes() for array in found.values())
 
@@ -118,8 +111,8 @@ def test_a_dense_reply_is_clipped_like_a_packet_and_counters_do_not_count() -> N
         )
         return reply
 
-    strategy = DarexStrategy(quiet(), 0.9, clip=2.0)
-    grid = DirectGrid(numpy_app([far]), CLIENTS)
+    strategy = DarexStrategy(fedavg(), 0.9, clip=2.0)
+    grid = Federation(numpy_app([far]), CLIENTS)
     found = to_arrays(rounds(strategy, grid, 1, MIXED).arrays)
     steps = np.concatenate([np.ravel(found[k] - v) for k, v in BASE.items()])
     assert np.linalg.norm(steps) == pytest.approx(2.0, abs=1e-3)
@@ -131,17 +124,14 @@ def test_one_q_for_each_tensor_is_clipped_too() -> None:
         DarexMod(search=lambda message, context, s, rule: np.full(3, 0.01, np.float32)),
         Adversary(1.0, 0.99, partition=None),
     ]
-    assert moved(DarexStrategy(quiet(), 0.99, q="layer-q-e"), mods) > 10
-    assert moved(DarexStrategy(quiet(), 0.99, q="layer-q-e", clip=1.0), mods) < 1.0
+    assert moved(DarexStrategy(fedavg(), 0.99, q="layer-q-e"), mods) > 10
+    assert moved(DarexStrategy(fedavg(), 0.99, q="layer-q-e", clip=1.0), mods) < 1.0
 
 
 def test_the_log_says_whose_update_was_clipped(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="flwr")
-    logging.getLogger("flwr").addHandler(caplog.handler)
-    try:
-        moved(DarexStrategy(quiet(), 0.99, clip=5.0), [DarexMod(), Adversary(1.0, 0.99)])
-    finally:
-        logging.getLogger("flwr").removeHandler(caplog.handler)
+    with listening(caplog):
+        moved(DarexStrategy(fedavg(), 0.99, clip=5.0), [DarexMod(), Adversary(1.0, 0.99)])
     assert "client 1: an update of norm 100 is clipped to 5" in caplog.text
 
 
@@ -150,14 +140,14 @@ def test_the_log_says_whose_update_was_clipped(caplog: pytest.LogCaptureFixture)
 
 def private(norm: float, noise: float, **options: Any) -> Any:
     return flower.DifferentialPrivacyServerSideFixedClipping(
-        quiet(), noise, norm, CLIENTS, **options
+        fedavg(), noise, norm, CLIENTS, **options
     )
 
 
 def test_under_differential_privacy_no_client_moves_the_model_further_than_the_norm() -> None:
     for partition in (1, None):  # one liar among four, or all of them
         mods = [DarexMod(), Adversary(1.0, 0.99, partition=partition)]
-        assert moved(DarexStrategy(quiet(), 0.99), mods) > 15
+        assert moved(DarexStrategy(fedavg(), 0.99), mods) > 15
         assert moved(DarexStrategy(private(1.0, 0.0), 0.99), mods) <= 1.0 + 1e-4
 
 
@@ -181,21 +171,21 @@ def test_under_differential_privacy_all_clients_count_the_same() -> None:
 
     mods = [DarexMod(), heavy, Adversary(1.0, 0.99)]
     assert moved(DarexStrategy(private(1.0, 0.0), 0.99), mods) == pytest.approx(0.25, rel=1e-3)
-    assert moved(DarexStrategy(quiet(), 0.99), mods) == pytest.approx(100, rel=1e-3)
+    assert moved(DarexStrategy(fedavg(), 0.99), mods) == pytest.approx(100, rel=1e-3)
 
 
 def test_the_noise_is_that_of_flowers_wrapper_and_spares_counters() -> None:
     np.random.seed(0)
     strategy = DarexStrategy(private(1.0, 2.0), 0.99)
     still = [DarexMod(), Adversary(1e-6, 0.99, partition=None)]
-    grid = DirectGrid(numpy_app(still), CLIENTS)
+    grid = Federation(numpy_app(still), CLIENTS)
     found = to_arrays(rounds(strategy, grid, 1, BASE).arrays)
     noise = np.concatenate([np.ravel(found[k].astype(np.float64) - v) for k, v in BASE.items()])
     sigma = 2.0 * 1.0 / CLIENTS
     assert noise.std() == pytest.approx(sigma, rel=5 / np.sqrt(2 * noise.size))
 
     strategy = DarexStrategy(private(1.0, 2.0), 0.99)
-    grid = DirectGrid(numpy_app([DarexMod()]), CLIENTS)
+    grid = Federation(numpy_app([DarexMod()]), CLIENTS)
     mixed = to_arrays(rounds(strategy, grid, 1, MIXED).arrays)
     assert mixed["steps"].dtype == MIXED["steps"].dtype
     assert np.abs(mixed["steps"] - MIXED["steps"]).max() <= 1
@@ -225,24 +215,24 @@ def test_flowers_accounting_accepts_every_round() -> None:
         sampling_method=accounting.SamplingMethod.NO_AMPLIFICATION,
     )
     strategy = private(1.0, 2.0, accountant=Accountant(config))
-    grid = DirectGrid(numpy_app([DarexMod()]), CLIENTS)
+    grid = Federation(numpy_app([DarexMod()]), CLIENTS)
     rounds(DarexStrategy(strategy, 0.99), grid, 3)
     assert strategy.privacy_spent().num_releases == 3
 
 
 def test_differential_privacy_around_darex_is_refused() -> None:
     wrong = flower.DifferentialPrivacyServerSideFixedClipping(
-        DarexStrategy(quiet(), 0.99), 1.0, 1.0, CLIENTS
+        DarexStrategy(fedavg(), 0.99), 1.0, 1.0, CLIENTS
     )
     with pytest.raises(RuntimeError, match="has to be the outermost"):
-        rounds(wrong, DirectGrid(numpy_app([DarexMod()]), CLIENTS), 1)
+        rounds(wrong, Federation(numpy_app([DarexMod()]), CLIENTS), 1)
 
 
 @pytest.mark.parametrize(
     ("strategy", "says"),
     [
         (
-            lambda: flower.DifferentialPrivacyServerSideAdaptiveClipping(quiet(), 0.1, 100),
+            lambda: flower.DifferentialPrivacyServerSideAdaptiveClipping(fedavg(), 0.1, 100),
             "adapts its norm",
         ),
         (

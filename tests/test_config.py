@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fl_darex.compression import METHODS, POLICIES
 from fl_darex.config import (
+    TASKS,
     RunConfig,
     known_keys,
     load_config,
@@ -19,7 +21,9 @@ from fl_darex.config import (
 )
 from fl_darex.config.text import flatten, parse_override
 from fl_darex.errors import ConfigError, DarexError
+from fl_darex.flower.optimizers import OPTIMIZERS
 from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
+from fl_darex.wire.codings import CODINGS
 
 FIELDS = {
     f"{section}.{field.alias}": field
@@ -60,6 +64,15 @@ def refused(values: dict[str, Any]) -> str:
 # --- there and back ---------------------------------------------------------------------------
 
 
+ROWS = {
+    "compress.method": METHODS,
+    "compress.values": CODINGS,
+    "compress.downlink": POLICIES,
+    "compress.downlink-values": {"same", *CODINGS},
+    "server.strategy": OPTIMIZERS,
+}
+
+
 def values_of(key: str) -> st.SearchStrategy[Any]:
     """Every value that the field's own declaration allows."""
     field = FIELDS[key]
@@ -68,10 +81,14 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
         return st.floats(0, 1 - 2**-32)
     if key == "compress.q":
         return st.sampled_from(["dare", *RULES, SERVER_VALIDATION]) | st.floats(1e-9, 1)
+    if key == "task.name":
+        return st.sampled_from([*TASKS, "own:task", "a.b_1.c:d2"])
     if key == "compress.downlink-p":
         return st.just("same") | st.floats(0, 1 - 2**-32)
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
+    if key in ROWS:
+        return st.sampled_from(sorted(ROWS[key]))
     if kind is str:
         return TEXT
     if kind is bool:
@@ -326,7 +343,8 @@ Q = (
         (
             "compress.downlink",
             "updates",
-            "allowed: 'dense', 'update', 'server'; did you mean 'update'?",
+            "allowed: 'dense', 'update', 'server', or 'package.module:name'; "
+            "did you mean 'update'?",
         ),
         ("train.lr", 0, "it must be a number above 0 to 10"),
         ("train.batch-size", 0, "it must be a whole number from 1 to 65536"),
@@ -338,14 +356,15 @@ Q = (
         ("task.model", 5, "it must be text"),
         (
             *("task.name", "digit"),
-            "allowed: 'digits', 'text-classification', 'image-classification', 'causal-lm'; "
-            "did you mean 'digits'?",
+            "allowed: 'digits', 'text-classification', 'image-classification', 'causal-lm', or "
+            "'package.module:function'; did you mean 'digits'?",
         ),
         ("task.packing", 1, "it must be true or false"),
         ("train.norm", "L2", "allowed: 'l2', 'l1'; did you mean 'l2'?"),
         (
             *("compress.values", "int3"),
-            "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'sign'; did you mean 'int8'?",
+            "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'sign', or 'package.module:name'; "
+            "did you mean 'int8'?",
         ),
         ("compress.mask", "rounds", "allowed: 'client', 'round'; did you mean 'round'?"),
     ],
@@ -669,7 +688,7 @@ def test_flattening_leaves_flat_keys_alone():
     [
         (
             {"method": "magnitude", "mask": "round"},
-            "chooses by value: set compress.mask = 'client'",
+            "compress.mask = 'round' .* chooses by value: set mask = 'client'",
         ),
         ({"method": "wanda", "scope": "global"}, "set 'layer' or 'row'"),
         ({"method": "structured", "p": 0.9}, "compress.columns = 0.05 keeps fewer .*: 0.1 to 1"),

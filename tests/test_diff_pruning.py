@@ -16,7 +16,7 @@ from fl_darex.analysis.diff_pruning.gates import median_gates, open_probability,
 from fl_darex.analysis.diff_pruning.sparse_delta import FixedDelta, GatedDelta
 from fl_darex.analysis.diff_pruning.stateless import Stateless
 from fl_darex.errors import DeltaError
-from fl_darex.training.state import exchanged
+from fl_darex.training.exchange import exchanged
 from fl_darex.wire import decode, encode
 
 INPUTS = 30

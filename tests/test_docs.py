@@ -8,6 +8,10 @@ from statistics import median
 
 import pytest
 
+from fl_darex.commands.run import own_keys
+from fl_darex.compression import METHODS
+from fl_darex.flower.optimizers import OPTIMIZERS
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     ROOT / "README.md",
@@ -39,6 +43,9 @@ with torch.no_grad():
 tuned = dict(model.named_parameters())
 batches = [{"input_ids": torch.randint(20, (2, 5))}]
 """,
+    "docs/extend.md": "".join(
+        f"from {name} import *\n" for name in ("own_coding", "own_downlink", "own_task", "topk")
+    ),
     "docs/lora.md": TINY_MODEL
     + """
 from peft import LoraConfig, get_peft_model
@@ -126,3 +133,14 @@ def test_the_numbers_of_the_mod_and_of_the_readme_are_those_of_the_committed_res
     assert f"the mod costs {mod:.2f} s of processor time" in guide
     assert f"{share} of one epoch over 200 sentences of SST-2, {plain:.2f} s" in guide
     assert f"The whole epoch took {both:.2f} s with the mod" in guide
+
+
+def test_readme_and_help_have_the_options_of_every_method_and_optimizer_in_their_own_words():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for section, rows in (("compress", METHODS), ("server", OPTIMIZERS)):
+        for row in rows.values():
+            for name, option in row.options.items():
+                key = name.replace("_", "-")
+                assert f"`{section}.{key}`" in readme or f"`.{key}`" in readme
+                assert option.help in readme
+                assert f"{section}.{key} ({option.help})" in own_keys()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from apps import BASE, DirectGrid, numpy_app, rounds
+from apps import BASE, numpy_app
+from federations import CLIENTS, Federation, fedavg, listening, rounds
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
@@ -17,9 +18,7 @@ from fl_darex.flower.ledger import LACKING
 from fl_darex.flower.model_note import DELIVERY_KEY
 from fl_darex.flower.records import PACKET_STYPE, to_arrays, to_record
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.json_notes import load
 
-CLIENTS = 4
 BOTH = pytest.mark.parametrize("downlink", ["update", "server"])
 MODEL = {
     **BASE,
@@ -34,13 +33,6 @@ MODEL = {
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FL_DAREX_CACHE", str(tmp_path))
     return tmp_path
-
-
-def quiet(strategy: type[FedAvg] = FedAvg, **options: Any) -> FedAvg:
-    made = strategy(**{"min_train_nodes": CLIENTS, "min_available_nodes": CLIENTS} | options)
-    if "fraction_evaluate" not in options:
-        made.fraction_evaluate = 0.0
-    return made
 
 
 class Witness:
@@ -61,7 +53,7 @@ def bits(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
     return {name: repr((a.dtype, a.shape)).encode() + a.tobytes() for name, a in arrays.items()}
 
 
-class Fleet(DirectGrid):
+class Fleet(Federation):
     """Clients of one process each: a mod of its own for every client, so nothing is shared."""
 
     def __init__(self, clients: int, base: Any = None, machines: int = 0, **options: Any) -> None:
@@ -103,10 +95,7 @@ def held_model(message: Any = None, context: Any = None) -> dict[str, np.ndarray
 
 
 def start_of(message: Message) -> str:
-    from fl_darex.flower import model_note as delivery
-
-    text = message.content["config"][DELIVERY_KEY]
-    return str(load(text, delivery._DELIVERY, "")["start"])
+    return str(json.loads(message.content["config"][DELIVERY_KEY])["start"])
 
 
 def packets_in(message: Message) -> int:
@@ -115,9 +104,9 @@ def packets_in(message: Message) -> int:
 
 
 STRATEGIES: dict[str, Any] = {
-    "fedavg": lambda **o: quiet(FedAvg, **o),
-    "fedavgm": lambda **o: quiet(FedAvgM, server_learning_rate=0.8, server_momentum=0.9, **o),
-    "fedadam": lambda **o: quiet(FedAdam, eta=0.01, **o),
+    "fedavg": lambda **o: fedavg(FedAvg, **o),
+    "fedavgm": lambda **o: fedavg(FedAvgM, server_learning_rate=0.8, server_momentum=0.9, **o),
+    "fedadam": lambda **o: fedavg(FedAdam, eta=0.01, **o),
 }
 
 
@@ -144,7 +133,7 @@ def test_every_client_trains_the_very_bits_that_the_server_holds(downlink, which
 @BOTH
 def test_clients_that_come_now_and_then_catch_up(downlink):
     strategy = DarexStrategy(
-        quiet(fraction_train=0.25, min_train_nodes=2, min_available_nodes=8),
+        fedavg(fraction_train=0.25, min_train_nodes=2, min_available_nodes=8),
         **{"p": 0.9, "downlink": downlink, "seed": 3},
     )
     grid = Fleet(8, held_model)
@@ -158,7 +147,7 @@ def test_clients_that_come_now_and_then_catch_up(downlink):
 @BOTH
 def test_evaluation_brings_clients_up_to_date_too(downlink):
     strategy = DarexStrategy(
-        quiet(fraction_evaluate=1.0, min_evaluate_nodes=CLIENTS), p=0.9, downlink=downlink
+        fedavg(fraction_evaluate=1.0, min_evaluate_nodes=CLIENTS), p=0.9, downlink=downlink
     )
     grid = Fleet(CLIENTS, held_model)
     models = run(strategy, grid, 3)
@@ -172,7 +161,7 @@ def test_an_update_is_the_servers_own_step_rounded():
     models = {}
     for downlink in ("dense", "update"):
         strategy = DarexStrategy(
-            quiet(), p=0.9, values="fp32", downlink=downlink, downlink_values="fp32"
+            fedavg(), p=0.9, values="fp32", downlink=downlink, downlink_values="fp32"
         )
         result = rounds(strategy, Fleet(CLIENTS, lambda m, c: BASE), 1)
         models[downlink] = to_arrays(result.arrays)
@@ -186,7 +175,7 @@ def test_an_update_is_the_servers_own_step_rounded():
 
 @pytest.mark.parametrize(("mask", "slots"), [("round", 0), ("client", CLIENTS)])
 def test_positions_of_an_update_follow_from_the_clients_masks(mask, slots):
-    strategy = DarexStrategy(quiet(), p=0.99, mask=mask, downlink="update")
+    strategy = DarexStrategy(fedavg(), p=0.99, mask=mask, downlink="update")
     grid = Fleet(CLIENTS, lambda m, c: BASE)
     run(strategy, grid, 2, BASE)
     (packet,) = (
@@ -211,12 +200,11 @@ def test_positions_of_an_update_follow_from_the_clients_masks(mask, slots):
 
 def test_a_server_that_prunes_keeps_back_what_it_does_not_send():
     """Sent + kept = whole: after enough rounds without change, everything has arrived."""
+    from fl_darex.compression import POLICIES
     from fl_darex.strategies.downlink.broadcast import Broadcast
-    from fl_darex.strategies.downlink.policies import LargestOfStep
 
     numel, kept = 1000, 2**32 // 10
-    step = LargestOfStep(seed=0, kept=kept)
-    broadcast = Broadcast(step, "fp16", ())
+    broadcast = Broadcast(POLICIES["server"], keep=kept, values="fp16", seed=0, dense=())
     base = {"w": np.zeros(numel, np.float32), "n": np.array([1])}
     change = np.random.default_rng(0).normal(size=numel).astype(np.float32)
     broadcast.present(to_record(base))
@@ -224,7 +212,7 @@ def test_a_server_that_prunes_keeps_back_what_it_does_not_send():
     assert np.count_nonzero(model["w"]) == numel // 10
     assert model["n"].tolist() == [5]
     for round_ in range(2, 14):
-        left = step._left["w"]
+        left = broadcast.state()["kept"]["w"]
         np.testing.assert_allclose(model["w"] + left, change, rtol=0, atol=1e-6)
         # The strategy answers with the model that everybody holds: nothing new.
         model = to_arrays(broadcast.advance(to_record(model), None, round_))
@@ -234,7 +222,7 @@ def test_a_server_that_prunes_keeps_back_what_it_does_not_send():
 
 @BOTH
 def test_total_bytes_fall_when_the_base_is_held(downlink):
-    strategy = DarexStrategy(quiet(), p=0.99, mask="round", downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.99, mask="round", downlink=downlink)
     grid = Fleet(CLIENTS, held_model)
     big = {**MODEL, "body": np.linspace(-1, 1, 400_000, dtype=np.float32)}
     for client in range(CLIENTS):
@@ -252,7 +240,7 @@ def test_total_bytes_fall_when_the_base_is_held(downlink):
 
 @BOTH
 def test_a_client_without_a_base_is_sent_the_model_once(downlink):
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Fleet(CLIENTS)
     models = run(strategy, grid, 3)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
@@ -266,7 +254,7 @@ def test_a_client_that_holds_a_part_is_sent_the_rest(downlink):
         return body
 
     body = {name: tensor for name, tensor in MODEL.items() if not name.startswith("head")}
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Fleet(CLIENTS, body_only)
     models = run(strategy, grid, 3)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
@@ -277,7 +265,7 @@ def test_a_client_that_holds_a_part_is_sent_the_rest(downlink):
 @BOTH
 def test_a_base_with_another_bit_is_not_trusted(downlink):
     other = {**MODEL, "layer.weight": np.nextafter(MODEL["layer.weight"], np.float32(2))}
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Fleet(CLIENTS, lambda m, c: other)
     models = run(strategy, grid, 2)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
@@ -290,8 +278,8 @@ def test_a_base_that_raises_keeps_nobody_out(downlink, caplog):
     def broken(message: Any, context: Any) -> dict[str, np.ndarray]:
         raise FileNotFoundError("no such model")
 
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
-    with heard(caplog):
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
+    with listening(caplog):
         models = run(strategy, grid := Fleet(CLIENTS, broken), 2)
     assert "the base model cannot be had: FileNotFoundError: no such model" in caplog.text
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
@@ -299,7 +287,7 @@ def test_a_base_that_raises_keeps_nobody_out(downlink, caplog):
 
 @BOTH
 def test_a_client_without_the_mod_gets_the_whole_model_and_counts(downlink):
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Fleet(CLIENTS, lambda m, c: BASE)
     grid.apps[2] = numpy_app([grid.witness])
     models = run(strategy, grid, 3, BASE)
@@ -318,7 +306,7 @@ def test_a_client_that_was_not_greeted_is_known_by_its_packet(downlink):
                 message.content = RecordDict()  # as an app without a handshake: no answer of ours
             return super()._reply(message)
 
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Silent(CLIENTS)
     models = run(strategy, grid, 3)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
@@ -352,7 +340,7 @@ def test_a_new_process_finds_the_model_on_disk(downlink):
     def restart(grid: Fleet, round_: int, client: int) -> None:
         grid.restart(client, held_model)
 
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Losing(CLIENTS, held_model, before=restart)
     models = run(strategy, grid, 4)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
@@ -368,9 +356,9 @@ def test_a_client_that_lost_its_cache_is_sent_the_whole_model(downlink, cache_fo
             for path in cache_folder.rglob("*.model"):
                 path.unlink()
 
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Losing(CLIENTS, before=lose)
-    with heard(caplog):
+    with listening(caplog):
         models = run(strategy, grid, 5)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
     # Client 0 asked again; what it was sent then lies on the disk that it shares with the others.
@@ -397,7 +385,7 @@ def test_a_client_whose_disk_cannot_be_written_is_soon_sent_everything(
     def restart(grid: Fleet, round_: int, client: int) -> None:
         grid.restart(client)
 
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Losing(CLIENTS, before=restart)
     models = run(strategy, grid, 6)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
@@ -415,7 +403,7 @@ def test_a_damaged_file_is_like_no_file(downlink, cache_folder):
             for path in cache_folder.rglob("*.model"):
                 path.write_bytes(path.read_bytes()[:-1])
 
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Losing(CLIENTS, before=damage)
     models = run(strategy, grid, 4)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
@@ -428,7 +416,7 @@ def test_a_client_that_fails_after_it_got_the_model_still_follows(downlink):
             raise RuntimeError("out of memory")
         return call_next(message, context)
 
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Fleet(CLIENTS, held_model)
     grid.apps[1] = numpy_app([DarexMod(held_model), grid.witness, raises_in_round_2])
     models = run(strategy, grid, 4)
@@ -439,7 +427,7 @@ def test_a_client_that_fails_after_it_got_the_model_still_follows(downlink):
 
 @BOTH
 def test_a_round_without_a_usable_reply_changes_no_version(downlink):
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Fleet(CLIENTS, held_model)
     for client in range(CLIENTS):
         grid.apps[client] = numpy_app([DarexMod(held_model), grid.witness], broken=(0, 1, 2, 3))
@@ -455,7 +443,7 @@ def test_a_client_that_comes_late_begins_with_its_base_or_the_whole_model():
             now = max([0, *(key[0] for key in self.witness.seen)])
             return nodes if now >= 3 else nodes[:2]
 
-    inner = quiet(min_train_nodes=2, min_available_nodes=2)
+    inner = fedavg(min_train_nodes=2, min_available_nodes=2)
     strategy = DarexStrategy(inner, p=0.99, mask="round", downlink="update")
     grid = Growing(CLIENTS, held_model)
     grid.apps[3] = numpy_app([DarexMod(), grid.witness])
@@ -467,7 +455,7 @@ def test_a_client_that_comes_late_begins_with_its_base_or_the_whole_model():
 
 
 def test_packets_that_would_be_larger_than_the_model_are_not_sent_and_forgotten():
-    inner = quiet(min_train_nodes=3, fraction_train=0.3)  # another one is left out each time
+    inner = fedavg(min_train_nodes=3, fraction_train=0.3)  # another one is left out each time
     strategy = DarexStrategy(inner, p=0.0, downlink="update", downlink_values="fp32")
     grid = Fleet(CLIENTS, lambda m, c: BASE)
     models = run(strategy, grid, 8, BASE)
@@ -475,7 +463,7 @@ def test_packets_that_would_be_larger_than_the_model_are_not_sent_and_forgotten(
     trained = [m for m in grid.delivered if m.metadata.message_type == "train"]
     # A packet of everything is a little smaller than the model: one pays, two do not.
     assert max(packets_in(m) for m in trained) == 1
-    assert len(strategy._downlink._packets) <= 2
+    assert len(strategy._broadcast._packets) <= 2
 
 
 def test_a_step_that_is_not_a_number_sends_the_whole_model(caplog):
@@ -492,7 +480,7 @@ def test_a_step_that_is_not_a_number_sends_the_whole_model(caplog):
     inner.fraction_evaluate = 0.0
     strategy = DarexStrategy(inner, p=0.9, downlink="update")
     grid = Fleet(CLIENTS, lambda m, c: BASE)
-    with heard(caplog):
+    with listening(caplog):
         run(strategy, grid, 3, BASE)
     assert "round 2: the whole model goes to all clients" in caplog.text
     third = [m for m in grid.delivered if m.metadata.message_type == "train"][-CLIENTS:]
@@ -500,7 +488,7 @@ def test_a_step_that_is_not_a_number_sends_the_whole_model(caplog):
 
 
 def test_another_model_from_outside_begins_a_new_history():
-    strategy = DarexStrategy(quiet(), p=0.9, downlink="update")
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink="update")
     grid = Fleet(CLIENTS, held_model)
     first = run(strategy, grid, 2)
     other = {name: tensor + tensor.dtype.type(1) for name, tensor in MODEL.items()}
@@ -554,10 +542,10 @@ def empty(message: Message) -> None:
     ],
 )
 def test_a_delivery_that_does_not_fit_is_an_error_of_that_client_alone(change, says, caplog):
-    strategy = DarexStrategy(quiet(), p=0.9, downlink="update")
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink="update")
     grid = Fleet(CLIENTS, held_model)
     spoil(grid, change)
-    with heard(caplog):
+    with listening(caplog):
         models = run(strategy, grid, 2)
     assert strategy.counted == CLIENTS - 1
     import re
@@ -575,10 +563,10 @@ def test_runs_have_names_of_their_own_and_leave_nothing_behind(cache_folder):
             seen.append({path.name for path in (cache_folder / "models").glob("*")})
             return reply
 
-    strategies = [DarexStrategy(quiet(), p=0.9, downlink="update") for _ in range(2)]
+    strategies = [DarexStrategy(fedavg(), p=0.9, downlink="update") for _ in range(2)]
     for strategy in strategies:
         run(strategy, Looking(CLIENTS), 2)
-    names = {strategy._downlink.run for strategy in strategies}
+    names = {strategy._broadcast.run for strategy in strategies}
     assert len(names) == 2
     assert set().union(*seen) == names
     assert not list((cache_folder / "models").iterdir())
@@ -586,7 +574,7 @@ def test_runs_have_names_of_their_own_and_leave_nothing_behind(cache_folder):
 
 @BOTH
 def test_a_strategy_that_is_started_again_assumes_nothing(downlink):
-    strategy = DarexStrategy(quiet(), p=0.9, downlink=downlink)
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Fleet(CLIENTS)
     first = run(strategy, grid, 2)
     grid.witness.seen.clear()
@@ -599,33 +587,20 @@ def test_a_strategy_that_is_started_again_assumes_nothing(downlink):
 def test_the_same_seed_gives_the_same_bytes_and_bits_again():
     found = []
     for _ in range(2):
-        strategy = DarexStrategy(quiet(), p=0.9, downlink="update", downlink_values="int8", seed=5)
+        strategy = DarexStrategy(fedavg(), p=0.9, downlink="update", downlink_values="int8", seed=5)
         models = run(strategy, Fleet(CLIENTS, held_model), 3)
         found.append((models, [(e.down_bytes, e.up_bytes) for e in strategy.ledger.entries]))
     assert found[0] == found[1]
 
 
 def test_a_dense_downlink_asks_nothing_and_keeps_nothing(cache_folder):
-    strategy = DarexStrategy(quiet(), p=0.9, downlink="dense")
+    strategy = DarexStrategy(fedavg(), p=0.9, downlink="dense")
     grid = Fleet(CLIENTS, held_model)
     run(strategy, grid, 2)
     assert not list(cache_folder.iterdir())
     assert all(DELIVERY_KEY not in m.content.get("config", {}) for m in grid.delivered)
     handshakes = [m for m in grid.delivered if m.metadata.message_type.startswith("query")]
     assert all(not len(m.content) for m in handshakes)
-
-
-class heard:
-    """Lets pytest hear Flower's logger, which does not pass records on."""
-
-    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
-        self.handler = caplog.handler
-
-    def __enter__(self) -> None:
-        logging.getLogger("flwr").addHandler(self.handler)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("flwr").removeHandler(self.handler)
 
 
 # --- clients that say nothing ---------------------------------------------------------------------
@@ -648,9 +623,9 @@ class Silent(Fleet):
 
 
 def test_clients_that_are_known_to_hold_the_first_model_need_not_say_so() -> None:
-    told = DarexStrategy(quiet(), p=0.9, values="fp32")
+    told = DarexStrategy(fedavg(), p=0.9, values="fp32")
     expected = rounds(told, Silent([None] * CLIENTS), 3, MODEL)
-    strategy = DarexStrategy(quiet(), p=0.9, values="fp32", base_held=True)
+    strategy = DarexStrategy(fedavg(), p=0.9, values="fp32", base_held=True)
     found = rounds(strategy, Silent([held_model] * CLIENTS), 3, MODEL)
     assert bits(to_arrays(found.arrays)) == bits(to_arrays(expected.arrays))
     first = [entry for entry in strategy.ledger.of_round(1) if entry.kind == "train"]
@@ -661,25 +636,25 @@ def test_clients_that_are_known_to_hold_the_first_model_need_not_say_so() -> Non
 def test_a_client_that_does_not_hold_it_after_all_is_sent_it_and_counts() -> None:
     other = {name: array + 1 if array.dtype.kind == "f" else array for name, array in MODEL.items()}
     bases = [held_model, None, lambda message, context: other, held_model]
-    strategy = DarexStrategy(quiet(), p=0.9, values="fp32", base_held=True)
+    strategy = DarexStrategy(fedavg(), p=0.9, values="fp32", base_held=True)
     found = rounds(strategy, Silent(bases), 3, MODEL)
     assert strategy.counted == CLIENTS == len(bases)
     lacking = [entry for entry in strategy.ledger.entries if entry.kind == "lacking"]
     assert [entry.round for entry in lacking] == [1, 1]
-    told = DarexStrategy(quiet(), p=0.9, values="fp32")
+    told = DarexStrategy(fedavg(), p=0.9, values="fp32")
     expected = rounds(told, Silent([None] * CLIENTS), 3, MODEL)
     assert bits(to_arrays(found.arrays)) == bits(to_arrays(expected.arrays))
 
 
 def test_a_dense_downlink_has_no_use_for_what_clients_hold() -> None:
     with pytest.raises(ValueError, match="base_held needs a downlink that builds on"):
-        DarexStrategy(quiet(), downlink="dense", base_held=True)
+        DarexStrategy(fedavg(), downlink="dense", base_held=True)
 
 
 def test_a_mod_that_refuses_the_handshake_does_not_keep_the_partition_secret() -> None:
     from flwr.clientapp.mod import fixedclipping_mod
 
-    grid = DirectGrid(numpy_app([DarexMod(), fixedclipping_mod]), CLIENTS)
-    strategy = DarexStrategy(quiet(), p=0.9)
+    grid = Federation(numpy_app([DarexMod(), fixedclipping_mod]), CLIENTS)
+    strategy = DarexStrategy(fedavg(), p=0.9)
     strategy.start(grid, to_record(MODEL), num_rounds=1)
     assert strategy.ledger.partition_of == grid.partitions

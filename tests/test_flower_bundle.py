@@ -100,7 +100,7 @@ def test_the_bundle_holds_all_modules_presets_and_the_digits_checkpoint_and_no_t
     patterns = [
         *((folder, "**/*.py") for folder in CODE),
         ("configs", "**/*.toml"),
-        ("fl_darex/tasks/digits_checkpoint", "*.json"),
+        ("fl_darex/tasks/digits/digits_checkpoint", "*.json"),
         (".", "LICENSE"),
         (".", "README.md"),
         (".", "pyproject.toml"),

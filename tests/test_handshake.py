@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
-from apps import BASE, DirectGrid, numpy_app
-from flwr.app import Context, Error, Message
+from apps import BASE, numpy_app
+from federations import Federation, listening
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fl_darex.clients import DarexMod
+from fl_darex.flower.private import SERVER_NODE_ID, number
 from fl_darex.flower.records import to_record
 from fl_darex.flower.roster import HANDSHAKE, Roster, answer
 from fl_darex.strategies import DarexStrategy
 
 
-class Changing(DirectGrid):
+class Changing(Federation):
     """Nodes that are connected now, by id, and the partition that each one tells."""
 
     def __init__(self, app: ClientApp | None = None, **connected: int | None) -> None:
-        super().__init__(app or teller(), 0)
+        super().__init__(app or teller(), 1)
         self.connect(**connected)
         self.asked: list[int] = []
 
@@ -134,18 +134,19 @@ def test_whoever_comes_and_goes_slots_differ_and_no_partition_stays_with_a_node_
 
 
 def test_a_client_that_died_while_it_sent_its_reply_is_named_in_the_log(caplog):
-    class Cut(DirectGrid):
+    class Cut(Federation):
         """Answers for client 1 as Flower does: in the server's own name."""
 
         def pull_messages(self, message_ids):
-            replies = list(super().pull_messages(message_ids))
-            for reply in replies:
-                cut = reply.metadata.message_type == "train"
-                if cut and self.partitions[reply.metadata.src_node_id] == 1:
-                    reply.__dict__["_content"] = None
-                    reply.__dict__["_error"] = Error(code=4, reason="objects are unavailable")
-                    reply.metadata.__dict__["_src_node_id"] = 1
-            return replies
+            return map(self._cut, super().pull_messages(message_ids))
+
+        def _cut(self, reply):
+            train = reply.metadata.message_type == "train"
+            if not train or self.partitions[reply.metadata.src_node_id] != 1:
+                return reply
+            asked = Message(RecordDict(), SERVER_NODE_ID, "train")
+            number(asked, reply.metadata.reply_to_message_id)
+            return Message(Error(code=4, reason="objects are unavailable"), reply_to=asked)
 
     strategy = DarexStrategy(FedAvg(min_train_nodes=3, min_available_nodes=3), p=0.9)
     strategy.strategy.fraction_evaluate = 0.0
@@ -160,24 +161,10 @@ def cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("FL_DAREX_CACHE", str(tmp_path))
 
 
-def listening(caplog):
-    """Flower's logger does not propagate; let pytest hear it."""
-    caplog.handler.setLevel(logging.INFO)
-
-    class Heard:
-        def __enter__(self):
-            logging.getLogger("flwr").addHandler(caplog.handler)
-
-        def __exit__(self, *_):
-            logging.getLogger("flwr").removeHandler(caplog.handler)
-
-    return Heard()
-
-
 def test_the_answer_of_a_restarted_node_says_what_its_partition_holds(tmp_path):
     told = []
     app = numpy_app([DarexMod()])
-    grid = DirectGrid(app, 2)
+    grid = Federation(app, 2)
 
     class Restarting(DarexStrategy):
         def aggregate_train(self, server_round, replies):

@@ -21,19 +21,14 @@ class NotInstalled(MetaPathFinder):
 sys.meta_path.insert(0, NotInstalled())
 """
 
-# The smallest Grid: it calls the ClientApp at once and keeps the replies until they are asked for.
 ONE_ROUND = """
-from itertools import count
-
 import numpy as np
-from flwr.app import ArrayRecord, Array, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Array, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fl_darex.clients import DarexMod
+from fl_darex.simulation import InProcessGrid
 from fl_darex.strategies import DarexStrategy
 from fl_darex.flower.roster import answer
 from fl_darex.flower.ledger import HANDSHAKE
@@ -55,47 +50,10 @@ def train(message, context):
     return Message(RecordDict({name: ArrayRecord(moved), "m": metrics}), reply_to=message)
 
 
-class InProcessGrid(Grid):
-    def __init__(self):
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
-        self._run = Run.create_empty(run_id=1)
-        self.ids, self.replies = count(1), {}
-
-    @property
-    def run(self):
-        return self._run
-
-    def set_run(self, run):
-        self._run = run
-
-    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self):
-        return list(range(10, 10 + CLIENTS))
-
-    def push_messages(self, messages):
-        pushed = []
-        for message in messages:
-            message.metadata.__dict__["_message_id"] = key = str(next(self.ids))
-            node = message.metadata.dst_node_id
-            config = {"partition-id": node - 10}
-            context = Context(1, node, config, state=RecordDict(), run_config={})
-            self.replies[key] = app(message, context)
-            pushed.append(key)
-        return pushed
-
-    def pull_messages(self, message_ids):
-        return [self.replies.pop(key) for key in list(message_ids) if key in self.replies]
-
-    def send_and_receive(self, messages, *, timeout=None):
-        return self.pull_messages(self.push_messages(messages))
-
-
 flower = FedAvg(min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, fraction_evaluate=0.0)
 strategy = DarexStrategy(flower, p=0.75, values="fp32", seed=7)
 start = ArrayRecord({"w": Array(np.zeros(SIZE, dtype=np.float32))})
-result = strategy.start(InProcessGrid(), start, num_rounds=1)
+result = strategy.start(InProcessGrid(app, CLIENTS), start, num_rounds=1)
 
 w = result.arrays["w"].numpy()
 assert strategy.counted == CLIENTS

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from apps import DirectGrid
+from federations import Federation, flower_bytes
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -21,13 +21,9 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-)
 
 from fl_darex.clients import DarexMod
-from fl_darex.compression.terms import Terms
+from fl_darex.compression import Terms, Uplink
 from fl_darex.flower.ledger import Entry, Ledger, LedgerGrid
 from fl_darex.flower.private import adopt_run
 from fl_darex.flower.records import packet_of, to_arrays, to_record
@@ -43,12 +39,7 @@ BASE = {
 KEPT = keep_threshold(0.99)
 
 
-def flower_bytes(message: Message) -> int:
-    objects = get_all_nested_objects(message).values()
-    return sum(len(o.deflate()) for o in objects) + int(get_object_tree(message).ByteSize())
-
-
-class PlainGrid(DirectGrid):
+class PlainGrid(Federation):
     """Calls a ClientApp in this process; ``lost`` nodes never answer, ``late`` ones not at once."""
 
     def __init__(
@@ -56,48 +47,29 @@ class PlainGrid(DirectGrid):
     ) -> None:
         super().__init__(app, clients)
         self._lost, self._late = set(lost), set(late)
-        self._ready: dict[str, Message] = {}
         self._held: dict[str, Message] = {}
         self.sent: list[Message] = []
         self.received: list[Message] = []
         self.wire: list[int] = []  # what Flower itself sends for each message, as it is pushed
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        ids = []
+    def _hand_out(self, messages: list[Message]) -> None:
         for message in messages:
-            message.metadata.__dict__["_message_id"] = f"{len(self.sent) + 1:064x}"
             self.sent.append(message)
             self.wire.append(flower_bytes(message))
-            key = message.metadata.message_id
-            ids.append(key)
             partition = self.partitions[message.metadata.dst_node_id]
             if partition not in self._lost:
-                place = self._held if partition in self._late else self._ready
-                place[key] = self._answer(message, partition)
-        return ids
+                place = self._held if partition in self._late else self._done
+                place[message.metadata.message_id] = self._reply(message)
 
     def release(self) -> None:
         """Let the late replies arrive."""
-        self._ready |= self._held
+        self._done |= self._held
         self._held = {}
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        found = [self._ready.pop(key) for key in list(message_ids) if key in self._ready]
+        found = list(super().pull_messages(message_ids))
         self.received.extend(found)
         return found
-
-    def _answer(self, message: Message, partition: int) -> Message:
-        content = RecordDict()  # nothing is shared with the server, as on a network
-        for name, record in message.content.items():
-            content[name] = type(record)(dict(record.items()))
-        arrived = Message.__new__(Message)
-        arrived.__dict__.update(message.__dict__ | {"_content": content})
-        node = message.metadata.dst_node_id
-        context = Context(1, node, {"partition-id": partition}, RecordDict(), {})
-        try:
-            return self._app(arrived, context)
-        except Exception as error:
-            return Message(Error(0, str(error)), reply_to=message)
 
 
 def client_app(*mods: Any, change: Callable[..., np.ndarray] | None = None) -> ClientApp:
@@ -139,8 +111,8 @@ def orders(
     for slot, node in enumerate(grid.get_node_ids()):
         config = ConfigRecord({"server-round": round_, "lr": 0.1})
         if method is not None:
-            terms = {"method": method, "kept": KEPT, "q": KEPT / 2**32, "values": "fp16"}
-            Terms(**terms, seed=1, round=round_, slot=slot).attach(config)
+            uplink = Uplink(method=method, keep=KEPT, seed=1)
+            Terms(uplink=uplink, round=round_, slot=slot).attach(config)
         content = RecordDict({"arrays": record, "config": config})
         messages.append(Message(content, node, kind))
     return messages
@@ -198,7 +170,7 @@ def test_a_reply_that_comes_twice_is_counted_once():
     ledger_grid._on_reply = told.append
     ids = list(ledger_grid.push_messages(orders(grid)))
     first = list(ledger_grid.pull_messages(ids))
-    grid._ready[ids[0]] = first[0]
+    grid._done[ids[0]] = first[0]
     before = ledger.entries[0].up_bytes
     assert len(list(ledger_grid.pull_messages(ids))) == 1
     assert ledger.entries[0].up_bytes == before
@@ -322,7 +294,7 @@ def test_an_array_that_is_not_numpys_is_counted_and_passed_on():
 def test_an_error_that_no_client_sent_is_a_failure_without_bytes(code):
     told: list[Entry] = []
 
-    class Gone(DirectGrid):
+    class Gone(Federation):
         def _reply(self, message: Message) -> Message:
             return Message(Error(code=code, reason="the node is gone"), reply_to=message)
 

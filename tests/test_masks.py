@@ -11,12 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_darex.masks import BLOCK, ONE, block_survivors, keep_threshold, mask_key, survivors
+from fl_darex.masks import BLOCK, ONE, draw, keep_threshold, mask_key, streams, survivors
 from fl_darex.masks.gaps import tables
 
 RATES = [0.1, 0.5, 0.9, 0.99, 0.999, 0.9999]
 KEY = 0x7E0A39886D826C1C
 KEYS = st.integers(0, 2**64 - 1)
+
+
+def block_survivors(key: int, block: int, length: int, kept: int) -> np.ndarray:
+    """What survives in one block that is drawn alone, counted from its start."""
+    stream = streams(np.array([key], np.uint64), np.array([block], np.uint64))
+    return draw(stream, np.zeros(1, np.int64), np.array([length]), kept)[0]
+
 
 # What follows is a second implementation, kept slow and plain on purpose: Python integers only.
 WORD = 2**64

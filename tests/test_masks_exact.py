@@ -19,7 +19,7 @@ from fl_darex.masks import (
     streams,
     survivors,
 )
-from fl_darex.masks.splitmix import GOLDEN
+from fl_darex.masks.keys import GOLDEN
 
 KEY = 0x7E0A39886D826C1C
 KEYS = st.integers(0, 2**64 - 1)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import federations
 import numpy as np
 import pytest
-from apps import BASE, DirectGrid, numpy_app, rounds, step_of
-from flwr.serverapp.strategy import FedAvg
+from apps import BASE, step_of
+from federations import CLIENTS, fedavg, listening
 
 from fl_darex.clients import DarexMod
-from fl_darex.flower.records import to_arrays
 from fl_darex.masks import ONE, keep_threshold
 from fl_darex.pruning import dare, magnitude, structured, wanda
 from fl_darex.strategies import DarexStrategy
 from fl_darex.survivors import Survivors
 
-CLIENTS = 4
 WEIGHTS = np.arange(1, CLIENTS + 1) / 10
 NORMS = {"layer.weight": np.linspace(0, 3, 50), "head.weight": np.linspace(2, 1, 50)}
 METHODS = {
@@ -30,19 +28,12 @@ METHODS = {
 }
 
 
-def federation() -> FedAvg:
-    made = FedAvg(min_train_nodes=CLIENTS, min_available_nodes=CLIENTS)
-    made.fraction_evaluate = 0.0
-    return made
-
-
 def norms(message: Any, context: Any) -> Mapping[str, np.ndarray]:
     return NORMS
 
 
 def run(strategy: DarexStrategy, mod: DarexMod | None = None, count: int = 1) -> dict[str, Any]:
-    app = numpy_app([mod or DarexMod(norms=norms)])
-    return to_arrays(rounds(strategy, DirectGrid(app, CLIENTS), count).arrays)
+    return federations.run(strategy, count, mods=[mod or DarexMod(norms=norms)])
 
 
 def steps_of(client: int) -> dict[str, np.ndarray]:
@@ -67,7 +58,7 @@ def test_the_average_is_that_of_what_each_client_pruned(method: str, p: float) -
     options: dict[str, Any] = {"columns": max(0.2, 1 - p), "scope": "layer"}
     if method == "wanda":
         options["scope"] = "row"
-    strategy = DarexStrategy(federation(), p, method=method, values="fp32", seed=5, **options)
+    strategy = DarexStrategy(fedavg(), p, method=method, values="fp32", seed=5, **options)
     found = run(strategy)
     if method == "structured":
         kept = [
@@ -86,17 +77,17 @@ def test_the_average_is_that_of_what_each_client_pruned(method: str, p: float) -
 def test_clients_hold_the_servers_model_whatever_the_method(method: str, downlink: str) -> None:
     # A client that put another model together would refuse the next delivery.
     options: dict[str, Any] = {"p": 0.9, "method": method, "columns": 0.2, "values": "fp32"}
-    strategy = DarexStrategy(federation(), downlink=downlink, **options)
+    strategy = DarexStrategy(fedavg(), downlink=downlink, **options)
     found = run(strategy, count=4)
     assert strategy.counted == CLIENTS
     if downlink == "update":
-        dense = run(DarexStrategy(federation(), downlink="dense", **options), count=4)
+        dense = run(DarexStrategy(fedavg(), downlink="dense", **options), count=4)
         assert all(found[name].tobytes() == dense[name].tobytes() for name in BASE)
 
 
 def test_a_shared_structured_mask_gives_the_mean_its_columns() -> None:
     options: dict[str, Any] = {"p": 0.9, "columns": 0.2, "mask": "round", "values": "fp32"}
-    found = run(DarexStrategy(federation(), method="structured", **options))
+    found = run(DarexStrategy(fedavg(), method="structured", **options))
     moved = np.flatnonzero((found["layer.weight"] != BASE["layer.weight"]).any(axis=0))
     assert 0 < moved.size <= 10
 
@@ -104,10 +95,9 @@ def test_a_shared_structured_mask_gives_the_mean_its_columns() -> None:
 def test_a_client_that_cannot_weigh_by_activations_does_not_count_and_is_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    strategy = DarexStrategy(federation(), 0.9, method="wanda")
-    logging.getLogger("flwr").addHandler(caplog.handler)
-    run(strategy, DarexMod())
-    logging.getLogger("flwr").removeHandler(caplog.handler)
+    strategy = DarexStrategy(fedavg(), 0.9, method="wanda")
+    with listening(caplog):
+        run(strategy, DarexMod())
     assert strategy.counted == 0
     assert "give it DarexMod(norms=...)" in caplog.text
 
@@ -127,7 +117,7 @@ def chooses(*qs: Any) -> DarexMod:
 
 def test_each_clients_own_q_divides_its_survivors() -> None:
     qs = [0.1, 0.25, np.array([0.2, 0.5, 1.0], np.float32), 1.0]
-    strategy = DarexStrategy(federation(), 0.9, q="layer-q-e", values="fp32", seed=5)
+    strategy = DarexStrategy(fedavg(), 0.9, q="layer-q-e", values="fp32", seed=5)
     found = run(strategy, chooses(*qs))
     changes = []
     for client, q in enumerate(qs):
@@ -141,13 +131,13 @@ def test_each_clients_own_q_divides_its_survivors() -> None:
 
 @pytest.mark.parametrize("odd", [0.05, 1.5, float("nan"), np.array([0.2, 0.05, 0.5], np.float32)])
 def test_a_search_that_leaves_its_range_costs_that_reply(odd: Any) -> None:
-    strategy = DarexStrategy(federation(), 0.9, q="layer-q-e")
+    strategy = DarexStrategy(fedavg(), 0.9, q="layer-q-e")
     run(strategy, chooses(0.2, odd, 0.2, 0.2))
     assert strategy.counted == CLIENTS - 1
 
 
 def test_a_client_that_cannot_search_is_told() -> None:
-    strategy = DarexStrategy(federation(), 0.9, q="q-v")
+    strategy = DarexStrategy(fedavg(), 0.9, q="q-v")
     run(strategy, DarexMod())
     assert strategy.counted == 0
 
@@ -156,7 +146,7 @@ def test_a_client_that_cannot_search_is_told() -> None:
 
 
 def test_the_server_takes_the_q_with_the_smallest_loss_along_its_step() -> None:
-    plain = run(DarexStrategy(federation(), 0.9, values="fp32", seed=5))
+    plain = run(DarexStrategy(fedavg(), 0.9, values="fp32", seed=5))
     step = {name: plain[name] - BASE[name] for name in BASE}
     asked: list[float] = []
 
@@ -168,7 +158,7 @@ def test_the_server_takes_the_q_with_the_smallest_loss_along_its_step() -> None:
         )
 
     strategy = DarexStrategy(
-        federation(), 0.9, q="server-validation", validate=validate, values="fp32", seed=5
+        fedavg(), 0.9, q="server-validation", validate=validate, values="fp32", seed=5
     )
     found = run(strategy)
     first = keep_threshold(0.9) / ONE
@@ -181,9 +171,9 @@ def test_the_server_takes_the_q_with_the_smallest_loss_along_its_step() -> None:
 
 
 def test_a_loss_that_is_never_finite_leaves_the_plain_step() -> None:
-    plain = run(DarexStrategy(federation(), 0.9, seed=5))
+    plain = run(DarexStrategy(fedavg(), 0.9, seed=5))
     odd = DarexStrategy(
-        federation(), 0.9, q="server-validation", validate=lambda arrays: np.nan, seed=5
+        fedavg(), 0.9, q="server-validation", validate=lambda arrays: np.nan, seed=5
     )
     found = run(odd)
     assert odd.q == keep_threshold(0.9) / ONE
@@ -194,9 +184,12 @@ def test_a_loss_that_is_never_finite_leaves_the_plain_step() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"method": "magnitude", "mask": "round"}, "chooses them by value: use mask 'client'"),
-        ({"method": "structured", "columns": 0.01, "p": 0.9}, r"columns must be in \[1-p, 1\]"),
-        ({"scope": "rows"}, r"scope must be one of .* did you mean 'row'\?"),
+        ({"method": "magnitude", "mask": "round"}, "chooses by value: set mask = 'client'"),
+        (
+            {"method": "structured", "columns": 0.01, "p": 0.9},
+            "columns = 0.01 keeps fewer entries than p = 0.9 does",
+        ),
+        ({"scope": "rows"}, r"scope = 'rows' is not allowed; .* did you mean 'row'\?"),
         ({"q": "q-w"}, "q must be"),
         ({"q": "server-validation"}, "need each other"),
         ({"validate": len}, "need each other"),
@@ -204,4 +197,4 @@ def test_a_loss_that_is_never_finite_leaves_the_plain_step() -> None:
 )
 def test_options_that_do_not_go_together_are_refused(options: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        DarexStrategy(federation(), **options)
+        DarexStrategy(fedavg(), **options)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from apps import DirectGrid
+from federations import Federation, listening
 from flwr.app import Context, Message, RecordDict
 from texts import save_tiny_bert, sentences, write
 
@@ -32,7 +29,7 @@ SMALL = {
 }
 
 
-class Nodes(DirectGrid):
+class Nodes(Federation):
     """Nodes with a configuration each, by partition; None takes a key away."""
 
     def __init__(self, **changes: dict[str, Any]) -> None:
@@ -74,20 +71,9 @@ def run(base: Path, out: Path, nodes: Nodes, **settings: Any) -> dict[str, Any]:
     task = {"task.model": str(base / "bert"), "task.dataset": str(base / "data")}
     changes = {key.replace("_", "."): value for key, value in settings.items()}
     config = make_config(SMALL | task | changes)
-    context = Context(nodes.run.run_id, 1, {}, RecordDict(), {})
-    make_app(config, [RunFolder(out)])(nodes, context)
+    nodes.serve(make_app(config, [RunFolder(out)]))
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
     return summary
-
-
-@contextmanager
-def listening(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Flower's logger does not propagate."""
-    logging.getLogger("flwr").addHandler(caplog.handler)
-    try:
-        yield
-    finally:
-        logging.getLogger("flwr").removeHandler(caplog.handler)
 
 
 def test_all_training_examples_of_a_node_are_its_own_partition(base, tmp_path):

@@ -54,7 +54,7 @@ def test_the_only_top_level_package_of_the_wheel_is_fl_darex(wheel):
 def test_the_wheel_holds_every_module_the_type_marker_and_the_digits_checkpoint(wheel):
     data = [
         ROOT / "fl_darex" / "py.typed",
-        *(ROOT / "fl_darex" / "tasks" / "digits_checkpoint").glob("*.json"),
+        *(ROOT / "fl_darex" / "tasks" / "digits" / "digits_checkpoint").glob("*.json"),
     ]
     modules = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
     assert len(data) == 3 and len(modules) > 40

@@ -38,7 +38,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fl_darex.compression.compressor import compressor
+from fl_darex.compression import METHODS, Uplink
 from fl_darex.compression.terms import Terms
 from fl_darex.config import load_config
 from fl_darex.delta import Delta, Layout
@@ -50,9 +50,9 @@ from fl_darex.pruning.gather import gather
 from fl_darex.rescaling import rescale
 from fl_darex.survivors import Survivors
 from fl_darex.wire import decode, encode
+from fl_darex.wire.codings import CODINGS
 from fl_darex.wire.header import HEADER_BYTES
 from fl_darex.wire.reader import read_packet
-from fl_darex.wire.values import CODINGS
 
 WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -510,9 +510,12 @@ def test_numbers_that_change_places_are_refused(one, other):
         ({"magic": b"\x93NUM"}, "not a fl-darex packet"),
         ({"version": 0}, "unknown packet version 0; this receiver knows 1"),
         ({"version": 2}, "unknown packet version 2; this receiver knows 1"),
-        ({"method": 0}, r"unknown method 0; this receiver knows seeded \(1\), listed \(2\), union"),
-        ({"method": 2}, "the packet's method is 'listed', expected 'seeded'"),
-        ({"method": 9}, "unknown method 9"),
+        (
+            {"mask_kind": 0},
+            r"unknown mask kind 0; this receiver knows seeded \(1\), listed \(2\), union",
+        ),
+        ({"mask_kind": 2}, "the packet's mask kind is 'listed', expected 'seeded'"),
+        ({"mask_kind": 9}, "unknown mask kind 9"),
         (
             {"rng": 3},
             r"unknown random generator 3; this receiver knows none \(0\), splitmix64 \(1\)",
@@ -524,7 +527,7 @@ def test_numbers_that_change_places_are_refused(one, other):
         ({"seed": 8}, "the packet's seed is 8, expected 7"),
         ({"round": 4}, "the packet's round is 4, expected 3"),
         ({"slot": -1}, "the packet's slot is -1, expected 2"),
-        ({"kept": ONE // 2 + 1}, "the packet's keep threshold is 2147483649, expected 2147483648"),
+        ({"keep": ONE // 2 + 1}, "the packet's keep threshold is 2147483649, expected 2147483648"),
         ({"q": 0.25}, "the packet's q is 0.25, expected 0.5"),
         ({"q": float("nan")}, "the packet's q is nan, expected 0.5"),
         ({"q": 0.0}, "the packet's q is 0.0, expected 0.5"),
@@ -549,13 +552,13 @@ def test_a_field_that_is_not_expected_is_refused_by_name(changes, message):
         ({"mask": replace(MASK, seed=8)}, "seed"),
         ({"mask": replace(MASK, round=4)}, "round"),
         ({"mask": replace(MASK, slot=1)}, "slot"),
-        ({"mask": replace(MASK, kept=keep_threshold(0.9))}, "keep threshold"),
+        ({"mask": replace(MASK, keep=keep_threshold(0.9))}, "keep threshold"),
         ({"q": 0.5000000001}, "q"),
         ({"values": "fp16"}, "value coding"),
         ({"base": b"12345678"}, "base version"),
         ({"mask": EXACT}, "random generator"),
-        ({"mask": LISTED}, "method"),
-        ({"mask": UNION}, "method"),
+        ({"mask": LISTED}, "mask kind"),
+        ({"mask": UNION}, "mask kind"),
         ({"layout": Layout.of({**TENSORS, "extra": np.ones(1)})}, "layout fingerprint"),
         ({"layout": Layout.of(TENSORS, dense=["bias"])}, "layout fingerprint"),
         ({"layout": Layout.of({**TENSORS, "bias": np.ones(3)})}, "layout fingerprint"),
@@ -641,13 +644,13 @@ def test_arbitrary_bytes_with_a_sound_frame_raise_nothing_but_packet_errors(data
 
 
 WRONG = {
-    "method": st.integers(0, 255),
+    "mask_kind": st.integers(0, 255),
     "rng": st.integers(0, 255),
     "coding": st.integers(0, 255),
     "seed": st.integers(0, 2**64 - 1),
     "round": st.integers(0, 2**64 - 1),
     "slot": st.integers(-(2**63), 2**63 - 1),
-    "kept": st.integers(0, 2**64 - 1),
+    "keep": st.integers(0, 2**64 - 1),
     "q": st.floats(),
     "exponent": st.integers(-128, 127),
     "dense_exponent": st.integers(-128, 127),
@@ -738,22 +741,25 @@ def test_a_packet_is_smaller_than_the_dense_tensors_at_every_shipped_config(pres
     assert len(packet) < 4 * entries
 
 
-TERMS = Terms(method="dare", kept=ONE // 2, q=0.5, values="fp16", seed=7, round=3, slot=2)
+TERMS = Terms(uplink=Uplink(method="dare", keep=ONE // 2, seed=7), round=3, slot=2)
 
-# --- compressors ------------------------------------------------------------------------------
+# --- methods ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["dare", "dense"])
-def test_a_compressor_reads_what_it_writes(method):
-    terms = replace(TERMS, method=method, q=0.7, values="fp32")
-    packet = compressor(method).compress(Delta(TENSORS), terms)
+def test_a_method_reads_what_it_writes(method):
+    uplink = replace(TERMS.uplink, method=method, q=0.7, values="fp32")
+    terms = replace(TERMS, uplink=uplink)
+    packet, state = METHODS[method].compress(Delta(TENSORS), terms)
+    assert state == {}
     if packet is None:
         assert method == "dense"
         return
-    update = compressor(method).decompress(packet, LAYOUT, terms).survivors()
+    update = METHODS[method].open(packet, LAYOUT, terms)
     assert update.q == 0.7
+    before = {name: np.zeros_like(tensor) for name, tensor in TENSORS.items()}
     expected = rescale(small(), 0.7).rescaled()
-    full = update.rescaled()
+    full = update.values(before)
     assert {name: full[name].tobytes() for name in full} == {
         name: expected[name].tobytes() for name in expected
     }
@@ -761,18 +767,21 @@ def test_a_compressor_reads_what_it_writes(method):
 
 def test_a_packet_in_a_dense_round_is_refused():
     with pytest.raises(PacketError, match="asked for dense replies"):
-        compressor("dense").decompress(GOLDEN["fp32"], LAYOUT, TERMS)
+        METHODS["dense"].open(GOLDEN["fp32"], LAYOUT, TERMS)
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_one():
     known = ["dare", "dense", "magnitude", "structured", "wanda"]
-    message = re.escape(f"unknown method 'dara'; known: {known}; did you mean 'dare'?")
-    with pytest.raises(PacketError, match=message):
-        compressor("dara")
+    message = re.escape(f"method must be one of {known}, got 'dara'; did you mean 'dare'?")
+    with pytest.raises(ValueError, match=message):
+        Uplink(method="dara", keep=ONE)
 
 
-@pytest.mark.parametrize("wrong", [replace(TERMS, q=0.25), replace(TERMS, round=4)])
+@pytest.mark.parametrize(
+    "wrong", [replace(TERMS, uplink=replace(TERMS.uplink, q=0.75)), replace(TERMS, round=4)]
+)
 def test_a_server_only_accepts_a_packet_on_its_own_terms(wrong):
-    packet = compressor("dare").compress(Delta(TENSORS), wrong)
+    packet, _ = METHODS["dare"].compress(Delta(TENSORS), wrong)
+    assert packet is not None
     with pytest.raises(PacketError, match=r"the packet's (q|round) is"):
-        compressor("dare").decompress(packet, LAYOUT, TERMS)
+        METHODS["dare"].open(packet, LAYOUT, TERMS)

@@ -315,7 +315,7 @@ def test_no_q_is_below_what_a_receiver_accepts(p):
 
 def test_sums_are_taken_once_for_all_eta():
     delta, inputs = model(np.random.default_rng(0))
-    layers = PerLayer.of(Delta(delta), inputs, 0.99)
+    layers = PerLayer(Delta(delta), inputs, 0.99)
     for eta in ETAS:
         assert (layers.q(eta) == per_layer_q(delta, inputs, 0.99, eta=eta)).all()
 

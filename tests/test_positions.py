@@ -24,12 +24,12 @@ MASKS = {"plain": PLAIN, "exact": EXACT, "union": UNION, "listed": LISTED}
 
 def test_blocks_cover_every_pruned_entry_once_and_in_order():
     blocks = Blocks.of(LAYOUT)
-    assert blocks.names == tuple(sorted(SIZES))
+    assert [spec.name for spec in blocks.specs] == sorted(SIZES)
     assert blocks.length.sum() == sum(SIZES.values())
     assert (blocks.offset == np.cumsum(blocks.length) - blocks.length).all()
     assert blocks.number.tolist() == [0, 0, 1, 2, 0, 0]
     assert blocks.first.tolist() == [0, 0, BLOCK, 2 * BLOCK, 0, 0]
-    assert [blocks.names[t] for t in blocks.tensor] == ["a", "big", "big", "big", "c", "d"]
+    assert [blocks.specs[t].name for t in blocks.tensor] == ["a", "big", "big", "big", "c", "d"]
 
 
 def test_a_layout_without_pruned_tensors_has_no_blocks_and_no_positions():
@@ -46,7 +46,7 @@ def test_blocks_drawn_alone_are_parts_of_the_whole(which):
         one = blocks.rows(row, row + 1)
         (alone,) = mask.in_blocks(one, one.first)
         first, end = int(one.first[0]), int(one.first[0] + one.length[0])
-        mine = whole[blocks.names[int(one.tensor[0])]]
+        mine = whole[blocks.specs[int(one.tensor[0])].name]
         assert alone.tolist() == mine[(mine >= first) & (mine < end)].tolist()
 
 
@@ -66,7 +66,7 @@ def test_positions_are_counted_from_where_it_is_asked(which):
 def test_a_seeded_mask_is_that_of_each_tensor():
     for mask, draw in ((PLAIN, survivors), (EXACT, exact_survivors)):
         for name, positions in positions_in(LAYOUT, mask).items():
-            expected = draw(mask.key(name), SIZES[name], mask.kept)
+            expected = draw(mask.key(name), SIZES[name], mask.keep)
             assert positions.tolist() == expected.tolist()
 
 
@@ -90,7 +90,7 @@ def test_every_small_tensor_has_the_positions_of_its_own_name_and_size(sizes, p,
     found = positions_in(layout, mask)
     assert list(found) == sorted(sizes)
     for name, size in sizes.items():
-        assert found[name].tolist() == draw(mask.key(name), size, mask.kept).tolist()
+        assert found[name].tolist() == draw(mask.key(name), size, mask.keep).tolist()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from apps import BASE, DirectGrid, rounds
+from apps import BASE
+from federations import Federation, rounds
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, fixedclipping_mod
@@ -47,7 +48,7 @@ def change(
     strategy: Any, app: ClientApp, clients: int, base: dict[str, np.ndarray], count: int = 1
 ) -> dict[str, np.ndarray]:
     """What some rounds change, by tensor."""
-    result = rounds(strategy, DirectGrid(app, clients), count, base)
+    result = rounds(strategy, Federation(app, clients), count, base)
     return {name: new - base[name] for name, new in to_arrays(result.arrays).items()}
 
 
@@ -91,7 +92,7 @@ def test_the_order_reversed_is_noticed_by_every_client(
     if mod == "local":
         mod = LocalDpMod(clipping_norm=1.0, sensitivity=0.1, epsilon=1.0, delta=1e-5)
     strategy = DarexStrategy(fed_avg(), p=P)
-    grid = DirectGrid(moving_app([mod, DarexMod()], 0.01), 2)
+    grid = Federation(moving_app([mod, DarexMod()], 0.01), 2)
     with caplog.at_level(logging.ERROR, logger="flwr"):
         settings = ConfigRecord({"clipping_norm": 1.0})
         # The mod's error answers the reply, not the message: a server waits until its timeout.
@@ -104,7 +105,7 @@ def test_a_tensor_named_as_the_packet_does_not_hide_the_reversed_order() -> None
     local = LocalDpMod(clipping_norm=1.0, sensitivity=0.1, epsilon=1.0, delta=1e-5)
     strategy = DarexStrategy(fed_avg(), p=P)
     app = moving_app([local, DarexMod()], 0.01)
-    rounds(strategy, DirectGrid(app, 2), 1, {"darex": BASE["layer.bias"]})
+    rounds(strategy, Federation(app, 2), 1, {"darex": BASE["layer.bias"]})
     assert strategy.counted == 0  # a packet is of a type that Flower's Array cannot open
 
 
@@ -119,7 +120,7 @@ def test_without_pruning_the_order_reversed_works() -> None:
 def test_clipping_mods_need_the_wrappers_key(mod: Any, caplog: pytest.LogCaptureFixture) -> None:
     strategy = DarexStrategy(fed_avg(), p=P)
     with caplog.at_level(logging.WARNING, logger="flwr"):
-        rounds(strategy, DirectGrid(moving_app([DarexMod(), mod], 0.01), 2), 1)
+        rounds(strategy, Federation(moving_app([DarexMod(), mod], 0.01), 2), 1)
     assert strategy.counted == 0
     assert caplog.text.count("requires the key 'clipping_norm' to be present") >= 2
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from apps import BASE, numpy_app, rounds, server_app, step_of
+from apps import BASE, numpy_app, remembering_app, server_app, step_of
+from federations import ask, calls, rounds
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
@@ -17,7 +18,7 @@ from flwr.serverapp.strategy import FedAvg
 from fl_darex.clients import DarexMod
 from fl_darex.errors import ConfigError
 from fl_darex.flower.records import to_arrays, to_record
-from fl_darex.simulation import RayGrid, Resources, simulate
+from fl_darex.simulation import InProcessGrid, RayGrid, Resources, simulate
 from fl_darex.strategies import DarexStrategy, SecureAggregation
 
 
@@ -33,11 +34,6 @@ def two_cores() -> Iterator[None]:
     )
     yield
     ray.shutdown()
-
-
-def query_all(grid: Grid, content: RecordDict | None = None) -> list[Message]:
-    messages = [Message(content or RecordDict(), node, "query") for node in grid.get_node_ids()]
-    return list(grid.send_and_receive(messages, timeout=60))
 
 
 def reporting_app() -> ClientApp:
@@ -73,18 +69,18 @@ def seen(replies: list[Message]) -> list[dict[str, Any]]:
 
 def test_every_node_has_its_own_partition() -> None:
     with RayGrid(reporting_app(), clients=5) as grid:
-        rows = seen(query_all(grid))
+        rows = seen(ask(grid))
     assert sorted(row["partition"] for row in rows) == list(range(5))
     assert {row["partitions"] for row in rows} == {5}
 
 
 def test_no_more_workers_than_resources_allow_and_they_are_kept() -> None:
     with RayGrid(reporting_app(), 6, Resources(num_cpus=1)) as grid:
-        first, second = (seen(query_all(grid)) for _ in range(2))
+        first, second = (seen(ask(grid)) for _ in range(2))
     assert {row["pid"] for row in first} == {row["pid"] for row in second}
     assert len({row["pid"] for row in first}) == 2
     with RayGrid(reporting_app(), 6, Resources(num_cpus=1, actors=1)) as grid:
-        assert len({row["pid"] for row in seen(query_all(grid))}) == 1
+        assert len({row["pid"] for row in seen(ask(grid))}) == 1
 
 
 def test_a_fraction_of_a_core_gives_more_workers() -> None:
@@ -96,7 +92,7 @@ def test_a_fraction_of_a_core_gives_more_workers() -> None:
 def test_a_clients_state_follows_it_from_worker_to_worker() -> None:
     with RayGrid(reporting_app(), 5) as grid:
         for call in (1, 2, 3):
-            assert {row["calls"] for row in seen(query_all(grid))} == {call}
+            assert {row["calls"] for row in seen(ask(grid))} == {call}
 
 
 def test_the_model_of_a_round_goes_into_the_object_store_once() -> None:
@@ -137,12 +133,40 @@ def fragile_app() -> ClientApp:
 def test_a_client_that_raises_and_one_that_kills_its_worker_cost_one_reply_each() -> None:
     with RayGrid(fragile_app(), 6, Resources(num_cpus=1)) as grid:
         for _ in range(2):  # a dead worker is not used again
-            replies = {grid._partitions[r.metadata.src_node_id]: r for r in query_all(grid)}
+            replies = {grid.partitions[r.metadata.src_node_id]: r for r in ask(grid)}
             failed = {index for index, reply in replies.items() if reply.has_error()}
             assert set(replies) == set(range(6))
             assert failed == {1, 2}
             assert replies[1].error.reason == "ValueError: no data here"
             assert "the worker died" in replies[2].error.reason
+
+
+@pytest.mark.parametrize("die", [False, True])
+def test_a_client_that_raises_or_dies_keeps_the_state_that_it_had_before(die: bool) -> None:
+    with RayGrid(remembering_app(), 2) as grid:
+        assert calls(ask(grid)) == [1, 1]
+        fail = RecordDict({"fail": ConfigRecord({"die": die})})
+        assert all(reply.has_error() for reply in ask(grid, fail))
+        assert calls(ask(grid)) == [2, 2]
+        assert [set(state) for state in grid._states().values()] == [{"calls"}] * 2
+
+
+def test_messages_to_one_client_are_answered_one_after_the_other() -> None:
+    with RayGrid(remembering_app(), 2) as grid:
+        node = next(iter(grid.get_node_ids()))
+        messages = [Message(RecordDict(), node, "query") for _ in range(4)]
+        assert calls(grid.send_and_receive(messages, timeout=60)) == [1, 2, 3, 4]
+
+
+def test_clients_states_go_from_one_engine_to_another() -> None:
+    first = InProcessGrid(remembering_app(), 3)
+    ask(first)
+    with RayGrid(remembering_app(), 3) as grid:
+        grid.restore(first.state())
+        assert calls(ask(grid)) == [2, 2, 2]
+        state = grid.state()
+    first.restore(state)
+    assert calls(ask(first)) == [3, 3, 3]
 
 
 def test_a_slow_client_is_not_waited_for_beyond_the_timeout() -> None:
@@ -168,7 +192,7 @@ def test_a_slow_client_is_not_waited_for_beyond_the_timeout() -> None:
             if len({reply.content["at"]["pid"] for reply in ask(RecordDict(), 120)}) == 2:
                 break
         replies = ask(RecordDict({"slow": ConfigRecord()}), 5)
-    assert [grid._partitions[reply.metadata.src_node_id] for reply in replies] == [1]
+    assert [grid.partitions[reply.metadata.src_node_id] for reply in replies] == [1]
 
 
 def test_a_message_to_a_node_that_is_not_there_is_refused() -> None:
@@ -200,7 +224,7 @@ def test_any_server_app_runs_unchanged_and_gets_its_run_config() -> None:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         told.append((len(list(grid.get_node_ids())), dict(context.run_config)))
-        told.append(len(query_all(grid)))
+        told.append(len(ask(grid)))
 
     simulate(app, reporting_app(), clients=3, run_config={"rounds": 2})
     assert told == [(3, {"rounds": 2}), 3]

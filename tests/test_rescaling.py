@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_darex.activations import layer_inputs
+from fl_darex.compression import SparseUpdate
 from fl_darex.delta import Delta
 from fl_darex.positions import ListedMask
 from fl_darex.pruning import dare
@@ -30,8 +31,7 @@ from fl_darex.rescaling import (
     search_q,
 )
 from fl_darex.rescaling.search import Line, refined
-from fl_darex.training.state import exchanged
-from fl_darex.wire.apply import apply_packet
+from fl_darex.training.exchange import exchanged
 from fl_darex.wire.packet import encode, open_packet
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif("not torch.cuda.is_available()"))]
@@ -142,7 +142,7 @@ def test_the_bits_are_those_of_a_client_that_applies_the_packet(dtype):
     tensors = {name: torch.from_numpy(value.copy()) for name, value in base.items()}
     with RescaledModel(tensors, survivors) as rescaled:
         rescaled.set(0.17)
-        for name, expected in apply_packet(base, packet).items():
+        for name, expected in SparseUpdate.of_packet(packet).values(base).items():
             assert tensors[name].numpy().tobytes() == expected.tobytes()
 
 

@@ -15,23 +15,25 @@ from secure_clients import (
     LAYOUT,
     MASK,
     SURVIVORS,
+    TARGET,
     Clients,
+    announced,
     integers,
     masked_replies,
+    own_update,
     packet_for,
-    scale_of,
     start,
+    told,
     update,
 )
 
 from fl_darex.errors import DeltaError, PacketError
 from fl_darex.secagg import SecureAggregation, keys
-from fl_darex.secagg.graph import is_connected, seat, staying
+from fl_darex.secagg.keys import combine, split
+from fl_darex.secagg.masks import is_connected, seat, staying
 from fl_darex.secagg.messages import KEYS, MASKED, SHARES, UNMASK
-from fl_darex.secagg.numbers import WEIGHT_STEPS, to_mean, to_vector
-from fl_darex.secagg.ring import Ring, bits_needed, ring_for
-from fl_darex.secagg.shares import combine, split
-from fl_darex.secagg.vector import Shape, Vector
+from fl_darex.secagg.numbers import WEIGHT_STEPS, to_mean, to_vector, weight_steps
+from fl_darex.secagg.ring import Ring, Shape, Vector, bits_needed, ring_for
 from fl_darex.wire.reader import read_packet
 
 ASKED = SecureAggregation(range=0.05, max_weight=100)
@@ -130,11 +132,11 @@ def test_the_mean_is_the_weighted_mean_to_the_rounding_that_is_stated() -> None:
     wanted = sum(w * packet.numbers() for w, packet in zip(weights, packets, strict=True))
     # Each client rounds to a multiple of range * max_weight / levels, over the sum of weights.
     step = ASKED.range * 100 / ASKED.levels / 100
-    assert np.abs(mean.survivors - wanted).max() <= 4 * step + 1e-7
+    assert np.abs(mean.survivors.numbers - wanted).max() <= 4 * step + 1e-7
     head = sum(w * packet.dense()["head"] for w, packet in zip(weights, packets, strict=True))
-    assert np.abs(mean.dense["head"] - head).max() <= 4 * step + 1e-7
+    assert np.abs(mean.survivors.dense["head"] - head).max() <= 4 * step + 1e-7
     # Counters moved by 1, 2, 3 and 4: by 3 in the mean.
-    assert (mean.raw["steps"] == BASE["steps"] + 3).all() and mean.clipped == 0.0
+    assert (mean.survivors.raw["steps"] == BASE["steps"] + 3).all() and mean.clipped == 0.0
 
 
 # --- What the server sees ------------------------------------------------------------------------
@@ -190,14 +192,14 @@ def test_the_same_update_is_masked_differently_in_each_session() -> None:
 def test_rounding_is_unbiased_and_depends_on_the_client() -> None:
     tuned = {**BASE, "weight": BASE["weight"] + np.float32(0.0123)}
     asked = SecureAggregation(range=1.0, max_weight=1, bits=4)
-    packet, ring = read_packet(packet_for(tuned), LAYOUT), asked.ring_for(3)
+    own, ring = own_update(tuned), asked.ring_for(3)
     draws = np.stack(
         [
-            ring.signed(to_vector(packet, BASE, 1.0, scale_of(asked), ring, slot).narrow)
+            ring.signed(to_vector(own, BASE, 1.0, announced(asked), told(slot)).narrow)
             for slot in range(4000)
         ]
     )[:, :SURVIVORS]
-    exact = packet.numbers().astype(np.float64) * asked.levels
+    exact = own.numbers(0, own.count).astype(np.float64) * asked.levels
     standard_error = np.sqrt((exact % 1) * (1 - exact % 1) / len(draws))
     assert (np.abs(draws.mean(axis=0) - exact) <= 5 * standard_error).all()
     assert len({draw.tobytes() for draw in draws}) > 1000  # one, if all rounded alike
@@ -210,8 +212,8 @@ def test_values_outside_the_range_are_clipped_and_counted() -> None:
     opened, grid, messages = start(ASKED, clients, 3)
     mean, _ = opened.close(masked_replies(opened, grid, messages))
     step = ASKED.range * 100 / ASKED.levels / 60  # 60 is the sum of weights
-    assert np.abs(mean.survivors - ASKED.range).max() <= 3 * step
-    assert (mean.raw["steps"] == BASE["steps"] + 2**23).all()
+    assert np.abs(mean.survivors.numbers - ASKED.range).max() <= 3 * step
+    assert (mean.survivors.raw["steps"] == BASE["steps"] + 2**23).all()
     assert mean.clipped == pytest.approx((SURVIVORS + 2) / (SURVIVORS + 5))
 
 
@@ -226,7 +228,7 @@ def test_a_weight_above_the_largest_counts_as_the_largest() -> None:
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_a_weight_that_is_no_weight_is_refused_on_the_client(weight: float) -> None:
     with pytest.raises(DeltaError, match="the weight of this client's update is"):
-        scale_of(ASKED).steps(weight)
+        weight_steps(weight, announced(ASKED))
 
 
 def test_all_weights_zero_open_nothing() -> None:
@@ -241,7 +243,7 @@ def test_a_mask_that_is_left_over_is_noticed() -> None:
     total = plain_sum(ASKED, clients_of(3), 3, [0, 1, 2])
     total.narrow[:] += np.random.default_rng(0).integers(0, 2**24, total.narrow.size, np.uint32)
     with pytest.raises(PacketError, match="makes no sense"):
-        to_mean(total, BASE, LAYOUT, scale_of(ASKED), 3)
+        to_mean(total, TARGET, announced(ASKED), 3)
 
 
 @given(
@@ -257,7 +259,7 @@ def test_a_ring_keeps_every_integer_that_fits(case: tuple[int, list[int]]) -> No
     ring = Ring(width)
     data = ring.write(ring.residues(np.array(numbers, dtype=np.int64)))
     assert len(data) == width * len(numbers)
-    assert ring.signed(ring.read(data, len(numbers))).tolist() == numbers
+    assert ring.signed(ring.read(data)).tolist() == numbers
 
 
 @given(st.integers(1, 2**15 - 1), st.integers(2, 32))
@@ -338,16 +340,20 @@ def test_a_public_key_that_makes_no_secret_is_refused(public: bytes) -> None:
 
 
 def test_a_letter_is_read_by_its_receiver_alone_and_only_unchanged() -> None:
-    key = bytes(32)
-    sealed = keys.seal(key, b"two shares", b"1|2")
-    assert keys.unseal(key, sealed, b"1|2") == b"two shares"
-    for bad in (
-        (bytes([1] * 32), sealed, b"1|2"),
-        (key, sealed, b"2|1"),
-        (key, sealed[:-1] + bytes([sealed[-1] ^ 1]), b"1|2"),
+    one, other, session = bytes(16), bytes([1] * 16), bytes([2] * 16)
+    sealed = keys.seal(one, keys.public_key(other), session, 1, 2, b"two shares")
+    read = (other, keys.public_key(one), session, 1, 2, sealed)
+    assert keys.unseal(*read) == b"two shares"
+    for at, bad in (
+        (0, bytes([3] * 16)),
+        (1, keys.public_key(other)),
+        (2, bytes(16)),
+        (3, 2),
+        (4, 1),
+        (5, sealed[:-1] + bytes([sealed[-1] ^ 1])),
     ):
         with pytest.raises(PacketError, match="changed on their way"):
-            keys.unseal(*bad)
+            keys.unseal(*read[:at], bad, *read[at + 1 :])
 
 
 # --- Neighbours ----------------------------------------------------------------------------------
@@ -434,4 +440,4 @@ def test_integers_of_a_shape_have_a_known_size_and_others_are_refused() -> None:
 
 
 def test_weights_are_whole_steps() -> None:
-    assert scale_of(ASKED).steps(25.0) == WEIGHT_STEPS // 4 and MASK.slot == -1
+    assert weight_steps(25.0, announced(ASKED)) == WEIGHT_STEPS // 4 and MASK.slot == -1

@@ -16,15 +16,19 @@ from secure_clients import (
     Clients,
     integers,
     masked_replies,
-    packet_for,
+    own_update,
+    sealed,
     start,
+    told,
     update,
 )
 
-from fl_darex.clients.secure import answer, hide, masked_packet
+from fl_darex.clients.secure import answer, hide
 from fl_darex.errors import DeltaError, PacketError, Reason
+from fl_darex.flower.records import SEALED_STYPE, packet_of, packet_record, to_record
 from fl_darex.secagg import SecureAggregation, keys
-from fl_darex.secagg.masks import pair_mask, self_mask
+from fl_darex.secagg.keys import combine
+from fl_darex.secagg.masks import add_shared, own_mask
 from fl_darex.secagg.messages import (
     KEYS,
     MASKED,
@@ -37,18 +41,10 @@ from fl_darex.secagg.messages import (
     rows_of,
 )
 from fl_darex.secagg.numbers import shape_of
-from fl_darex.secagg.sealed_packet import (
-    MASKED_HEADER_BYTES,
-    MASKED_STYPE,
-    MaskedHeader,
-    masked_of,
-    masked_record,
-    open_masked,
-)
-from fl_darex.secagg.shares import combine
+from fl_darex.secagg.sealed_packet import SEALED_HEADER_BYTES, SealedHeader
 
 SESSION = "00112233445566778899aabbccddeeff"
-HEADER = MaskedHeader(
+HEADER = SealedHeader(
     width=3,
     session=bytes.fromhex(SESSION),
     round=2,
@@ -72,13 +68,13 @@ GOLDEN = bytes.fromhex(
 
 def test_a_masked_packet_never_changes_on_the_wire() -> None:
     assert HEADER.seal(BODY) == GOLDEN
-    assert bytes(open_masked(GOLDEN, HEADER, 6)) == BODY
+    assert bytes(HEADER.open(GOLDEN, 6)) == BODY
 
 
 def reseal(data: bytes) -> bytes:
-    end = MASKED_HEADER_BYTES - 4
-    check = zlib.crc32(data[MASKED_HEADER_BYTES:], zlib.crc32(data[:end]))
-    return data[:end] + check.to_bytes(4, "little") + data[MASKED_HEADER_BYTES:]
+    end = SEALED_HEADER_BYTES - 4
+    check = zlib.crc32(data[SEALED_HEADER_BYTES:], zlib.crc32(data[:end]))
+    return data[:end] + check.to_bytes(4, "little") + data[SEALED_HEADER_BYTES:]
 
 
 def changed(at: int, value: int = 0xAA) -> bytes:
@@ -106,7 +102,7 @@ def changed(at: int, value: int = 0xAA) -> bytes:
 )
 def test_any_other_masked_packet_is_refused(data: bytes, match: str, reason: Reason) -> None:
     with pytest.raises(PacketError, match=match) as caught:
-        open_masked(data, HEADER, 6)
+        HEADER.open(data, 6)
     assert caught.value.reason is reason
 
 
@@ -115,16 +111,16 @@ def test_any_other_masked_packet_is_refused(data: bytes, match: str, reason: Rea
     [
         ArrayRecord(),
         ArrayRecord({"a": Array(np.zeros(3))}),
-        ArrayRecord(dict.fromkeys("ab", next(iter(masked_record(GOLDEN).values())))),
+        ArrayRecord(dict.fromkeys("ab", next(iter(packet_record(GOLDEN, SEALED_STYPE).values())))),
     ],
 )
 def test_a_reply_in_the_clear_is_refused_where_a_masked_one_was_asked_for(
     record: ArrayRecord,
 ) -> None:
     with pytest.raises(PacketError, match="something else came"):
-        masked_of(record)
-    assert masked_of(masked_record(GOLDEN)) == GOLDEN
-    assert next(iter(masked_record(GOLDEN).values())).stype == MASKED_STYPE
+        HEADER.open(packet_of(record, SEALED_STYPE), 6)
+    ((name, array),) = packet_record(GOLDEN, SEALED_STYPE).items()
+    assert (name, array.stype, array.data) == ("darex.masked", "darex.masked.v1", GOLDEN)
 
 
 # --- Stages --------------------------------------------------------------------------------------
@@ -166,6 +162,7 @@ def test_stages_never_change_on_the_wire() -> None:
         ('"slot":4', '"slot":-1', "slot in .* is -1"),
         ('"threshold":3', '"threshold":1', "threshold in .* is 1"),
         ('"range":0.5', '"range":0', "does not say in which units"),
+        ('"range":0.5', '"range":1' + "0" * 400, "range in .* is 1000"),
         ('"range":0.5', '"range":NaN', "range in .* is nan"),
         ('"width":2', '"width":9', "width in .* is 9"),
         ('"width":2', '"width":0', "does not say in which units"),
@@ -270,7 +267,7 @@ def until(name: str) -> tuple[Clients, dict[str, Stage]]:
 def test_a_client_masks_one_update_in_a_session() -> None:
     clients, sent = until(MASKED)
     with pytest.raises(PacketError, match="each is answered once"):
-        masked_packet(packet_for(update(9)), BASE, LAYOUT, 1.0, sent[MASKED], clients.states[0])
+        sealed(9, update(9), sent[MASKED], clients.states[0])
 
 
 def test_a_client_unmasks_once_and_forgets_its_secrets() -> None:
@@ -300,17 +297,19 @@ def test_a_late_reply_of_a_client_that_was_given_up_stays_masked() -> None:
     assert [len(shares) for shares in given] == [16 * count] * 3  # one share of each client
     sent = next(one for slot, one in clients.seen if (slot, one.stage) == (3, MASKED))
     state = dict(clients.states[3].config_records[SECURE_KEY])
-    late = masked_packet(packet_for(update(3)), BASE, LAYOUT, 1.0, sent, clients.states[3])
+    late = sealed(3, update(3), sent, clients.states[3])
 
     secret = combine({at: shares[48:] for at, shares in enumerate(given)}, 3, lambda _: True)
     assert secret == state["masking"]  # a client that stayed does not tell: see the threshold
-    shape = shape_of(LAYOUT, asked.ring_for(count), SURVIVORS)
-    left, session = shape.read(late[MASKED_HEADER_BYTES:]), bytes.fromhex(sent.session)
+    shape = shape_of(LAYOUT, asked.ring_for(count).width, SURVIVORS)
+    left, session = shape.read(late[SEALED_HEADER_BYTES:]), bytes.fromhex(sent.session)
     for peer, public in rows_of(state["peers"], 64).items():
-        left.add(shape.read(pair_mask(secret, public[32:], session, 3, peer, shape.size)))
+        masks = shape.zeros()
+        add_shared(masks, secret, public[32:], session, 3, peer)
+        left.subtract(masks)
     bare = integers(update(3), 1.0, asked, count, 3)
     assert np.count_nonzero(left.narrow == bare.narrow) == 0
-    left.subtract(shape.read(self_mask(state["seed"], session, 3, shape.size)))
+    left.subtract(own_mask(shape, state["seed"], session, 3))
     assert left.write() == bare.write()
 
 
@@ -320,7 +319,7 @@ def test_fewer_neighbours_than_agreed_on_are_not_masked_with() -> None:
     answer(stage(SHARES, rows), state)
     bare = Stage(**{**vars(sent[MASKED]), "session": SESSION, "rows": b""})
     with pytest.raises(PacketError, match="names 0 neighbours, fewer than agreed on"):
-        masked_packet(packet_for(update(0)), BASE, LAYOUT, 1.0, bare, state)
+        sealed(0, update(0), bare, state)
     assert clients.states[0]
 
 
@@ -332,7 +331,7 @@ def test_an_update_without_a_weight_is_refused(metrics: dict[str, Any]) -> None:
     start(SecureAggregation(range=1, max_weight=1), lambda *_: None, 3)  # adopts a run
     message = Message(content, 1, "train")
     with pytest.raises(DeltaError, match="the reply's metric 'num-examples' is"):
-        hide(message, packet_for(BASE), BASE, LAYOUT, STAGE, RecordDict())
+        hide(message, own_update(BASE), BASE, told(0), STAGE, RecordDict())
 
 
 # --- The server refuses what a hostile client sends ----------------------------------------------
@@ -368,7 +367,7 @@ def _flip(reply: Any) -> None:
 def _masked(change: Any) -> Any:
     def on(reply: Any) -> None:
         (array,) = reply.content["arrays"].values()
-        reply.content["arrays"] = masked_record(change(array.data))
+        reply.content["arrays"] = packet_record(change(array.data), SEALED_STYPE)
 
     return on
 
@@ -383,6 +382,7 @@ def _masked(change: Any) -> Any:
         (SHARES, _set("commitment", 7), 4),
         (MASKED, _masked(lambda data: data[:-1]), 4),
         (MASKED, lambda reply: reply.content.clear(), 4),
+        (MASKED, lambda reply: reply.content.update({"arrays": to_record(BASE)}), 4),
         (UNMASK, _set("shares", b"123"), 5),
         (UNMASK, _flip, 5),
     ],

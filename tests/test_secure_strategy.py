@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import federations
 import numpy as np
 import pytest
-from apps import BASE, DirectGrid, numpy_app, rounds, step_of
+from apps import BASE, numpy_app, step_of
+from federations import Federation, rounds
 from flwr.app import ConfigRecord, Context, Message
 from flwr.serverapp.strategy import (
     DifferentialPrivacyServerSideFixedClipping,
@@ -17,37 +20,25 @@ from flwr.serverapp.strategy import (
     FedAvgM,
     FedMedian,
 )
-from secure_clients import Stateful
+from secure_clients import Lossy
 
 from fl_darex.clients import DarexMod
-from fl_darex.flower.records import to_arrays
+from fl_darex.flower.records import SEALED_STYPE, packet_of
 from fl_darex.secagg.messages import KEYS, MASKED, SHARES, UNMASK
-from fl_darex.secagg.sealed_packet import is_masked
 from fl_darex.strategies import DarexStrategy, SecureAggregation
 
 CLIENTS = 5
+fedavg = partial(federations.fedavg, clients=CLIENTS)
+run = partial(federations.run, clients=CLIENTS)
 ASKED = SecureAggregation(range=0.06, max_weight=8, bits=20)
 WITH_COUNTER = {**BASE, "steps": np.array([3, 2**53 + 1], dtype=np.int64)}
-
-
-def quiet(kind: type[FedAvg] = FedAvg, **options: Any) -> FedAvg:
-    return kind(
-        fraction_evaluate=0.0, min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, **options
-    )
 
 
 def darex(
     inner: Any = None, secure: SecureAggregation | None = ASKED, **more: Any
 ) -> DarexStrategy:
     given = {"p": 0.9, "mask": "round", "values": "fp32", "downlink_values": "fp32"} | more
-    return DarexStrategy(inner or quiet(), secure=secure, **given)
-
-
-def run(
-    strategy: Any, count: int = 1, app: Any = None, base: Any = BASE, **grid: Any
-) -> dict[str, np.ndarray]:
-    app = app or Stateful(numpy_app([DarexMod()]))
-    return to_arrays(rounds(strategy, DirectGrid(app, CLIENTS, **grid), count, base).arrays)
+    return DarexStrategy(inner or fedavg(), secure=secure, **given)
 
 
 def farthest(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
@@ -64,8 +55,8 @@ def test_the_model_is_that_of_a_round_in_the_clear_to_the_rounding(inner: Any) -
     options = {"server_learning_rate": 1.0} if inner is FedAvgM else {}
     if inner is FedAdam:
         options = {"tau": 1.0}  # so that a step does not depend on the sign of a difference alone
-    clear = run(darex(quiet(inner, **options), secure=None))
-    masked = run(darex(quiet(inner, **options)))
+    clear = run(darex(fedavg(inner, **options), secure=None))
+    masked = run(darex(fedavg(inner, **options)))
     assert farthest(clear, BASE) > 100 * tolerance(ASKED, 0.1, 15)
     assert farthest(masked, clear) <= tolerance(ASKED, 0.1, 15)
 
@@ -86,7 +77,7 @@ def test_dense_tensors_and_counters_are_added_up_as_well(
 
 @pytest.mark.parametrize("stage", [KEYS, SHARES, MASKED, UNMASK])
 def test_a_client_that_drops_out_is_left_out_of_the_mean(stage: str) -> None:
-    app = Stateful(numpy_app([DarexMod()]), [(3, stage)])
+    app = Lossy(numpy_app([DarexMod()]), [(3, stage)])
     strategy = darex(p=0.0)
     found = run(strategy, app=app)
     alive = [0, 1, 2, 3, 4] if stage == UNMASK else [0, 1, 2, 4]
@@ -99,7 +90,7 @@ def test_a_client_that_drops_out_is_left_out_of_the_mean(stage: str) -> None:
 
 
 def test_rounds_go_on_with_changing_drop_outs_and_a_downlink_of_changes() -> None:
-    app = Stateful(numpy_app([DarexMod()]), [(0, MASKED), (0, KEYS)], rounds=[2])
+    app = Lossy(numpy_app([DarexMod()]), [(0, MASKED), (0, KEYS)], rounds=[2])
     strategy = darex()
     run(strategy, count=3, app=app)
     assert strategy.counted == CLIENTS
@@ -116,21 +107,20 @@ def test_below_the_threshold_the_model_stays_and_the_next_round_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for stage in (KEYS, MASKED, UNMASK):
-        app = Stateful(numpy_app([DarexMod()]), [(1, stage), (2, stage)], rounds=[1])
+        app = Lossy(numpy_app([DarexMod()]), [(1, stage), (2, stage)], rounds=[1])
         strategy = darex()
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="flwr"):
-            after = run(strategy, 1, app)
+            after = run(strategy, app=app)
         assert strategy.counted == 0
         # Flower's result holds arrays of rounds that changed the model alone.
         assert not after
         assert "needs 4" in caplog.text or "4 right ones are needed" in caplog.text
-        app.states.clear()
-        assert farthest(run(strategy, 2, app), BASE) > 0.01 and strategy.counted == CLIENTS
+        assert farthest(run(strategy, 2, app=app), BASE) > 0.01 and strategy.counted == CLIENTS
 
 
 def test_a_client_without_the_mod_takes_no_part() -> None:
-    with_mod, without = Stateful(numpy_app([DarexMod()])), Stateful(numpy_app())
+    with_mod, without = numpy_app([DarexMod()]), numpy_app()
 
     def app(message: Message, context: Context) -> Message:
         partition = context.node_config["partition-id"]
@@ -142,20 +132,20 @@ def test_a_client_without_the_mod_takes_no_part() -> None:
 
 
 def test_the_server_sees_masked_packets_and_the_metrics_that_it_asked_for() -> None:
-    app = Stateful(numpy_app([DarexMod()]))
+    app = Lossy(numpy_app([DarexMod()]))
     asked = SecureAggregation(range=0.06, max_weight=8, metrics=("loss",))
-    result = rounds(darex(secure=asked), DirectGrid(app, CLIENTS), 1)
+    result = rounds(darex(secure=asked), Federation(app, CLIENTS), 1)
     seen = [reply.content for reply in app.replies if reply.content.array_records]
     assert len(seen) == CLIENTS
     for content in seen:
-        assert set(content) == {"arrays", "metrics"} and is_masked(content["arrays"])
+        assert set(content) == {"arrays", "metrics"} and packet_of(content["arrays"], SEALED_STYPE)
     # The plain mean of 0, 1, 2, 3 and 4: weights stay hidden. Their sum is 15.
     assert result.train_metrics_clientapp[1]["loss"] == pytest.approx(2.0)
 
 
 def test_clients_clip_their_own_updates_where_noise_is_added_for_a_norm() -> None:
     private = DifferentialPrivacyServerSideFixedClipping(
-        quiet(), noise_multiplier=0.0, clipping_norm=0.1, num_sampled_clients=CLIENTS
+        fedavg(), noise_multiplier=0.0, clipping_norm=0.1, num_sampled_clients=CLIENTS
     )
     asked = SecureAggregation(range=1.0, max_weight=8, bits=24)
     found = run(darex(private, asked, p=0.0))
@@ -218,8 +208,7 @@ def test_the_server_can_search_q_on_the_sum() -> None:
 def test_too_few_clients_for_secure_aggregation_leave_the_model() -> None:
     inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=2, min_available_nodes=2)
     strategy = darex(inner)
-    app = Stateful(numpy_app([DarexMod()]))
-    rounds(strategy, DirectGrid(app, 2), 1)
+    rounds(strategy, Federation(numpy_app([DarexMod()]), 2), 1)
     assert strategy.counted == 0
 
 
@@ -239,12 +228,12 @@ def test_a_client_may_insist_on_secure_aggregation() -> None:
     }
     counted = {}
     for name, strategy in strategies.items():
-        run(strategy, app=Stateful(app))
+        run(strategy, app=app)
         counted[name] = strategy.counted
     assert counted == {"clear": 0, "dense": 0, "secure": CLIENTS}
 
 
-class Tampering(DirectGrid):
+class Tampering(Federation):
     """A server that asks for a masked update in a way that would leave it in the clear."""
 
     def __init__(self, app: Any, change: Any) -> None:
@@ -273,7 +262,7 @@ class Tampering(DirectGrid):
 def test_a_client_that_is_asked_to_mask_never_answers_in_the_clear(
     change: Any, match: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app = Stateful(numpy_app([DarexMod()]))
+    app = Lossy(numpy_app([DarexMod()]))
     strategy = darex(downlink="dense")
     with caplog.at_level(logging.WARNING, logger="flwr"):
         rounds(strategy, Tampering(app, change), 1)
@@ -286,7 +275,7 @@ def test_a_client_that_lost_its_cache_masks_what_it_trained_on_the_whole_model(
 ) -> None:
     monkeypatch.setenv("FL_DAREX_CACHE", str(tmp_path))
 
-    class Forgetful(Stateful):
+    class Forgetful(Lossy):
         def __call__(self, message: Message, context: Context) -> Message:
             config = next(iter(message.content.config_records.values()), ConfigRecord())
             if config.get("server-round") == 2 and "darex" in config and not self.rounds:
@@ -296,7 +285,7 @@ def test_a_client_that_lost_its_cache_masks_what_it_trained_on_the_whole_model(
             return super().__call__(message, context)
 
     strategy = darex()
-    forgotten = run(strategy, 2, Forgetful(numpy_app([DarexMod()])))
+    forgotten = run(strategy, 2, app=Forgetful(numpy_app([DarexMod()])))
     assert strategy.counted == CLIENTS
     lacking = [entry for entry in strategy.ledger.entries if entry.kind == "lacking"]
     assert lacking and all(entry.round == 2 for entry in lacking)

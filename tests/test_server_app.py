@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from apps import DirectGrid
-from flwr.app import Context, RecordDict
 
 from fl_darex.clients.client_app import app
 from fl_darex.config import make_config
 from fl_darex.observers.run_folder import RunFolder
+from fl_darex.simulation import simulate_in_process
 from fl_darex.strategies.server_app import make_app
 
 SMALL = {"federation.clients": 2, "federation.rounds": 2, "train.local-steps": 2}
@@ -19,9 +18,7 @@ SMALL = {"federation.clients": 2, "federation.rounds": 2, "train.local-steps": 2
 
 def run(folder: Path, **settings: object) -> bytes:
     config = make_config(SMALL | settings)
-    grid = DirectGrid(app, 2)
-    context = Context(grid.run.run_id, 1, {}, RecordDict(), {})
-    make_app(config, [RunFolder(folder)])(grid, context)
+    simulate_in_process(make_app(config, [RunFolder(folder)]), app, clients=2)
     assert json.loads((folder / "summary.json").read_text())["failures"] == 0
     return (folder / "model" / "model.safetensors").read_bytes()
 

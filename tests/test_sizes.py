@@ -6,22 +6,18 @@ characters. A message with ids of another width is held against the same message
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from federations import flower_bytes, flower_objects
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK
-from flwr.supercore.inflatable.inflatable_object import (
-    get_all_nested_objects,
-    get_object_tree,
-)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fl_darex.flower.private import adopt_run, node_id_of
+from fl_darex.flower.private import CHUNK_BYTES as CHUNK
+from fl_darex.flower.private import adopt_run, answering, node_id_of, number, with_content
 from fl_darex.flower.records import packet_record
 from fl_darex.flower.sizes import Chunks, RecordInfo, describe, describe_dense, message_bytes
 from fl_darex.masks import keep_threshold
@@ -36,15 +32,9 @@ def driver() -> None:
     adopt_run("test-sizes")
 
 
-def flower_bytes(message: Message) -> int:
-    """What Flower's own code sends: every unique object once, and the tree of their ids."""
-    objects = get_all_nested_objects(message).values()
-    return sum(len(o.deflate()) for o in objects) + int(get_object_tree(message).ByteSize())
-
-
 def instruction(content: RecordDict, kind: str = "train", **options: Any) -> Message:
     message = Message(content, node_id_of(3), kind, **options)
-    message.metadata.__dict__["_message_id"] = WIDE
+    number(message, WIDE)
     return message
 
 
@@ -228,7 +218,7 @@ def test_an_error_reply_weighs_what_flower_sends(code, reason):
 def test_a_message_weighs_the_same_whatever_the_width_of_its_ids(width):
     content = RecordDict({"a": record(w=A), "m": MetricRecord({"x": 1.0})})
     question, narrow = instruction(content), instruction(content)
-    narrow.metadata.__dict__["_message_id"] = "7" * width
+    number(narrow, "7" * width)
     assert message_bytes(narrow) == flower_bytes(question)
     answer, wide = Message(content, reply_to=narrow), Message(content, reply_to=question)
     if width:  # no id at all is no reply
@@ -294,8 +284,7 @@ def test_a_packet_weighs_its_own_bytes_and_a_small_frame():
     assert abs(survivors - 1e5 * q) <= 5 * (1e5 * q) ** 0.5
     content = RecordDict({"arrays": packet_record(packet)})
     message = reply(content)
-    sent = [o.deflate() for o in get_all_nested_objects(message).values()]
-    assert sum(packet in data for data in sent) == 1
+    assert sum(packet in data for data in flower_objects(message)) == 1
     assert len(packet) < message_bytes(message) < len(packet) + 1100
 
 
@@ -386,10 +375,8 @@ def test_records_described_apart_share_nothing_in_a_message():
 
 def test_a_description_takes_the_place_of_the_arrays_of_a_message():
     small = reply(RecordDict({"arrays": packet_record(b"packet"), "m": MetricRecord({"x": 1.0})}))
-    whole = copy.copy(small)
-    whole.__dict__["_content"] = RecordDict(
-        {"arrays": record(**DISTINCT), "m": MetricRecord({"x": 1.0})}
-    )
+    content = RecordDict({"arrays": record(**DISTINCT), "m": MetricRecord({"x": 1.0})})
+    whole = with_content(small, content)
     assert message_bytes(small, [dense_description(DISTINCT)]) == flower_bytes(whole)
 
 
@@ -397,10 +384,9 @@ def test_counting_leaves_the_message_as_it_was():
     content = RecordDict({"a": record(w=A), "m": MetricRecord({"x": 1.0})})
     message = instruction(content)
     ids = message.object_id, message.metadata.message_id
-    again = reply(content)
-    narrow = again.metadata.__dict__["_reply_to_message_id"] = "7"
+    again = answering(reply(content), "7")
     message_bytes(message), message_bytes(again)
     assert (message.object_id, message.metadata.message_id) == ids
     assert message.content is content
     assert again.content is content
-    assert again.metadata.reply_to_message_id == narrow
+    assert again.metadata.reply_to_message_id == "7"

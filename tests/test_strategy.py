@@ -5,14 +5,15 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from apps import BASE, DirectGrid, numpy_app, rounds, step_of
+from apps import BASE, numpy_app, step_of
+from federations import CLIENTS, Federation, fedavg, listening, rounds, run
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Strategy
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from golden import forge, seal, take_apart
 
 from fl_darex.clients import DarexMod
-from fl_darex.compression.compressor import COMPRESSORS
+from fl_darex.compression import METHODS
 from fl_darex.config import CompressConfig
 from fl_darex.flower.private import node_id_of
 from fl_darex.flower.records import packet_of, packet_record, to_arrays, to_record
@@ -20,21 +21,9 @@ from fl_darex.pruning import dare
 from fl_darex.pruning.scores import SCOPES
 from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
 from fl_darex.strategies import DarexStrategy
-from fl_darex.wire.values import CODINGS
+from fl_darex.wire.codings import CODINGS
 
-CLIENTS = 4
 WEIGHTS = np.arange(1, CLIENTS + 1)
-
-
-def quiet(strategy: type[FedAvg] = FedAvg, **options: Any) -> FedAvg:
-    made = strategy(**{"min_train_nodes": CLIENTS, "min_available_nodes": CLIENTS} | options)
-    made.fraction_evaluate = 0.0
-    return made
-
-
-def run(strategy: Strategy, count: int = 1, **grid: Any) -> dict[str, np.ndarray]:
-    app = numpy_app([DarexMod()], **{k: grid.pop(k) for k in list(grid) if k == "broken"})
-    return to_arrays(rounds(strategy, DirectGrid(app, CLIENTS, **grid), count).arrays)
 
 
 def dense_mean(round_: int = 1) -> dict[str, np.ndarray]:
@@ -53,7 +42,7 @@ def same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 
 def test_p_zero_equals_dense_averaging_to_float32_round_off() -> None:
-    found = run(DarexStrategy(quiet(), p=0.0, values="fp32"))
+    found = run(DarexStrategy(fedavg(), p=0.0, values="fp32"))
     for name, mean in dense_mean().items():
         # A delta, K weighted additions, a division and the final addition: each rounds once,
         # relative to numbers of at most |base| + sum of |weight * step|.
@@ -63,7 +52,7 @@ def test_p_zero_equals_dense_averaging_to_float32_round_off() -> None:
 
 
 def test_the_null_compressor_has_the_bits_of_flowers_fedavg_in_partition_order() -> None:
-    found = run(DarexStrategy(quiet(), method="dense", downlink="dense"), reverse=True)
+    found = run(DarexStrategy(fedavg(), method="dense", downlink="dense"), reverse=True)
     contents = [
         RecordDict(
             {
@@ -78,7 +67,7 @@ def test_the_null_compressor_has_the_bits_of_flowers_fedavg_in_partition_order()
 
 @pytest.mark.parametrize("mask", ["client", "round"])
 def test_the_average_is_the_mean_of_what_each_client_pruned(mask: str) -> None:
-    found = run(DarexStrategy(quiet(), p=0.9, q=0.2, values="fp32", mask=mask, seed=5))
+    found = run(DarexStrategy(fedavg(), p=0.9, q=0.2, values="fp32", mask=mask, seed=5))
     expected = {name: base.astype(np.float64) for name, base in BASE.items()}
     for i, weight in enumerate(WEIGHTS):
         steps = {k: (v + step_of(i, 1, v.shape)) - v for k, v in BASE.items()}
@@ -92,27 +81,27 @@ def test_the_average_is_the_mean_of_what_each_client_pruned(mask: str) -> None:
 
 @pytest.mark.parametrize("p", [0.0, 0.5, 0.99])
 def test_the_result_does_not_depend_on_who_answers_first(p: float) -> None:
-    one, other = (run(DarexStrategy(quiet(), p=p), 3, reverse=r) for r in (False, True))
+    one, other = (run(DarexStrategy(fedavg(), p=p), 3, reverse=r) for r in (False, True))
     assert same_bits(one, other)
 
 
 def test_equal_seeds_give_equal_bits_and_other_seeds_do_not() -> None:
-    one, again, other = (run(DarexStrategy(quiet(), p=0.9, seed=s), 2) for s in (3, 3, 4))
+    one, again, other = (run(DarexStrategy(fedavg(), p=0.9, seed=s), 2) for s in (3, 3, 4))
     assert same_bits(one, again)
     assert not same_bits(one, other)
 
 
 def test_tensors_named_dense_arrive_whole() -> None:
-    strategy = DarexStrategy(quiet(), p=0.99, values="fp32", dense=["head.weight"])
+    strategy = DarexStrategy(fedavg(), p=0.99, values="fp32", dense=["head.weight"])
     found = run(strategy)["head.weight"]
     np.testing.assert_allclose(found, dense_mean()["head.weight"], rtol=0, atol=1e-6)
 
 
 def test_naming_a_dense_tensor_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match=r"dense names no such tensor: \['nose'\]"):
-        run(DarexStrategy(quiet(), dense=["nose"]))
-    with pytest.raises(ValueError, match="must be a list of names, got the text 'head'"):
-        DarexStrategy(quiet(), dense="head")
+        run(DarexStrategy(fedavg(), dense=["nose"]))
+    with pytest.raises(ValueError, match="dense = 'head' is not allowed; it must be a list"):
+        DarexStrategy(fedavg(), dense="head")
 
 
 @pytest.mark.parametrize("kind", [FedAvgM, FedAdam])
@@ -120,12 +109,12 @@ def test_a_server_optimizer_takes_its_own_step_on_the_averaged_change(kind: type
     options: dict[str, Any] = (
         {"server_learning_rate": 0.7, "server_momentum": 0.9} if kind is FedAvgM else {"eta": 0.01}
     )
-    found = run(DarexStrategy(quiet(kind, **options), p=0.0, values="fp32"), 3)
+    found = run(DarexStrategy(fedavg(kind, **options), p=0.0, values="fp32"), 3)
     # The same optimizer, given one dense reply a round that is the mean of the clients.
-    plain = quiet(kind, **options, min_train_nodes=1, min_available_nodes=1)
+    plain = fedavg(kind, **options, min_train_nodes=1, min_available_nodes=1)
     arrays = to_record(BASE)
     for round_ in (1, 2, 3):
-        grid = DirectGrid(numpy_app(), 1)
+        grid = Federation(numpy_app(), 1)
         list(plain.configure_train(round_, arrays, ConfigRecord(), grid))
         now = to_arrays(arrays)
         steps = {
@@ -145,8 +134,8 @@ def test_a_server_optimizer_takes_its_own_step_on_the_averaged_change(kind: type
 
 
 def test_a_client_without_the_mod_counts_with_its_dense_reply() -> None:
-    strategy = DarexStrategy(quiet(), p=0.99, downlink="dense")
-    grid = DirectGrid(numpy_app(), CLIENTS)
+    strategy = DarexStrategy(fedavg(), p=0.99, downlink="dense")
+    grid = Federation(numpy_app(), CLIENTS)
     found = to_arrays(rounds(strategy, grid, 1).arrays)
     for name, mean in dense_mean().items():
         np.testing.assert_allclose(found[name], mean, rtol=0, atol=1e-6)
@@ -161,10 +150,10 @@ def test_a_client_without_the_mod_is_named_once_and_sent_the_whole_model(
                 return call_next(message, context)
             return super().__call__(message, context, call_next)
 
-    strategy = DarexStrategy(quiet(), p=0.99, mask="round")
+    strategy = DarexStrategy(fedavg(), p=0.99, mask="round")
     caplog.set_level(logging.INFO, logger="flwr")
-    with _heard(caplog):
-        rounds(strategy, DirectGrid(numpy_app([AllButOne()]), CLIENTS), 3)
+    with listening(caplog):
+        rounds(strategy, Federation(numpy_app([AllButOne()]), CLIENTS), 3)
     assert strategy.counted == CLIENTS
     told = {id(r): r.getMessage() for r in caplog.records if "whole tensors" in r.getMessage()}
     assert len(told) == 1
@@ -177,9 +166,9 @@ def test_a_client_without_the_mod_is_named_once_and_sent_the_whole_model(
 def test_a_weight_above_what_is_believed_costs_that_reply(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    strategy = DarexStrategy(quiet(), p=0.9, max_weight=3)
-    with _heard(caplog):
-        rounds(strategy, DirectGrid(numpy_app([DarexMod()]), CLIENTS), 1)
+    strategy = DarexStrategy(fedavg(), p=0.9, max_weight=3)
+    with listening(caplog):
+        rounds(strategy, Federation(numpy_app([DarexMod()]), CLIENTS), 1)
     assert strategy.counted == CLIENTS - 1
     assert "client 3 does not count this round: the weight 'num-examples' is 4" in caplog.text
 
@@ -191,8 +180,8 @@ def test_dense_and_packed_replies_average_together() -> None:
                 return call_next(message, context)
             return super().__call__(message, context, call_next)
 
-    strategy = DarexStrategy(quiet(), p=0.0, values="fp32")
-    found = to_arrays(rounds(strategy, DirectGrid(numpy_app([Mixed()]), CLIENTS), 1).arrays)
+    strategy = DarexStrategy(fedavg(), p=0.0, values="fp32")
+    found = to_arrays(rounds(strategy, Federation(numpy_app([Mixed()]), CLIENTS), 1).arrays)
     for name, mean in dense_mean().items():
         np.testing.assert_allclose(found[name], mean, rtol=0, atol=1e-6)
 
@@ -200,11 +189,11 @@ def test_dense_and_packed_replies_average_together() -> None:
 def test_a_client_that_raises_costs_its_reply_and_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    strategy = DarexStrategy(quiet(), p=0.0, values="fp32")
-    with _heard(caplog):
+    strategy = DarexStrategy(fedavg(), p=0.0, values="fp32")
+    with listening(caplog):
         found = run(strategy, broken=(2,))
     assert strategy.counted == CLIENTS - 1
-    assert "client 2 does not count this round: client 2 is broken" in caplog.text
+    assert "client 2 does not count this round: RuntimeError: client 2 is broken" in caplog.text
     for name, base in BASE.items():
         steps = [w * step_of(i, 1, base.shape) for i, w in enumerate(WEIGHTS) if i != 2]
         mean = base + sum(steps) / (WEIGHTS.sum() - WEIGHTS[2])
@@ -214,9 +203,9 @@ def test_a_client_that_raises_costs_its_reply_and_is_named(
 def test_a_round_in_which_all_clients_fail_leaves_the_model_as_it_is(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    strategy = DarexStrategy(quiet(), p=0.9)
-    with _heard(caplog):
-        result = rounds(strategy, DirectGrid(numpy_app([DarexMod()], tuple(range(4))), 4), 2)
+    strategy = DarexStrategy(fedavg(), p=0.9)
+    with listening(caplog):
+        result = rounds(strategy, Federation(numpy_app([DarexMod()], tuple(range(4))), 4), 2)
     assert "no reply of this round can be used" in caplog.text
     assert not result.arrays
 
@@ -341,13 +330,13 @@ def test_a_bad_reply_costs_that_reply_never_the_round(
 ) -> None:
     import re
 
-    strategy = DarexStrategy(quiet(), p=0.9)
+    strategy = DarexStrategy(fedavg(), p=0.9)
     app = numpy_app([Spoiler(spoil), DarexMod()])
-    with _heard(caplog):
-        found = to_arrays(rounds(strategy, DirectGrid(app, CLIENTS), 1).arrays)
+    with listening(caplog):
+        found = to_arrays(rounds(strategy, Federation(app, CLIENTS), 1).arrays)
     assert strategy.counted == CLIENTS - 1
     assert re.search(f"client 1 does not count this round:.*{reason}", caplog.text)
-    honest = run(DarexStrategy(quiet(), p=0.9), broken=(1,))
+    honest = run(DarexStrategy(fedavg(), p=0.9), broken=(1,))
     assert same_bits(found, honest)
 
 
@@ -357,12 +346,12 @@ def test_a_client_with_an_odd_metric_costs_the_metrics_not_the_run(
     def odd(reply: Message) -> None:
         reply.content.metric_records["metrics"]["loss"] = [1.0, 2.0]
 
-    strategy = DarexStrategy(quiet(), p=0.9)
+    strategy = DarexStrategy(fedavg(), p=0.9)
     app = numpy_app([Spoiler(odd), DarexMod()])
-    with _heard(caplog):
-        found = to_arrays(rounds(strategy, DirectGrid(app, CLIENTS), 1).arrays)
+    with listening(caplog):
+        found = to_arrays(rounds(strategy, Federation(app, CLIENTS), 1).arrays)
     assert "the metrics of this round are lost" in caplog.text
-    assert same_bits(found, run(DarexStrategy(quiet(), p=0.9)))
+    assert same_bits(found, run(DarexStrategy(fedavg(), p=0.9)))
 
 
 def test_the_largest_allowed_weights_and_values_do_not_overflow() -> None:
@@ -370,8 +359,8 @@ def test_the_largest_allowed_weights_and_values_do_not_overflow() -> None:
         reply.content.metric_records["metrics"]["num-examples"] = 2**53
 
     app = numpy_app([*(Spoiler(heavy, i) for i in range(CLIENTS)), DarexMod()])
-    strategy = DarexStrategy(quiet(), p=0.0, values="fp32")
-    found = to_arrays(rounds(strategy, DirectGrid(app, CLIENTS), 1).arrays)
+    strategy = DarexStrategy(fedavg(), p=0.0, values="fp32")
+    found = to_arrays(rounds(strategy, Federation(app, CLIENTS), 1).arrays)
     for name, base in BASE.items():
         mean = base + sum(step_of(i, 1, base.shape) for i in range(CLIENTS)) / CLIENTS
         np.testing.assert_allclose(found[name], mean, rtol=0, atol=1e-6)
@@ -398,8 +387,8 @@ def test_integers_keep_every_bit_and_are_averaged_to_whole_numbers(mods: list[An
         "same": np.array([2**64 - 1], np.uint64),
         "flag": np.array([False]),
     }
-    strategy = DarexStrategy(quiet(), p=0.0, values="fp32")
-    grid = DirectGrid(numpy_app([*mods, count]), CLIENTS)
+    strategy = DarexStrategy(fedavg(), p=0.0, values="fp32")
+    grid = Federation(numpy_app([*mods, count]), CLIENTS)
     found = to_arrays(rounds(strategy, grid, 1, base).arrays)
     assert {name: array.dtype for name, array in found.items()} == {
         name: array.dtype for name, array in base.items()
@@ -411,15 +400,15 @@ def test_integers_keep_every_bit_and_are_averaged_to_whole_numbers(mods: list[An
 
 
 def test_a_second_reply_of_the_same_client_does_not_count() -> None:
-    class Twice(DirectGrid):
+    class Twice(Federation):
         def pull_messages(self, message_ids: Any) -> Any:
             replies = list(super().pull_messages(message_ids))
             return [*replies, *replies[:1]]
 
-    strategy = DarexStrategy(quiet(), p=0.9)
+    strategy = DarexStrategy(fedavg(), p=0.9)
     twice = rounds(strategy, Twice(numpy_app([DarexMod()]), CLIENTS), 1)
     assert strategy.counted == CLIENTS
-    assert same_bits(to_arrays(twice.arrays), run(DarexStrategy(quiet(), p=0.9)))
+    assert same_bits(to_arrays(twice.arrays), run(DarexStrategy(fedavg(), p=0.9)))
 
 
 def test_the_users_own_metric_function_sees_every_reply_without_arrays() -> None:
@@ -430,17 +419,17 @@ def test_the_users_own_metric_function_sees_every_reply_without_arrays() -> None
         assert all(not c.array_records for c in contents)
         return MetricRecord({"clients": len(contents), "key": float(key == "num-examples")})
 
-    strategy = DarexStrategy(quiet(train_metrics_aggr_fn=mine), p=0.9)
-    result = rounds(strategy, DirectGrid(numpy_app([DarexMod()]), CLIENTS), 1)
+    strategy = DarexStrategy(fedavg(train_metrics_aggr_fn=mine), p=0.9)
+    result = rounds(strategy, Federation(numpy_app([DarexMod()]), CLIENTS), 1)
     assert [row["num-examples"] for row in seen[0]] == [1, 2, 3, 4]
     assert result.train_metrics_clientapp[1] == {"clients": CLIENTS, "key": 1.0}
 
 
 def test_clients_are_sampled_by_partition_from_the_runs_own_seed() -> None:
     def asked(seed: int, offset: int) -> list[list[int]]:
-        inner = quiet(fraction_train=0.5, min_train_nodes=2)
+        inner = fedavg(fraction_train=0.5, min_train_nodes=2)
         strategy = DarexStrategy(inner, p=0.9, seed=seed)
-        grid = DirectGrid(numpy_app([DarexMod()]), CLIENTS)
+        grid = Federation(numpy_app([DarexMod()]), CLIENTS)
         # Other node ids, as a new deployment has them, in another order.
         grid.partitions = {node_id_of(i + offset): i for i in reversed(range(CLIENTS))}
         rounds(strategy, grid, 6)
@@ -458,7 +447,7 @@ def test_sampling_leaves_the_global_random_generator_alone() -> None:
     random.seed(7)
     expected = random.random()
     random.seed(7)
-    run(DarexStrategy(quiet(), p=0.9))
+    run(DarexStrategy(fedavg(), p=0.9))
     assert random.random() == expected
 
 
@@ -469,8 +458,8 @@ def test_settings_ride_in_the_existing_records_and_the_app_does_not_see_them() -
         seen.append({k: dict(v) for k, v in message.content.config_records.items()})
         return call_next(message, context)
 
-    grid = DirectGrid(numpy_app([DarexMod(), spy]), CLIENTS)
-    rounds(DarexStrategy(quiet(), p=0.9), grid, 1)
+    grid = Federation(numpy_app([DarexMod(), spy]), CLIENTS)
+    rounds(DarexStrategy(fedavg(), p=0.9), grid, 1)
     trained = [m for m in grid.pushed if m.metadata.message_type == "train"]
     assert all(list(m.content.config_records) == ["config"] for m in trained)
     assert all("darex" in m.content.config_records["config"] for m in trained)
@@ -479,8 +468,8 @@ def test_settings_ride_in_the_existing_records_and_the_app_does_not_see_them() -
 
 
 def test_the_model_of_a_round_is_one_record_in_all_messages() -> None:
-    grid = DirectGrid(numpy_app([DarexMod()]), CLIENTS)
-    rounds(DarexStrategy(quiet(), p=0.9), grid, 1)
+    grid = Federation(numpy_app([DarexMod()]), CLIENTS)
+    rounds(DarexStrategy(fedavg(), p=0.9), grid, 1)
     trained = [m for m in grid.pushed if m.metadata.message_type == "train"]
     assert len({id(m.content["arrays"]) for m in trained}) == 1
     assert len({m.content["config"]["darex"] for m in trained}) == CLIENTS
@@ -496,31 +485,24 @@ def test_the_model_of_a_round_is_one_record_in_all_messages() -> None:
         ({"values": "fp61"}, "values must be one of .*did you mean 'fp16'"),
         ({"mask": "none"}, "mask must be one of"),
         ({"method": "dara"}, "method must be one of .*did you mean 'dare'"),
-        ({"seed": -1}, r"seed must be in \[0, 2\*\*63\)"),
+        ({"seed": -1}, r"seed = -1 is not allowed; it must be in \[0, 2\*\*63\)"),
+        ({"column": 0.5}, "'column' is no option of method 'dare'; its options: none"),
+        ({"method": "structured", "columns": 2}, "columns = 2 is not allowed; it must be a number"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DarexStrategy(quiet(), **options)
+        DarexStrategy(fedavg(), **options)
 
 
 def test_every_method_and_coding_can_be_configured() -> None:
     fields = CompressConfig.model_fields
-    assert set(get_args(fields["method"].annotation)) == set(COMPRESSORS)
-    assert set(get_args(fields["values"].annotation)) == set(CODINGS)
+    for method in METHODS:
+        assert CompressConfig(method=method).uplink(seed=0).method == method
+    for values in CODINGS:
+        assert CompressConfig(values=values).uplink(seed=0).values == values
+    options = {name for method in METHODS.values() for name in method.options}
+    assert options == {"columns", "scope"} and options < set(fields)
     assert set(get_args(fields["scope"].annotation)) == set(SCOPES)
     rules = {"dare", *RULES, SERVER_VALIDATION}
     assert set(get_args(get_args(fields["q"].annotation)[0])) == rules
-
-
-class _heard:
-    """Lets pytest hear Flower's logger, which does not pass records on."""
-
-    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
-        self.handler = caplog.handler
-
-    def __enter__(self) -> None:
-        logging.getLogger("flwr").addHandler(self.handler)
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("flwr").removeHandler(self.handler)

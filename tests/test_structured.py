@@ -73,7 +73,7 @@ def test_any_block_alone_gives_the_same_survivors(rows, width, seed, exact, shar
     for row in range(blocks.length.size):
         one = blocks.rows(row, row + 1)
         (alone,) = mask.in_blocks(one, one.first)
-        positions = whole[blocks.names[int(one.tensor[0])]]
+        positions = whole[blocks.specs[int(one.tensor[0])].name]
         inside = positions[(positions >= one.first[0]) & (positions < one.first[0] + one.length[0])]
         np.testing.assert_array_equal(alone, inside)
         assert (np.diff(alone) > 0).all()

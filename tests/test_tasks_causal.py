@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ViTConfig
 from fl_darex.config import make_config
 from fl_darex.errors import ConfigError
 from fl_darex.tasks import load_task
-from fl_darex.tasks.causal_batches import first_fit, pack, pad_left, pad_right
-from fl_darex.tasks.causal_tokens import Tokens
-from fl_darex.tasks.token_metrics import reduce_logits, token_scores
+from fl_darex.tasks.causal.batches import first_fit, pack, pad_left, pad_right
+from fl_darex.tasks.causal.metrics import reduce_logits, token_scores
+from fl_darex.tasks.causal.tokens import Tokens
 
 SAVE = {"llama": save_llama, "qwen2": save_qwen2, "gpt2": save_gpt2}
 MODELS = sorted(SAVE)
@@ -415,7 +415,7 @@ def test_a_model_without_positions_cannot_pack(data, tmp_path):
 def test_a_model_that_mixes_packed_examples_is_refused(models, monkeypatch):
     from transformers import LlamaForCausalLM
 
-    from fl_darex.tasks.causal_model import build_causal
+    from fl_darex.tasks.causal.model import build_causal
 
     forward = LlamaForCausalLM.forward
     monkeypatch.setattr(

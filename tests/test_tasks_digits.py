@@ -2,11 +2,13 @@
 
 import base64
 import hashlib
+import importlib
 import json
 import multiprocessing.pool
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +18,18 @@ from hypothesis import strategies as st
 
 from fl_darex.config import make_config
 from fl_darex.errors import ConfigError
-from fl_darex.tasks import checkpoint, digits, digits_pretrain, load_task
+from fl_darex.tasks import load_task
+from fl_darex.tasks.digits import checkpoint
+from fl_darex.tasks.digits import task as digits
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def digits_pretrain():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield importlib.import_module("digits_pretrain")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +61,7 @@ def test_the_split_is_fixed_complete_and_stratified():
 FIRST_EVALUATION_ROWS = [7, 16, 17, 24, 26, 27]
 
 
-def test_pretraining_sees_no_evaluation_image(monkeypatch):
+def test_pretraining_sees_no_evaluation_image(monkeypatch, digits_pretrain):
     seen = []
     original = digits_pretrain.images_and_labels
     monkeypatch.setattr(
@@ -60,7 +73,7 @@ def test_pretraining_sees_no_evaluation_image(monkeypatch):
     assert not set(seen) & set(evaluation)
 
 
-def test_pretraining_is_seeded_and_keeps_the_global_generator():
+def test_pretraining_is_seeded_and_keeps_the_global_generator(digits_pretrain):
     before = torch.random.get_rng_state()
     first, again, other = (digits_pretrain.pretrain(steps=2, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -69,7 +82,7 @@ def test_pretraining_is_seeded_and_keeps_the_global_generator():
     assert not torch.equal(first.state_dict()[name], other.state_dict()[name])
 
 
-def test_the_file_that_pretraining_writes_loads_back(tmp_path):
+def test_the_file_that_pretraining_writes_loads_back(tmp_path, digits_pretrain):
     model = digits_pretrain.pretrain(steps=2)
     digits_pretrain.save(model, tmp_path / "packed")
     loaded = digits.load_vit(str(checkpoint.materialise(tmp_path / "packed"))).model
@@ -84,7 +97,9 @@ def test_the_model_has_about_200_000_float32_weights_and_no_new_tensor(task):
     assert task.fresh == ()
 
 
-def test_before_fine_tuning_the_model_knows_turned_digits_and_not_upright_ones(task):
+def test_before_fine_tuning_the_model_knows_turned_digits_and_not_upright_ones(
+    task, digits_pretrain
+):
     model = task.load_model()
     assert evaluate(task, model, task.evaluation)["accuracy"] <= 0.60
     images, labels = digits.images_and_labels(digits.split_indices()[1])
@@ -232,19 +247,19 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_the_packaged_checkpoint_is_text_and_small():
-    packed = digits_pretrain.Path(digits.__file__).parent / "digits_checkpoint"
+    packed = digits.PACKAGED
     assert {path.name for path in packed.iterdir()} == {"config.json", "model.safetensors.json"}
     assert sum(path.stat().st_size for path in packed.iterdir()) < 1_100_000
 
 
 @given(st.binary(max_size=1000))
-def test_unpacking_inverts_packing(content):
-    assert checkpoint.unpack(checkpoint.pack(content)) == content
+def test_unpacking_inverts_packing(digits_pretrain, content):
+    assert checkpoint.unpack(digits_pretrain.pack(content)) == content
 
 
 @given(st.binary(min_size=1, max_size=50), st.data())
-def test_every_changed_byte_is_noticed(content, data):
-    packed = json.loads(checkpoint.pack(content))
+def test_every_changed_byte_is_noticed(digits_pretrain, content, data):
+    packed = json.loads(digits_pretrain.pack(content))
     changed = bytearray(content)
     changed[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     packed["base64"] = [base64.b64encode(changed).decode()]

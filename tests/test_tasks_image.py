@@ -36,8 +36,8 @@ from transformers import (
 from fl_darex.config import make_config
 from fl_darex.errors import ConfigError
 from fl_darex.tasks import load_task
-from fl_darex.tasks.image_data import ORIGIN
-from fl_darex.tasks.images import open_image
+from fl_darex.tasks.image.data import ORIGIN
+from fl_darex.tasks.image.pictures import open_image
 
 
 @pytest.fixture(scope="module")

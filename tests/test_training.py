@@ -10,10 +10,10 @@ import torch
 from fl_darex.config import TrainConfig, make_config
 from fl_darex.optim import AdamR
 from fl_darex.training.evaluation import evaluate
-from fl_darex.training.loop import LearningRate, make_optimizer, shuffled, steps_per_round, train
+from fl_darex.training.exchange import exchanged, to_numpy, write
+from fl_darex.training.loop import learning_rate, make_optimizer, shuffled, steps_per_round, train
 from fl_darex.training.session import Session
 from fl_darex.training.settings import settings_of, settings_record
-from fl_darex.training.state import exchanged, to_numpy, write
 
 
 def session(**settings: Any) -> Session:
@@ -98,14 +98,14 @@ def test_an_empty_anchor_choice_anchors_at_the_round_and_pretrained_at_the_first
 
 def test_the_learning_rate_warms_up_and_falls_over_all_rounds() -> None:
     config = TrainConfig(warmup=0.2, schedule="linear")
-    whole = [LearningRate(config, 0, 20)(step) for step in range(20)]
-    by_round = [LearningRate(config, 5 * r, 20)(s) for r in range(4) for s in range(5)]
+    whole = [learning_rate(config, 0, 20)(step) for step in range(20)]
+    by_round = [learning_rate(config, 5 * r, 20)(s) for r in range(4) for s in range(5)]
     assert whole == by_round
     assert whole[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert whole[4:] == sorted(whole[4:], reverse=True) and 0 < whole[-1] < 0.1
-    cosine = LearningRate(TrainConfig(schedule="cosine"), 0, 10)
+    cosine = learning_rate(TrainConfig(schedule="cosine"), 0, 10)
     assert cosine(0) == 1.0 and cosine(5) == pytest.approx(0.5)
-    assert LearningRate(TrainConfig(), 0, 10)(9) == 1.0
+    assert learning_rate(TrainConfig(), 0, 10)(9) == 1.0
 
 
 def test_epochs_become_steps_and_batches_cover_every_example_once_a_pass() -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from apps import BASE, DirectGrid, numpy_app, rounds
+from apps import BASE, numpy_app
 from example_apps import ROOT
+from federations import Federation, rounds
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
@@ -19,7 +20,7 @@ from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg
 
 from fl_darex.clients import DarexMod
-from fl_darex.compression import terms
+from fl_darex.compression import Terms
 from fl_darex.files.atomic import cache_root
 from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.strategies import DarexStrategy
@@ -34,7 +35,7 @@ def fedavg() -> FedAvg:
 
 
 def run(app: Any, strategy: Any = None, count: int = 1) -> None:
-    rounds(strategy or DarexStrategy(fedavg()), DirectGrid(app, 2), count)
+    rounds(strategy or DarexStrategy(fedavg()), Federation(app, 2), count)
 
 
 def answering(change: Callable[[dict[str, np.ndarray]], RecordDict]) -> ClientApp:
@@ -78,7 +79,7 @@ def two_records(_: Any) -> None:
 
 
 def mods_the_wrong_way_round(_: Any) -> None:
-    grid = DirectGrid(numpy_app([LocalDpMod(1.0, 1.0, 10.0, 1e-5), DarexMod()]), 2)
+    grid = Federation(numpy_app([LocalDpMod(1.0, 1.0, 10.0, 1e-5), DarexMod()]), 2)
     DarexStrategy(fedavg()).start(grid, to_record(BASE), num_rounds=1, timeout=0.5)
 
 
@@ -92,8 +93,12 @@ def not_outermost(_: Any) -> None:
 
 
 def another_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    dump = terms.dump
-    monkeypatch.setattr(terms, "dump", lambda fields: dump(fields | {"version": 2}))
+    def another(told: Terms, config: Any) -> None:
+        attach(told, config)
+        config[Terms.key] = config[Terms.key].replace('"version":2', '"version":3')
+
+    attach = Terms.attach
+    monkeypatch.setattr(Terms, "attach", another)
     run(numpy_app([DarexMod()]))
 
 
@@ -139,7 +144,7 @@ PROVOKED = {
     "LocalDpMod expects the keys": mods_the_wrong_way_round,
     "use mask='round'": robust_with_masks_of_their_own,
     "has to be the outermost": not_outermost,
-    "wire version 2": another_version,
+    "wire version 3": another_version,
     "lacks an earlier model": cache_gone,
     "models cannot be kept in": cache_read_only,
     "the base model cannot be had": no_such_base,
@@ -182,14 +187,14 @@ def test_every_message_of_the_page_is_provoked_here():
 @pytest.mark.parametrize("part", PROVOKED)
 def test_a_message_reads_as_the_page_says(part, kept, monkeypatch):
     errors: list[str] = []
-    reply_to = DirectGrid._reply
+    reply_to = Federation._reply
 
-    def noted(self: DirectGrid, message: Message) -> Message:
+    def noted(self: Federation, message: Message) -> Message:
         answer = reply_to(self, message)
         errors.extend([answer.error.reason] if answer.has_error() else [])
         return answer
 
-    monkeypatch.setattr(DirectGrid, "_reply", noted)
+    monkeypatch.setattr(Federation, "_reply", noted)
     try:
         PROVOKED[part](monkeypatch)
     except (ValueError, RuntimeError) as error:

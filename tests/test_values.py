@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from fl_darex.errors import PacketError, Reason
-from fl_darex.wire.bits import pack, packed_size, padding_is_zero, unpack
-from fl_darex.wire.blocks import BLOCK
-from fl_darex.wire.values import CODINGS, Coding, dense_coding
+from fl_darex.positions.bits import pack, packed_size, padding_is_zero, unpack
+from fl_darex.wire.codings import CODINGS, Coding, dense_coding
+from fl_darex.wire.codings.scales import BLOCK
 
 COUNTS = [0, 1, 2, 3, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7]
 FLOATS = npst.arrays(

@@ -26,8 +26,8 @@ from fl_darex.pruning import dare, structured
 from fl_darex.pruning.gather import gather
 from fl_darex.survivors import Survivors
 from fl_darex.wire import encode
+from fl_darex.wire.codings import CODINGS
 from fl_darex.wire.reader import read_packet
-from fl_darex.wire.values import CODINGS
 from fl_darex.wire.versions import content_version, next_version, tensor_digests
 
 PAGE = (Path(__file__).parent.parent / "docs" / "wire-format.md").read_text("utf-8")

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import federations
 import numpy as np
 import pytest
-from apps import BASE, DirectGrid, numpy_app, rounds, step_of
+from apps import BASE, numpy_app, step_of
+from federations import Federation, listening, rounds
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
-from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.serverapp.strategy import FedAvg
 
 from fl_darex.clients import DarexMod
-from fl_darex.compression.terms import SHARED
 from fl_darex.delta import Delta
 from fl_darex.flower.records import to_arrays, to_record
+from fl_darex.masks import SHARED
 from fl_darex.pruning import dare
 from fl_darex.strategies import DarexStrategy
 
 CLIENTS = 7
 SEED = 5
+run = partial(federations.run, clients=CLIENTS)
 
 COMPARING: dict[str, Any] = {
     "FedMedian": lambda **o: flower.FedMedian(**o),
@@ -47,11 +51,6 @@ def made(kind: Any, clients: int = CLIENTS) -> Any:
     return strategy
 
 
-def run(strategy: Strategy, count: int = 1, mods: Any = None) -> dict[str, np.ndarray]:
-    app = numpy_app([DarexMod()] if mods is None else mods)
-    return to_arrays(rounds(strategy, DirectGrid(app, CLIENTS), count).arrays)
-
-
 def full(partition: int, round_: int, now: dict[str, np.ndarray], p: float) -> dict[str, Any]:
     """What a client's packet stands for, as whole tensors."""
     tuned = {k: v + step_of(partition, round_, v.shape) for k, v in now.items()}
@@ -63,7 +62,7 @@ def plain_rounds(kind: Any, count: int, p: float) -> dict[str, np.ndarray]:
     """Flower's own strategy, given the whole tensors that packets stand for."""
     plain, arrays = made(kind), to_record(BASE)
     for round_ in range(1, count + 1):
-        grid = DirectGrid(numpy_app(), CLIENTS)
+        grid = Federation(numpy_app(), CLIENTS)
         list(plain.configure_train(round_, arrays, ConfigRecord(), grid))
         now = to_arrays(arrays)
         replies = [
@@ -178,13 +177,9 @@ def test_a_client_whose_metrics_differ_costs_its_reply_where_clients_are_compare
         return reply
 
     strategy = DarexStrategy(made(COMPARING["FedMedian"]), 0.9, mask="round")
-    import logging
 
-    logging.getLogger("flwr").addHandler(caplog.handler)
-    try:
+    with listening(caplog):
         run(strategy, mods=[DarexMod(), odd])
-    finally:
-        logging.getLogger("flwr").removeHandler(caplog.handler)
     assert strategy.counted == CLIENTS - 1
     assert "client 4 does not count this round: its metrics differ" in caplog.text
 
@@ -261,7 +256,7 @@ def controlled_app() -> Any:
 def test_a_strategy_of_ones_own_sees_every_reply_and_all_of_its_records(downlink: str) -> None:
     own = Controlled(min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, fraction_evaluate=0.0)
     strategy = DarexStrategy(own, 0.9, seed=SEED, downlink=downlink, values="fp32")
-    found = to_arrays(rounds(strategy, DirectGrid(controlled_app(), CLIENTS), 3).arrays)
+    found = to_arrays(rounds(strategy, Federation(controlled_app(), CLIENTS), 3).arrays)
     assert strategy.counted == CLIENTS
     assert own.seen == [(i + 1.0, float(i)) for i in range(CLIENTS)] * 3
     np.testing.assert_allclose(to_arrays(own.control)["c"], np.full(3, 3 * 3.0))
@@ -283,11 +278,11 @@ def test_the_dense_column_of_several_records_is_what_plain_flower_sends() -> Non
         )
         if mods:
             strategy = DarexStrategy(own, 0.9, seed=SEED)
-            rounds(strategy, DirectGrid(controlled_app(), CLIENTS), 1)
+            rounds(strategy, Federation(controlled_app(), CLIENTS), 1)
             ledger = strategy.ledger
         else:
             ledger = Ledger()
-            rounds(own, LedgerGrid(DirectGrid(controlled_app(), CLIENTS), ledger), 1)
+            rounds(own, LedgerGrid(Federation(controlled_app(), CLIENTS), ledger), 1)
         train = [entry for entry in ledger.entries if entry.kind == "train"]
         return sorted((entry.dense_up_bytes, entry.dense_down_bytes) for entry in train)
 

@@ -7,107 +7,98 @@ compares what a packet claims with it.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
-from fl_darex.masks import ONE
-from fl_darex.positions import SeededMask
-from fl_darex.wire.json_notes import WIRE_VERSION, Rules, dump, is_hex, is_names, load
-from fl_darex.wire.values import CODINGS
+from fl_darex.compression.methods import METHODS
+from fl_darex.compression.uplink import Uplink
+from fl_darex.errors import PacketError, Reason
+from fl_darex.masks import SHARED
+from fl_darex.positions import ListedMask, SeededMask
+from fl_darex.wire.codings import CODINGS
+from fl_darex.wire.header import NO_VERSION
+from fl_darex.wire.json_notes import COUNT, DIGITS, TEXT, Note, Rule
 
 CONFIG_KEY = "darex"
 """Key of the terms in a message's ConfigRecord."""
 
-SHARED = -1
-"""The mask slot that stands for all clients of a round."""
+# `Uplink` itself says what these may be.
+_ASKED = ("method", "keep", "values", "mask", "count", "seed", "dense")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Terms:
+@dataclass(frozen=True)
+class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=2):
     """What one client's reply in one round must look like.
 
     Attributes:
-        method: A row of `fl_darex.compression.compressor.COMPRESSORS`.
-        kept: Keep threshold in units of 2**-32.
-        q: The number by which the server divides survivors.
-        values: A row of `fl_darex.wire.values.CODINGS`.
-        seed: The run's seed.
+        uplink: What is asked of all.
         round: The federated round, from 1.
         slot: The client's partition, unique among the clients of the run.
-        shared: Whether all clients of the round use one mask.
-        exact: Whether each tensor keeps an exact number of entries.
-        columns: Keep threshold of input columns, of structured pruning; 0: the method has none.
-        scope: Among which entries the largest are chosen, of methods that look at the values.
-        search: How the client chooses q; empty: it is ``q``.
-        dense: Names of tensors whose whole delta is sent.
-        base: Version of the model in the message, 16 hexadecimal digits; the packet repeats it.
+        version: Version of the model in the message, 8 bytes; the packet repeats it.
         record: Name of the ArrayRecord that is the model; empty: there is no other.
-        version: Wire version; a client refuses one that it does not know.
+        counted: The last round in which this client's reply counted, for methods that remember
+            something; 0: none did.
     """
 
-    method: str
-    kept: int
-    q: float
-    values: str
-    seed: int
+    uplink: Uplink
     round: int
     slot: int
-    shared: bool = False
-    exact: bool = False
-    columns: int = 0
-    scope: str = "layer"
-    search: str = ""
-    dense: tuple[str, ...] = ()
-    base: str = "0" * 16
+    version: bytes = NO_VERSION
     record: str = ""
-    version: int = WIRE_VERSION
+    counted: int = 0
 
-    @property
-    def p(self) -> float:
-        """Fraction dropped."""
-        return 1.0 - self.kept / ONE
+    rules: ClassVar = {
+        **dict.fromkeys(_ASKED, Rule("", lambda value: True)),
+        "q": Rule("a number or a rule", lambda value: type(value) in (int, float, str)),
+        "options": Rule("an object", lambda value: isinstance(value, dict)),
+        "round": COUNT,
+        "slot": COUNT,
+        "counted": COUNT,
+        "model": DIGITS,
+        "record": TEXT,
+    }
 
     @property
     def drawn(self) -> SeededMask:
         """The entries that this client draws in this round."""
-        slot = SHARED if self.shared else self.slot
-        return SeededMask(self.seed, self.round, slot, self.kept, self.exact)
+        asked = self.uplink
+        slot = SHARED if asked.mask == "round" else self.slot
+        return SeededMask(asked.seed, self.round, slot, asked.keep, asked.count == "exact")
 
-    def attach(self, config: MutableMapping[str, Any]) -> None:
-        """Write the terms into a message's configuration."""
-        config[CONFIG_KEY] = dump(asdict(self))
+    @property
+    def listed(self) -> ListedMask:
+        """The name of positions that the client chooses by value; there are none in it yet."""
+        drawn = self.drawn
+        return ListedMask({}, drawn.seed, drawn.round, drawn.slot)
+
+    def fields(self) -> dict[str, Any]:
+        """Return what is asked of all, and what this client alone is told."""
+        asked = self.uplink
+        return asdict(asked) | {
+            "q": asked.rule or asked.divisor,
+            "round": self.round,
+            "slot": self.slot,
+            "model": self.version.hex(),
+            "record": self.record,
+            "counted": self.counted,
+        }
 
     @classmethod
-    def detach(cls, config: MutableMapping[str, Any]) -> Terms | None:
-        """Take the terms out of a message's configuration; None where there are none.
-
-        Raises:
-            PacketError: If they are not terms that this version understands.
-        """
-        text = config.pop(CONFIG_KEY, None)
-        if text is None:
-            return None
-        fields = load(text, _RULES, "the server's terms")
-        return cls(**fields | {"dense": tuple(fields["dense"]), "q": float(fields["q"])})
+    def of(cls, fields: dict[str, Any]) -> Self:
+        """Return the terms; raise `PacketError` if their settings do not go together."""
+        own = {name: fields.pop(name) for name in ("round", "slot", "record", "counted")}
+        version = bytes.fromhex(fields.pop("model"))
+        try:
+            return cls(uplink=Uplink(**fields), version=version, **own)
+        except ValueError as error:
+            text = f"the server's terms: {error}{_to_register(fields)}"
+            raise PacketError(text, Reason.TERMS) from None
 
 
-_WORD = 1 << 63
-_RULES: Rules = {
-    "method": ("text", lambda v: isinstance(v, str)),
-    "kept": ("an integer in [1, 2**32]", lambda v: type(v) is int and 0 < v <= ONE),
-    "q": ("a number in (0, 1]", lambda v: type(v) in (int, float) and 0.0 < v <= 1.0),
-    "values": (f"one of {sorted(CODINGS)}", lambda v: isinstance(v, str) and v in CODINGS),
-    "seed": ("an integer in [0, 2**63)", lambda v: type(v) is int and 0 <= v < _WORD),
-    "round": ("an integer in [0, 2**63)", lambda v: type(v) is int and 0 <= v < _WORD),
-    "slot": ("an integer in [0, 2**63)", lambda v: type(v) is int and 0 <= v < _WORD),
-    "shared": ("true or false", lambda v: type(v) is bool),
-    "exact": ("true or false", lambda v: type(v) is bool),
-    "columns": ("an integer in [0, 2**32]", lambda v: type(v) is int and 0 <= v <= ONE),
-    "scope": ("text", lambda v: isinstance(v, str)),
-    "search": ("text", lambda v: isinstance(v, str)),
-    "dense": ("a list of names", is_names),
-    "base": ("16 hexadecimal digits", lambda v: is_hex(v, 16)),
-    "record": ("text", lambda v: isinstance(v, str)),
-    "version": ("an integer", lambda v: type(v) is int),
-}
+def _to_register(fields: Mapping[str, Any]) -> str:
+    """Return what to do where terms name something that this side does not know."""
+    for key, known, argument in (("method", METHODS, "methods"), ("values", CODINGS, "codings")):
+        if isinstance(fields[key], str) and fields[key] not in known:
+            return f"; if it is one of your own, give this client DarexMod({argument}=[...])"
+    return ""

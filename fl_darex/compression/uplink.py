@@ -1,109 +1,132 @@
-"""What the server asks of every client: the method and its numbers, checked once."""
+"""What is asked: how every client's update is made, checked once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
-from fl_darex.compression.compressor import COMPRESSORS, Compressor
-from fl_darex.compression.terms import Terms
+from fl_darex.compression.method import Method
+from fl_darex.compression.methods import METHODS
 from fl_darex.errors import nearest
 from fl_darex.masks import ONE, keep_threshold
-from fl_darex.pruning.scores import SCOPES
-from fl_darex.pruning.structured import columns_kept
+from fl_darex.options import Scalar, checked_options
 from fl_darex.rescaling import resolve_q
 from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
-from fl_darex.wire.values import CODINGS
+from fl_darex.wire.codings import CODINGS, Coding
+
+MASKS = ("client", "round")
+"""One mask for each client, or one for all clients of a round."""
+
+COUNTS = ("random", "exact")
+"""How many survivors a tensor has: as drawn, or its share, rounded at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """Settings of a run's uplink; `DarexStrategy` says what they mean.
+class Uplink:
+    """Settings of the way up, the same for all clients and rounds of a run.
+
+    Attributes:
+        method: Name of a row of `fl_darex.compression.methods.METHODS`.
+        keep: Fraction kept in units of 2**-32, 1 to 2**32; `of` makes it from p.
+        q: ``"dare"``, a number in (0, 1], a rule by which clients choose it, or
+            ``"server-validation"``; see `fl_darex.rescaling.rules`.
+        values: Name of a row of `fl_darex.wire.codings.CODINGS`.
+        mask: ``"client"`` or ``"round"``.
+        count: ``"random"`` or ``"exact"``.
+        seed: The run's seed, in [0, 2**63).
+        dense: Names of tensors whose whole delta is sent.
+        options: The method's own settings by name; those that are left out take their default.
 
     Raises:
-        ValueError: If one is outside its range, or two do not go together.
+        ValueError: If one is of a wrong type or outside its range, or two do not go together. The
+            message begins with the name of the setting.
     """
 
-    p: float
-    q: float | str
-    values: str
-    mask: str
-    count: str
     method: str
-    scope: str
-    columns: float
-    seed: int
-    dense: tuple[str, ...]
+    keep: int
+    q: float | str = "dare"
+    values: str = "fp16"
+    mask: str = "client"
+    count: str = "random"
+    seed: int = 0
+    dense: tuple[str, ...] = ()
+    options: Mapping[str, Scalar] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("values", self.values, CODINGS)
-        check_choice("mask", self.mask, ("client", "round"))
-        check_choice("count", self.count, ("random", "exact"))
-        check_choice("method", self.method, COMPRESSORS)
-        check_choice("scope", self.scope, SCOPES)
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be in [0, 2**63), got {self.seed}")
-        if self.mask == "round" and not self.compressor.seeded:
+        rows = (("method", [*METHODS]), ("values", [*CODINGS]), ("mask", MASKS), ("count", COUNTS))
+        for name, known in rows:
+            check_choice(name, getattr(self, name), known)
+        if type(self.keep) is not int or not 0 < self.keep <= ONE:
+            raise ValueError(f"keep = {self.keep!r} is not allowed; it must be from 1 to 2**32")
+        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed = {self.seed!r} is not allowed; it must be in [0, 2**63)")
+        names = self.dense if isinstance(self.dense, list | tuple) else [None]
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"dense = {self.dense!r} is not allowed; it must be a list of names")
+        options = checked_options(f"method {self.method!r}", self.how.options, self.options)
+        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "dense", tuple(self.dense))
+        if self.mask == "round" and not self.how.seeded:
             raise ValueError(
-                f"mask 'round' needs survivors that do not depend on values; method "
-                f"{self.method!r} chooses them by value: use mask 'client'"
+                f"mask = 'round' is for masks that are drawn; method = {self.method!r} chooses by "
+                "value: set mask = 'client'"
             )
-        if self.method == "structured":
-            columns_kept(self.p, self.columns)
-        _ = self.first_q
+        _ = self.divisor
+        self.how.check(self)
 
-    @cached_property
-    def kept(self) -> int:
-        """Keep threshold in units of 2**-32."""
-        return keep_threshold(self.p)
+    @classmethod
+    def of(
+        cls, method: str | Method, p: float, *, values: str | Coding = "fp16", **settings: Any
+    ) -> Uplink:
+        """Return an uplink from p, the fraction dropped, in [0, 1).
+
+        Args:
+            method: A name, or a method of one's own, which is added to the table.
+            p: Fraction of each delta that is dropped.
+            values: A name, or a coding of one's own, likewise.
+            settings: All others. Options that only other methods have are checked and left out.
+        """
+        if isinstance(method, Method):
+            method = METHODS.add(method).name
+        check_choice("method", method, METHODS)
+        given, own = settings.pop("options", {}), METHODS[method].options
+        others = {name: one for row in METHODS.values() for name, one in row.options.items()}
+        for name in set(given) & set(others) - set(own):
+            others[name].checked(name, given[name])
+        settings["options"] = {k: v for k, v in given.items() if k in own or k not in others}
+        if not isinstance(values, str):
+            values = CODINGS.add(values).name
+        return cls(method=method, keep=keep_threshold(p), values=values, **settings)
 
     @property
-    def compressor(self) -> Compressor:
+    def how(self) -> Method:
         """Both halves of the method."""
-        return COMPRESSORS[self.method]
+        return METHODS[self.method]
 
     @property
     def rule(self) -> str:
         """How clients choose q; empty: they do not."""
         return self.q if isinstance(self.q, str) and self.q in RULES else ""
 
-    @property
-    def first_q(self) -> float:
+    @cached_property
+    def divisor(self) -> float:
         """The number that survivors are divided by unless a search finds another one."""
         if self.rule or self.q == SERVER_VALIDATION:
-            return self.kept / ONE
-        return resolve_q(self.q, self.kept if self.compressor.seeded else ONE)
-
-    def terms(self, round_: int, slot: int, base: str, record: str) -> Terms:
-        """Return the terms of one client in one round.
-
-        Args:
-            round_: The federated round.
-            slot: The client's partition.
-            base: Version of the model that it is sent.
-            record: Name of the ArrayRecord that is the model; empty: there is no other.
-        """
-        return Terms(
-            method=self.method,
-            kept=self.kept,
-            q=self.first_q,
-            values=self.values,
-            seed=self.seed,
-            round=round_,
-            slot=slot,
-            shared=self.mask == "round",
-            exact=self.count == "exact",
-            columns=columns_kept(self.p, self.columns) if self.method == "structured" else 0,
-            scope=self.scope,
-            search=self.rule,
-            dense=self.dense,
-            base=base,
-            record=record,
-        )
+            return self.keep / ONE
+        return resolve_q(self.q, self.keep if self.how.seeded else ONE)
 
 
-def check_replies(asked: Request, form: str, strategy: str) -> None:
+def check_choice(name: str, value: object, known: Iterable[str]) -> None:
+    """Raise `ValueError` if a value is none of those known."""
+    choices = sorted(known)
+    if not isinstance(value, str) or value not in choices:
+        hint = nearest(value, choices) if isinstance(value, str) else ""
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}{hint}")
+
+
+def check_replies(asked: Uplink, form: str, strategy: str) -> None:
     """Raise `ValueError` if clients cannot be compared although a strategy does that.
 
     Args:
@@ -111,7 +134,7 @@ def check_replies(asked: Request, form: str, strategy: str) -> None:
         form: Which replies the strategy is given.
         strategy: Its name.
     """
-    if form != "support" or asked.method == "dense":
+    if form != "support" or not asked.how.packs:
         return
     if asked.mask != "round":
         raise ValueError(
@@ -123,10 +146,3 @@ def check_replies(asked: Request, form: str, strategy: str) -> None:
             f"q = {SERVER_VALIDATION!r} searches along the average, which {strategy} does not "
             "take; choose another q"
         )
-
-
-def check_choice(name: str, value: str, known: Iterable[str]) -> None:
-    """Raise `ValueError` if a value is none of those known."""
-    if value not in known:
-        choices = sorted(known)
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}{nearest(value, choices)}")

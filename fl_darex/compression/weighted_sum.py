@@ -1,22 +1,22 @@
-"""The weighted sum of many clients' survivors, stretch by stretch of the model.
+"""The weighted mean of many clients' updates, packed or whole.
 
-All clients' survivors in one stretch are added before the next one begins, so that stretch of the
-accumulator stays in cache, no client is ever decoded in full, and the result depends on the order
-of the packets alone.
+All clients' survivors in one stretch of the model are added before the next stretch begins, so that
+stretch of the accumulator stays in cache, no client is ever decoded in full, and the result depends
+on the order of the updates alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_darex.change import Array, Arrays, added, moved, shortened, steps, wide
+from fl_darex.compression.update import Before, Update
 from fl_darex.delta import Layout
 from fl_darex.positions import Blocks, Draws, Mask, Positions, joined
-from fl_darex.wire.reader import Packet
 
 _SPAN = 1 << 20  # entries of a stretch: 4 MB of accumulator
 _AT_ONCE = 1 << 18  # survivors of a stretch that are drawn at once, about
@@ -24,46 +24,159 @@ _AT_ONCE = 1 << 18  # survivors of a stretch that are drawn at once, about
 Numbers = NDArray[np.float32]
 
 
-@dataclass
-class Share:
-    """One client's packet and its share of the sum.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One client's part in a mean.
 
     Attributes:
-        packet: The packet, checked.
-        share: What its ``survivors / q`` are multiplied by, were it not for ``factor``.
-        factor: At most 1; less where the client's update was clipped.
-        read: How many of its survivors have been added.
-        odd: Whether its mask keeps more entries than the packet has.
+        update: What it says.
+        weight: Its share before normalisation, for example the number of examples.
+        factor: What its change is multiplied by, at most 1; less where it was clipped.
     """
 
-    packet: Packet
-    share: float
+    update: Update
+    weight: float
     factor: float = 1.0
+
+
+def weighted_mean(
+    before: Before, layout: Layout, parts: Sequence[Part]
+) -> tuple[Arrays | None, list[Part]]:
+    """Return the mean of what updates say the tensors should be.
+
+    With whole tensors only, the result has the same bits as Flower's own FedAvg on them, in this
+    order. A sparse update stands for ``before + survivors / q``.
+
+    Args:
+        before: The tensors that the clients were sent.
+        layout: Their layout.
+        parts: In the order in which they are added; the sum of their weights is above 0.
+
+    Returns:
+        The mean; or None and the parts that have more or fewer survivors than their masks keep,
+        which comes to light when a mask is drawn.
+    """
+    total = sum(part.weight for part in parts)
+    sparse = [part for part in parts if part.update.mask is not None]
+    share = sum(part.weight for part in sparse) / total
+    after: Arrays = {}
+    # Shares of the sparse ones alone: their sum is a mean, whatever the whole ones weigh.
+    shares = [Share(part, part.weight / total / (share or 1.0)) for part in sparse]
+    if shares:
+        sums = np.empty(sum(spec.numel for spec in layout.pruned), dtype=np.float32)
+        if odd := add_sparse(sums, layout, shares, clear=True):
+            return None, [one.part for one in odd]
+        after = _pruned_after(before, layout, sums) | _dense_after(before, layout, shares)
+    whole = [part for part in parts if part.update.mask is None]
+    result = _sum_of_whole(whole, total, before, layout)
+    for name, array in after.items() if share else ():
+        if name in result:
+            array = (result[name] + array * share).astype(array.dtype)
+        result[name] = array
+    result |= mean_counters(before, layout, parts)
+    return {name: result[name] for name in before}, []
+
+
+def mean_counters(before: Before, layout: Layout, parts: Sequence[Part]) -> Arrays:
+    """Return the weighted mean of the tensors that are not floating point, as whole numbers."""
+    total = sum(part.weight for part in parts)
+    sums = {spec.name: np.zeros(spec.numel) for spec in layout.raw}
+    for part in parts if sums else ():
+        values = part.update.counters()
+        for name in sums:
+            sums[name] += steps(values[name], before[name]) * (part.weight / total)
+    return {name: moved(before[name], change) for name, change in sums.items()}
+
+
+def _sum_of_whole(parts: list[Part], total: float, before: Before, layout: Layout) -> Arrays:
+    """Return the whole tensors' part of the mean, with the bits of aggregate_arrayrecords."""
+    result: Arrays = {}
+    counters = {spec.name for spec in layout.raw}
+    for part in parts:
+        for name, array in part.update.values(before).items():
+            if name in counters:
+                continue
+            if part.factor != 1.0:
+                array = shortened(array, before[name], part.factor)
+            term = array * (part.weight / total)
+            if name in result:
+                result[name] += term
+            else:
+                result[name] = term
+    return result
+
+
+def _pruned_after(before: Before, layout: Layout, sums: Numbers) -> Arrays:
+    """Return the model plus the weighted sum, for all pruned tensors."""
+    after: Arrays = {}
+    start = 0
+    for spec in layout.pruned:
+        part: Array = sums[start : start + spec.numel].reshape(spec.shape)
+        start += spec.numel
+        if before[spec.name].dtype == np.float32:
+            part += before[spec.name]  # in place: the accumulator becomes the model
+            after[spec.name] = part
+        else:
+            after[spec.name] = added(before[spec.name], part)
+    return after
+
+
+def _dense_after(before: Before, layout: Layout, shares: Sequence[Share]) -> Arrays:
+    changes = {
+        spec.name: np.zeros(spec.numel, wide(before[spec.name].dtype)) for spec in layout.dense
+    }
+    for one in shares:
+        for name, values in one.part.update.dense().items():
+            changes[name] += values * changes[name].dtype.type(one.share * one.part.factor)
+    return {name: added(before[name], change) for name, change in changes.items()}
+
+
+@dataclass
+class Share:
+    """One client's survivors on their way into the sum.
+
+    Attributes:
+        part: The client's part, with a mask.
+        share: What its ``survivors / q`` are multiplied by, were it not for the part's factor.
+        read: How many of its survivors have been added.
+        odd: Whether its mask keeps more entries than it has survivors.
+    """
+
+    part: Part
+    share: float
     read: int = 0
     odd: bool = False
 
+    @property
+    def mask(self) -> Mask:
+        """Where the survivors are."""
+        if self.part.update.mask is None:
+            raise TypeError("whole tensors are no survivors")
+        return self.part.update.mask
+
     def next(self, counts: Positions, tensors: Positions) -> Numbers:
-        """Return the next survivors, scaled; zeros if the packet does not have as many.
+        """Return the next survivors, scaled; zeros if there are not as many.
 
         Args:
             counts: How many of them lie in each of the blocks that are next.
             tensors: Which tensor each of these blocks belongs to.
         """
+        update = self.part.update
         start, self.read = self.read, self.read + int(counts.sum())
-        if self.odd or self.read > self.packet.header.survivors:
+        if self.odd or self.read > update.count:
             self.odd = True
             return np.zeros(self.read - start, dtype=np.float32)
-        share = self.share * self.factor
-        if isinstance(self.packet.q, float):
-            return self.packet.numbers(start, self.read, scale=share / self.packet.q)
-        scale = (share / self.packet.q.astype(np.float64)).astype(np.float32)
-        return self.packet.numbers(start, self.read) * np.repeat(scale[tensors], counts)
+        share = self.share * self.part.factor
+        if isinstance(update.q, float):
+            return update.numbers(start, self.read, share / update.q)
+        scale = (share / np.asarray(update.q, dtype=np.float64)).astype(np.float32)
+        return update.numbers(start, self.read) * np.repeat(scale[tensors], counts)
 
 
-def add_packets(
+def add_sparse(
     total: Numbers, layout: Layout, shares: Sequence[Share], *, clear: bool = False
 ) -> list[Share]:
-    """Add ``share * survivors / q`` of packets to a vector of all pruned tensors, in place.
+    """Add ``share * survivors / q`` of updates to a vector of all pruned tensors, in place.
 
     Args:
         total: All pruned tensors in canonical order, flattened into one vector.
@@ -72,7 +185,7 @@ def add_packets(
         clear: Begin with zeros, whatever the vector holds.
 
     Returns:
-        The packets that have more or fewer survivors than their masks keep; if there are any,
+        The updates that have more or fewer survivors than their masks keep; if there are any,
         the sum means nothing.
     """
     blocks = Blocks.of(layout)
@@ -83,7 +196,7 @@ def add_packets(
             total[first : first + size] = 0.0  # brings it into cache, too
         for batch in batches:
             np.add.at(total, *batch.next(start, end))
-    return [share for share in shares if share.odd or share.read != share.packet.header.survivors]
+    return [share for share in shares if share.odd or share.read != share.part.update.count]
 
 
 def _spans(blocks: Blocks) -> Iterator[tuple[int, int]]:
@@ -98,19 +211,12 @@ def _spans(blocks: Blocks) -> Iterator[tuple[int, int]]:
         yield start, blocks.length.size
 
 
-class _Batch(Protocol):
-    """Clients whose survivors are found together."""
-
-    def next(self, start: int, end: int) -> tuple[Positions, Numbers]:
-        """Return positions of the survivors in some blocks, and what is added there."""
-
-
 class _Apart:
     """Clients that have a mask each."""
 
     def __init__(self, shares: Sequence[Share], blocks: Blocks) -> None:
         self._shares, self._tensors = shares, blocks.tensor
-        self._draws = Draws([share.packet.mask for share in shares], blocks)
+        self._draws = Draws([share.mask for share in shares], blocks)
 
     def next(self, start: int, end: int) -> tuple[Positions, Numbers]:
         """Return all clients' survivors, client after client."""
@@ -127,7 +233,7 @@ class _Together:
 
     def __init__(self, shares: Sequence[Share], blocks: Blocks) -> None:
         self._shares, self._tensors = shares, blocks.tensor
-        self._draws = Draws([shares[0].packet.mask], blocks)
+        self._draws = Draws([shares[0].mask], blocks)
 
     def next(self, start: int, end: int) -> tuple[Positions, Numbers]:
         """Return the mask's positions and the clients' sum."""
@@ -139,16 +245,18 @@ class _Together:
         return joined(drawn), total
 
 
-def _batches(shares: Sequence[Share], blocks: Blocks) -> list[_Batch]:
-    """Group clients in order; the grouping depends on the packets alone."""
+def _batches(shares: Sequence[Share], blocks: Blocks) -> list[_Apart | _Together]:
+    """Group clients in order; the grouping depends on the updates alone."""
     groups: dict[Mask, list[Share]] = {}
     for share in shares:
-        groups.setdefault(share.packet.mask, []).append(share)
-    batches: list[_Batch] = [_Together(g, blocks) for g in groups.values() if len(g) > 1]
+        groups.setdefault(share.mask, []).append(share)
+    batches: list[_Apart | _Together] = [
+        _Together(g, blocks) for g in groups.values() if len(g) > 1
+    ]
     alone = [group[0] for group in groups.values() if len(group) == 1]
     if alone:
         numel = int(blocks.length.sum())
-        each = alone[0].packet.header.survivors * min(_SPAN, numel) // max(1, numel)
+        each = alone[0].part.update.count * min(_SPAN, numel) // max(1, numel)
         size = max(1, _AT_ONCE // max(1, each))
         batches += [_Apart(alone[i : i + size], blocks) for i in range(0, len(alone), size)]
     return batches

@@ -1,17 +1,19 @@
 """The configuration of a run: sections, ranges, text, and errors for people."""
 
-from fl_darex.config.run import RunConfig, known_keys, load_config, make_config
+from fl_darex.config.chosen import CompressConfig, ServerConfig
+from fl_darex.config.run import OWN_NAMES, RunConfig, known_keys, load_config, make_config
 from fl_darex.config.sections import (
-    CompressConfig,
+    TASKS,
     FederationConfig,
     ResourcesConfig,
     Section,
-    ServerConfig,
     TaskConfig,
     TrainConfig,
 )
 
 __all__ = [
+    "OWN_NAMES",
+    "TASKS",
     "CompressConfig",
     "FederationConfig",
     "ResourcesConfig",

@@ -26,15 +26,12 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 def _allowed(root: type[BaseModel], key: str, found: Any) -> str:
     """Say in words what a key takes, from the field's own declaration."""
     section, _, name = key.partition(".")
-    owner = root.model_fields[section].annotation
-    field = next(
-        f
-        for f in owner.model_fields.values()  # type: ignore[union-attr]
-        if f.alias == name
-    )
+    fields: dict[str, Any] = root.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+    field = next(field for field in fields.values() if field.alias == name)
     kind = field.annotation
     choices = [option for arg in (kind, *get_args(kind)) for option in _options(arg)]
-    if choices and get_origin(kind) is Literal:
+    named = {getattr(arg, "__origin__", None) for arg in (kind, *get_args(kind))}
+    if choices and named & {Literal, str} and not named & {int, float}:
         return f"allowed: {', '.join(map(repr, choices))}{nearest(str(found), choices)}"
     if kind is bool:
         return "it must be true or false"

@@ -12,19 +12,24 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
+from fl_darex.config.chosen import CompressConfig, ServerConfig
 from fl_darex.config.errors import explain
 from fl_darex.config.sections import (
-    CompressConfig,
     FederationConfig,
     ResourcesConfig,
     Section,
-    ServerConfig,
     TaskConfig,
     TrainConfig,
 )
 from fl_darex.config.text import Scalar, flatten, parse_override, toml_scalar
 from fl_darex.errors import ConfigError, nearest
 from fl_darex.rescaling.rules import RULES
+
+_OWN = ("compress.method", "server.strategy")
+"""Keys that can name something of one's own with options, which are keys of the same section."""
+
+OWN_NAMES = (*_OWN, "compress.values", "compress.downlink", "compress.downlink-values", "task.name")
+"""All keys that can name something of one's own, as ``"package.module:name"``."""
 
 
 class RunConfig(Section):
@@ -112,11 +117,14 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
             the value, what is allowed and the nearest known key.
     """
     keys = known_keys()
+    # What is an option of something of one's own is known when that is loaded, in its section.
+    own = tuple(f"{key.partition('.')[0]}." for key in _OWN if ":" in str(values.get(key, "")))
     nested: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
         if key in RunConfig.model_fields and value == {}:
             continue  # a section without keys
-        if key not in keys:
+        # Fields answer to their Python names, too, which are no keys.
+        if key not in keys and ("_" in key or not key.startswith(own)):
             raise ConfigError(f"unknown key {key!r}{_nearest_key(key, keys)}")
         section, _, name = key.partition(".")
         nested.setdefault(section, {})[name] = value

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from fl_darex.masks import keep_threshold
-from fl_darex.rescaling.rules import LABELLED
+from fl_darex.errors import nearest
 
 Rate = Annotated[float, Field(ge=1e-9, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+TASKS = {
+    "digits": "digits.task:load_digits_task",
+    "text-classification": "text.task:load_text_task",
+    "image-classification": "image.task:load_image_task",
+    "causal-lm": "causal.task:load_causal_task",
+}
+"""Where each task is made, in `fl_darex.tasks`; some need many packages, so they load on use."""
+
+
+def _task(name: str) -> str:
+    """Return a name of `TASKS`, or of somebody's own function, as ``"package.module:function"``."""
+    if name in TASKS or re.fullmatch(r"[^\W\d][\w.]*:[^\W\d]\w*", name):
+        return name
+    raise ValueError(
+        f"task.name = {name!r} is not allowed; allowed: {', '.join(map(repr, TASKS))}, or "
+        f"'package.module:function'{nearest(name, TASKS)}"
+    )
 
 
 def _kebab(name: str) -> str:
@@ -33,7 +51,7 @@ class Section(BaseModel):
 class TaskConfig(Section):
     """What is learned: a model, a dataset, and how the result is measured."""
 
-    name: Literal["digits", "text-classification", "image-classification", "causal-lm"] = "digits"
+    name: Annotated[str, AfterValidator(_task)] = "digits"
     model: str = Field("", description="hub name or folder; digits: empty = the packaged model")
     dataset: str = Field("", description="hub name or folder; digits: must be empty")
     subset: str = Field("", description="configuration of a hub dataset, e.g. 'sst2'")
@@ -159,100 +177,6 @@ class TrainConfig(Section):
                 f"found local-steps = {self.local_steps}, local-epochs = {self.local_epochs}"
             )
         return self
-
-
-class CompressConfig(Section):
-    """What a client sends."""
-
-    method: Literal["dare", "structured", "magnitude", "wanda", "dense"] = "dare"
-    p: float = Field(0.99, ge=0.0, lt=1.0, description="fraction of the delta that is dropped")
-    q: Literal["dare", "q-v", "q-e", "layer-q-v", "layer-q-e", "server-validation"] | Rate = Field(
-        "dare", description="survivors are divided by q; the names search for it"
-    )
-    calibration_examples: int = Field(
-        64, ge=1, description="of each client, for WANDA and searches; q-v does not train on them"
-    )
-    scope: Literal["layer", "row", "global"] = Field(
-        "layer", description="magnitude, wanda: among which entries the largest are kept"
-    )
-    columns: Rate = Field(0.05, description="structured: fraction of input columns that is kept")
-    values: Literal["fp32", "fp16", "bf16", "int8", "int4", "sign"] = "fp16"
-    mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
-    count: Literal["random", "exact"] = Field("random", description="survivors of each tensor")
-    downlink: Literal["dense", "update", "server"] = Field(
-        "update", description="the model, what changed of it, or the largest entries of that"
-    )
-    downlink_p: Literal["same"] | Fraction = Field(
-        "same", description="fraction of the server's step that 'server' keeps back"
-    )
-    downlink_values: Literal["same", "fp32", "fp16", "bf16", "int8", "int4", "sign"] = Field(
-        "same", description="how the server's packets write numbers"
-    )
-    lora: Literal["factors", "product"] = Field(
-        "factors", description="of LoRA's adapters: prune A and B each, or the change that they are"
-    )
-
-    @model_validator(mode="after")
-    def _something_survives(self) -> CompressConfig:
-        for key, p in (("p", self.p), ("downlink-p", self.server_p)):
-            try:
-                keep_threshold(p)
-            except ValueError as error:
-                raise ValueError(f"compress.{key} = {p!r} is not allowed; {error}") from None
-        return self
-
-    @model_validator(mode="after")
-    def _goes_together(self) -> CompressConfig:
-        by_value = self.method in ("magnitude", "wanda")
-        if by_value and self.mask == "round":
-            raise ValueError(
-                f"compress.mask = 'round' is for masks that are drawn; compress.method = "
-                f"{self.method!r} chooses by value: set compress.mask = 'client'"
-            )
-        if self.method == "wanda" and self.scope == "global":
-            raise ValueError(
-                "compress.scope = 'global' needs activations of every tensor, which only linear "
-                "layers have; with compress.method = 'wanda' set 'layer' or 'row'"
-            )
-        if self.method == "structured" and self.columns < 1 - self.p - 1e-9:
-            raise ValueError(
-                f"compress.columns = {self.columns} keeps fewer entries than compress.p = "
-                f"{self.p} does; allowed: {1 - self.p:g} to 1"
-            )
-        if self.method == "dense" and isinstance(self.q, str) and self.q != "dare":
-            raise ValueError(
-                f"compress.q = {self.q!r} divides survivors; compress.method = 'dense' has none"
-            )
-        return self
-
-    @property
-    def holds_out(self) -> bool:
-        """Whether clients keep their calibration examples out of training."""
-        return self.q in LABELLED
-
-    @property
-    def server_p(self) -> float:
-        """Fraction of its step that the server keeps back."""
-        return self.p if self.downlink_p == "same" else self.downlink_p
-
-    @property
-    def server_values(self) -> str:
-        """How the server's packets write numbers."""
-        return self.values if self.downlink_values == "same" else self.downlink_values
-
-
-class ServerConfig(Section):
-    """What the server does with the averaged update."""
-
-    strategy: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
-    lr: float = Field(1.0, gt=0.0, le=1e3, description="FedAvgM's and FedAdam's step size")
-    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="FedAvgM")
-    beta_1: float = Field(0.9, ge=0.0, lt=1.0, description="FedAdam")
-    beta_2: float = Field(0.99, ge=0.0, lt=1.0, description="FedAdam")
-    tau: float = Field(1e-3, gt=0.0, description="FedAdam")
-    validation_examples: int = Field(
-        256, ge=1, description="q = server-validation: taken out of train for choosing q"
-    )
 
 
 class ResourcesConfig(Section):

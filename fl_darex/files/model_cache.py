@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_darex.files.atomic import cache_root, write_atomically
+from fl_darex.files.atomic import PRIVATE, cache_root, write_atomically
 from fl_darex.wire.json_notes import is_hex
 
 KEPT = 2
@@ -31,7 +31,7 @@ KEPT = 2
 FORGOTTEN_DAYS = 7
 """Days after which what a run left here is removed by the next one."""
 
-# magic, CRC-32 of all that follows it, length of the table
+# magic, CRC-32 of all that follows these two, length of the table
 _PREFIX = struct.Struct("<8sQQ")
 _MAGIC = b"DARXMDL1"
 _ALIGN = 64
@@ -59,15 +59,12 @@ class ModelCache:
     def load(self, version: bytes) -> Arrays | None:
         """Return a version's tensors, read-only; None where it is missing or damaged."""
         path = self._path(version)
-        try:
-            return _read(np.memmap(path, dtype=np.uint8, mode="r"))
-        except OSError:
-            return None
-        except (ValueError, KeyError, TypeError):
-            # Damaged; np.memmap refuses an empty file with ValueError, too.
-            with suppress(OSError):
-                path.unlink()
-            return None
+        with suppress(OSError):
+            try:
+                return _read(np.memmap(path, dtype=np.uint8, mode="r"))
+            except (ValueError, KeyError, TypeError, struct.error):
+                path.unlink()  # damaged; an empty file is a ValueError of np.memmap
+        return None
 
     def store(self, version: bytes, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write a version, if it is not there, and forget all but the `KEPT` newest.
@@ -79,11 +76,13 @@ class ModelCache:
         if path.exists():
             return
         if not self.folder.exists():
-            self._forget_old_runs()
+            oldest = time.time() - FORGOTTEN_DAYS * 86400
+            for run in self._root.glob("*/"):
+                if is_hex(run.name, 16) and _modified(run) < oldest:
+                    shutil.rmtree(run, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _parts(arrays))
-        models = sorted(self.folder.glob("*.model"), key=_modified, reverse=True)
-        for old in models[KEPT:]:
+        write_atomically(path, _parts(arrays), PRIVATE)
+        for old in sorted(self.folder.glob("*.model"), key=_modified)[:-KEPT]:
             old.unlink(missing_ok=True)
 
     def held_by(self, node: int) -> bytes | None:
@@ -100,7 +99,7 @@ class ModelCache:
         Raises:
             OSError: If it cannot be written.
         """
-        write_atomically(self.folder / f"{node}.held", [version.hex().encode()])
+        write_atomically(self.folder / f"{node}.held", [version.hex().encode()], PRIVATE)
 
     def remove(self) -> None:
         """Remove everything of this run."""
@@ -108,12 +107,6 @@ class ModelCache:
 
     def _path(self, version: bytes) -> Path:
         return self.folder / f"{version.hex()}.model"
-
-    def _forget_old_runs(self) -> None:
-        oldest = time.time() - FORGOTTEN_DAYS * 86400
-        for folder in self._root.glob("*/"):
-            if is_hex(folder.name, 16) and _modified(folder) < oldest:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _modified(path: Path) -> float:
@@ -130,33 +123,27 @@ def _parts(arrays: Mapping[str, NDArray[Any]]) -> list[Any]:
     end = 0
     for name, array in arrays.items():
         data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        padding = bytes(-end % _ALIGN)
-        table.append([name, array.dtype.str, list(array.shape), end + len(padding)])
-        body += [padding, data]
-        end += len(padding) + data.size
+        padding = bytes(-data.size % _ALIGN)
+        table.append([name, array.dtype.str, array.shape, end])
+        body += [data, padding]
+        end += data.size + len(padding)
     header = json.dumps(table).encode()
     header += b" " * (-(_PREFIX.size + len(header)) % _ALIGN)
-    checksum = zlib.crc32(header, _of_length(len(header)))
-    for part in body:
+    parts = [len(header).to_bytes(8, "little"), header, *body]
+    checksum = 0
+    for part in parts:
         checksum = zlib.crc32(part, checksum)
-    return [_PREFIX.pack(_MAGIC, checksum, len(header)), header, *body]
+    return [_MAGIC, checksum.to_bytes(8, "little"), *parts]
 
 
 def _read(data: NDArray[np.uint8]) -> Arrays:
-    """Read what `_parts` writes; raise ValueError, KeyError or TypeError where it does not."""
-    if data.size < _PREFIX.size:
-        raise ValueError("cut short")
-    magic, checksum, length = _PREFIX.unpack(data[: _PREFIX.size].tobytes())
-    rest = data[_PREFIX.size :]
-    if magic != _MAGIC or zlib.crc32(memoryview(rest.data), _of_length(length)) != checksum:
+    """Read what `_parts` writes; raise an error where it does not."""
+    magic, checksum, length = _PREFIX.unpack_from(data.data)
+    if magic != _MAGIC or zlib.crc32(data[16:].data) != checksum:
         raise ValueError("damaged")
-    body, arrays = rest[length:], {}
-    for name, kind, shape, first in json.loads(rest[:length].tobytes()):
-        dtype = np.dtype(kind)
-        end = first + math.prod(shape) * dtype.itemsize
-        arrays[name] = body[first:end].view(dtype).reshape(shape)
+    rest, arrays = data[_PREFIX.size :], {}
+    for name, dtype, shape, first in json.loads(rest[:length].tobytes()):
+        kind, start = np.dtype(dtype), length + first
+        part = rest[start : start + math.prod(shape) * kind.itemsize]
+        arrays[name] = part.view(kind).reshape(shape)
     return arrays
-
-
-def _of_length(length: int) -> int:
-    return zlib.crc32(length.to_bytes(8, "little"))

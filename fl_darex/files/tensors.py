@@ -1,8 +1,16 @@
-"""Tensors in files that anybody may have made: ``.safetensors`` and ``.npz``, never pickle."""
+"""Tensors in files that anybody may have made: ``.safetensors`` and ``.npz``, never pickle.
+
+Types are kept. NumPy has no bfloat16: such a tensor is given as float32, which holds its values
+exactly, its description says ``"bfloat16"``, and what is written as bfloat16 again is the same bit
+for bit. Types that NumPy has no room for, such as the 8-bit floats, are refused by name.
+"""
 
 from __future__ import annotations
 
-import zipfile
+import json
+from collections import UserDict
+from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,72 +19,156 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_darex.errors import ConfigError
+from fl_darex.files import formats
+from fl_darex.files.atomic import open_atomically
+from fl_darex.files.formats import StoredTensor, reading
 
-Arrays = dict[str, NDArray[Any]]
-
-# As safetensors spells them; bfloat16, which NumPy lacks, is widened and loses nothing.
-_TYPES = {
-    **{"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1"},
-    **{"U64": "u8", "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "?", "BF16": "u2"},
-}
+_READERS = {".npz": formats.read_npz, ".safetensors": formats.read_safetensors}
+_WRITERS = {".npz": formats.write_npz, ".safetensors": formats.write_safetensors}
+_INDEX = "model.safetensors.index.json"
 
 
-def read_tensors(path: str | PathLike[str]) -> Arrays:
-    """Return the tensors of a checkpoint by name.
+class StoredTensors(UserDict[str, Any]):
+    """Tensors by name, in the order of the file, each read when it is asked for, every time.
+
+    So two checkpoints are gone through tensor by tensor, and never is one of them whole in memory.
+    Do not write to what you are given: it may be read-only, a part of the file itself.
+
+    Attributes:
+        data: The `StoredTensor` of each: what is known of it before it is read.
+    """
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        found: NDArray[Any] = self.data[name].load()
+        return found
+
+
+def open_tensors(path: str | PathLike[str]) -> StoredTensors:
+    """Return the tensors of a checkpoint by name, of which none is read before it is asked for.
+
+    Those of ``.safetensors`` files are memory-mapped: do not write into such a file while it is in
+    use. To replace it, as `write_tensors` does, is safe.
 
     Args:
-        path: A ``.safetensors`` file, an ``.npz`` file, or a folder of ``.safetensors`` files, of
-            which all are read, as ``save_pretrained`` leaves them. bfloat16 comes back as float32.
+        path: A ``.safetensors`` file, an ``.npz`` file, or a folder of ``.safetensors`` files, as
+            ``save_pretrained`` leaves them: those that ``model.safetensors.index.json`` names, or
+            all where there is no index.
+
+    Raises:
+        ConfigError: If there is no such file, it cannot be read, or the files of a folder do not
+            fit each other; also later, when a tensor is asked for that is damaged or of a type
+            that NumPy lacks.
+    """
+    place = Path(path).expanduser()
+    return StoredTensors(_in_folder(place) if place.is_dir() else _in_file(place))
+
+
+def read_tensors(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a checkpoint in memory, whatever becomes of the file.
+
+    Args:
+        path: As for `open_tensors`. bfloat16 comes back as float32.
 
     Raises:
         ConfigError: If there is no such file, or it cannot be read.
     """
+    return {name: np.array(array) for name, array in open_tensors(path).items()}
+
+
+def write_tensors(path: str | PathLike[str], tensors: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all.
+
+    Args:
+        path: Ends with ``.safetensors`` or ``.npz``; its folder must exist.
+        tensors: NumPy arrays or torch tensors by name. `StoredTensors`, from a file or made by the
+            caller, are read one at a time and rounded to the type that their description says.
+
+    Raises:
+        ConfigError: If the path has another suffix, or the format lacks a tensor's type or name.
+        DeltaError: If the values of a `StoredTensor` do not fit its description.
+        OSError: If the file cannot be written.
+    """
     place = Path(path).expanduser()
-    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
-    if not files:
-        raise ConfigError(f"no .safetensors file lies in the folder {str(place)!r}")
-    found: Arrays = {}
-    for file in files:
-        found |= _read(file)
-    return found
+    write = _WRITERS[_format(place)]
+    described = tensors.data if isinstance(tensors, StoredTensors) else _described(tensors)
+    for name, tensor in described.items():
+        formats.check(place.suffix, name, tensor)
+    with open_atomically(place) as file:
+        write(file, described)
 
 
-def _read(file: Path) -> Arrays:
-    readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
-    if file.suffix not in readers:
+def _described(tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
+    return {
+        name: StoredTensor(
+            getattr(tensor.dtype, "name", None) or str(tensor.dtype).removeprefix("torch."),
+            tuple(tensor.shape),
+            partial(_numpy, tensor),
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _numpy(tensor: Any) -> NDArray[Any]:
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        # By text: torch itself is not imported here.
+        tensor = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    return np.asarray(tensor)
+
+
+def _format(file: Path) -> str:
+    if file.suffix not in _READERS:
         raise ConfigError(
             f"{str(file)!r} is neither .npz nor .safetensors; save the tensors with numpy.savez or "
             "safetensors (pickles are not opened: they can run any code)"
         )
-    try:
-        return readers[file.suffix](file)
-    except ImportError:
-        raise ConfigError(f"{str(file)!r} needs safetensors: pip install safetensors") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{str(file)!r} cannot be read: {error}") from None
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise ConfigError(f"{str(file)!r} cannot be read: {error}") from None
+    return file.suffix
 
 
-def _read_npz(file: Path) -> Arrays:
-    with np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+def _in_file(file: Path) -> dict[str, StoredTensor]:
+    read = _READERS[_format(file)]
+    with reading(file):
+        return read(file)
 
 
-def _read_safetensors(file: Path) -> Arrays:
-    from safetensors import deserialize
+def _in_folder(folder: Path) -> dict[str, StoredTensor]:
+    index = folder / _INDEX
+    places = _places(index) if index.is_file() else {}
+    files = sorted(set(places.values()) or (path.name for path in folder.glob("*.safetensors")))
+    if not files:
+        raise ConfigError(f"no .safetensors file lies in the folder {str(folder)!r}")
+    found: dict[str, StoredTensor] = {}
+    held: dict[str, str] = {}
+    for file in files:
+        if not (folder / file).exists():
+            raise ConfigError(f"{str(index)!r} names {file!r}, which is missing; fetch it again")
+        for name, tensor in _in_file(folder / file).items():
+            if name in held:
+                raise ConfigError(
+                    f"{name!r} is in both {held[name]!r} and {file!r} of {str(folder)!r}; give "
+                    "one of the files, or remove what does not belong to the model"
+                )
+            found[name], held[name] = tensor, file
+    for name, file in places.items():
+        if held.get(name) != file:
+            raise ConfigError(
+                f"{str(index)!r} puts {name!r} in {file!r}, where it is not; fetch both again"
+            )
+    return found
 
-    tensors = deserialize(file.read_bytes())  # type: ignore[no-untyped-call, unused-ignore]
-    return {name: _array(name, found) for name, found in tensors}
 
-
-def _array(name: str, found: dict[str, Any]) -> NDArray[Any]:
-    if found["dtype"] not in _TYPES:
-        raise ValueError(f"{name!r} is of type {found['dtype']}")
-    dtype = np.dtype(_TYPES[found["dtype"]]).newbyteorder("<")
-    flat = np.frombuffer(bytes(found["data"]), dtype)
-    if found["dtype"] == "BF16":
-        flat = (flat.astype(np.uint32) << 16).view(np.float32)
-    return flat.reshape(found["shape"])
+def _places(index: Path) -> dict[str, str]:
+    """Return the name of the file that each tensor lies in."""
+    with reading(index):
+        content = json.loads(index.read_text("utf-8"))
+        places = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(places, dict) or not places:
+            raise ValueError("weight_map must say in which file each tensor is")
+        for name, file in places.items():
+            # Anybody may have written it, and it could point to anything on this machine.
+            plain = isinstance(file, str) and Path(file).name == file
+            if not plain or not file.endswith(".safetensors"):
+                raise ValueError(
+                    f"{name!r} is in {file!r}, which is no .safetensors file beside it"
+                )
+        return places

@@ -6,14 +6,34 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from flwr.app import Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from fl_darex.flower.model_note import MISSING
+from fl_darex.flower.private import NodeInfo, Run
 from fl_darex.flower.roster import Roster
+
+
+def exchange(
+    grid: Grid, messages: Iterable[Message], timeout: float | None, pause: float
+) -> tuple[list[Message], set[str]]:
+    """Push messages and pull replies, at most ``timeout`` seconds, with a pause where none came.
+
+    Returns:
+        The replies, and the ids of the messages that none came for.
+    """
+    waiting = {key for key in grid.push_messages(messages) if key}
+    end = None if timeout is None else time.monotonic() + timeout
+    replies: list[Message] = []
+    while waiting and (end is None or time.monotonic() < end):
+        arrived = list(grid.pull_messages(waiting))
+        replies.extend(arrived)
+        waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+        if waiting and not arrived:
+            time.sleep(pause)
+    return replies, waiting
 
 
 class GridView(Grid):
@@ -35,16 +55,9 @@ class GridView(Grid):
         """See `Grid.run`."""
         return self.grid.run
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
+    def create_message(self, *args: Any, **settings: Any) -> Message:
         """See `Grid.create_message`."""
-        return self.grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+        return self.grid.create_message(*args, **settings)
 
     def get_node_ids(self) -> Iterable[int]:
         """See `Grid.get_node_ids`."""

@@ -6,19 +6,18 @@ a deployment, and nothing on a client has to be trusted.
 
 from __future__ import annotations
 
-import copy
-import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.common.constant import ErrorCode, SType
 from flwr.serverapp import Grid
 
 from fl_darex.compression.terms import CONFIG_KEY
-from fl_darex.flower.grids import GridView
+from fl_darex.flower.grids import GridView, exchange
 from fl_darex.flower.model_note import MISSING
-from fl_darex.flower.records import packet_of
+from fl_darex.flower.private import ErrorCode, SType, with_content
+from fl_darex.flower.records import PACKET_STYPE, SEALED_STYPE, packet_of
 from fl_darex.flower.roster import HANDSHAKE
 from fl_darex.flower.sizes import (
     ArrayInfo,
@@ -29,7 +28,6 @@ from fl_darex.flower.sizes import (
     message_bytes,
 )
 from fl_darex.secagg.messages import SECURE_KEY
-from fl_darex.secagg.sealed_packet import is_masked
 
 LACKING = "lacking"
 SECURE = "secure"
@@ -86,6 +84,14 @@ class Ledger:
             if entry.kind == HANDSHAKE:
                 entry.client = self.partition_of.get(entry.client, entry.client)
 
+    def state(self) -> dict[str, Any]:
+        """Return all entries; who is which partition is the roster's."""
+        return {"entries": [asdict(entry) for entry in self.entries]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Hold the entries that `state` said."""
+        self.entries[:] = [Entry(**fields) for fields in state["entries"]]
+
     def of_round(self, round_: int) -> list[Entry]:
         """Return the exchanges of one round (0: before the first)."""
         return [entry for entry in self.entries if entry.round == round_]
@@ -140,24 +146,15 @@ class LedgerGrid(GridView):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Push messages and wait for their replies, at most ``timeout`` seconds."""
-        waiting = {key for key in self.push_messages(messages) if key}
-        del messages
-        end = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        while waiting and (end is None or time.monotonic() < end):
-            arrived = list(self.pull_messages(waiting))
-            replies.extend(arrived)
-            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
-            if waiting and not arrived:
-                time.sleep(getattr(self.grid, "pull_interval", 3.0))
-        for key in waiting:  # what comes after the timeout belongs to no round
+        pause = getattr(self.grid, "pull_interval", 3.0)
+        replies, late = exchange(self, messages, timeout, pause)
+        for key in late:  # what comes after the timeout belongs to no round
             self._open.pop(key, None)
         return replies
 
     def _sent(self, message: Message) -> tuple[Entry, dict[str, RecordInfo]]:
         node = message.metadata.dst_node_id
-        plain = copy.copy(message)
-        plain.__dict__["_content"] = self._plain(message.content)
+        plain = with_content(message, self._plain(message.content))
         sent, whole = self._describe(message.content), self._describe(plain.content)
         entry = Entry(
             round=_round_of(message.content),
@@ -210,7 +207,7 @@ def _kind_of(message: Message) -> str:
 
 
 def _stands_for_model(record: ArrayRecord) -> bool:
-    return packet_of(record) is not None or is_masked(record)
+    return any(packet_of(record, kind) is not None for kind in (PACKET_STYPE, SEALED_STYPE))
 
 
 def _whole(content: RecordDict, sent: dict[str, RecordInfo]) -> list[RecordInfo]:

@@ -1,20 +1,44 @@
-"""The one place that touches what is private in Flower: who a process is, what drives a run.
+"""The one place that touches what is private in Flower, each trick under a name of its own.
 
 ``Message(...)`` on the driver reads `TaskIdentity`, which Flower's own engines set for their
-processes; an engine of ours has to do the same.
+processes; an engine of ours has to do the same. Ids of messages are given by SuperLink, so a
+`Message` has no public way to set them, nor to be looked at with another content.
 """
 
 from __future__ import annotations
 
-from flwr.common.constant import SUPERLINK_NODE_ID
+import copy
+
+from flwr.app import Message, RecordDict
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
+from flwr.common.constant import SUPERLINK_NODE_ID as SERVER_NODE_ID
+from flwr.common.constant import ErrorCode, SType
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 from fl_darex.seeds import derive
 
-SERVER_NODE_ID = SUPERLINK_NODE_ID
+# The constants and types say what crosses the network; Flower has them nowhere else.
+__all__ = [
+    "CHUNK_BYTES",
+    "SERVER_NODE_ID",
+    "ErrorCode",
+    "NodeInfo",
+    "Run",
+    "SType",
+    "adopt_run",
+    "answering",
+    "from_bytes",
+    "is_simulated",
+    "node_id_of",
+    "number",
+    "to_bytes",
+    "with_content",
+]
 
 
 def adopt_run(label: str) -> Run:
@@ -38,4 +62,38 @@ def node_id_of(partition: int) -> int:
 
 def is_simulated(grid: Grid) -> bool:
     """Return whether a grid is that of Flower's own simulation."""
+    # It takes Flower's server with it, seconds of imports that nobody else needs.
+    from flwr.superlink.grid.inmemory_grid import InMemoryGrid
+
     return isinstance(grid, InMemoryGrid)
+
+
+def number(message: Message, message_id: str) -> None:
+    """Give a message its id, as SuperLink does when one is pushed."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """Return a message with another content, and metadata of its own."""
+    other = copy.copy(message)
+    other.__dict__ |= {"_content": content, "_metadata": copy.copy(message.metadata)}
+    return other
+
+
+def answering(reply: Message, message_id: str) -> Message:
+    """Return a reply as if it answered the message of that id; the content is shared."""
+    other = copy.copy(reply)
+    other.__dict__["_metadata"] = metadata = copy.copy(reply.metadata)
+    metadata.__dict__["_reply_to_message_id"] = message_id
+    return other
+
+
+def to_bytes(records: RecordDict) -> bytes:
+    """Return records as Flower sends the state of a node to its ClientApp; 2 GiB at most."""
+    data: bytes = recorddict_to_proto(records).SerializeToString()
+    return data
+
+
+def from_bytes(data: bytes) -> RecordDict:
+    """Return the records that `to_bytes` wrote."""
+    return recorddict_from_proto(ProtoRecordDict.FromString(data))

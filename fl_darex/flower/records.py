@@ -4,38 +4,49 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
-from flwr.common.constant import SType
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from fl_darex.errors import PacketError, Reason
+from fl_darex.flower.private import SType
 
 PACKET_STYPE = "darex.v1"
 """Serialisation type of the one Array that carries a packet; plain Flower refuses to open it."""
 
-PACKET_NAME = "darex"
+SEALED_STYPE = "darex.masked.v1"
+"""The same for a packet of secure aggregation, whose numbers are masked."""
+
+_NAMES = {PACKET_STYPE: "darex", SEALED_STYPE: "darex.masked"}
 
 
-def packet_array(packet: bytes) -> Array:
+def packet_array(packet: bytes, stype: str = PACKET_STYPE) -> Array:
     """Return an Array that holds a packet."""
-    return Array(dtype="uint8", shape=(len(packet),), stype=PACKET_STYPE, data=packet)
+    return Array(dtype="uint8", shape=(len(packet),), stype=stype, data=packet)
 
 
-def packet_record(packet: bytes) -> ArrayRecord:
+def packet_record(packet: bytes, stype: str = PACKET_STYPE) -> ArrayRecord:
     """Return an ArrayRecord with one Array that holds a packet."""
-    return ArrayRecord({PACKET_NAME: packet_array(packet)})
+    return ArrayRecord({_NAMES[stype]: packet_array(packet, stype)})
 
 
-def packet_of(record: ArrayRecord) -> bytes | None:
-    """Return the packet that a record carries; None if it holds ordinary arrays."""
-    if len(record) != 1:
-        return None
-    array = next(iter(record.values()))
-    return array.data if array.stype == PACKET_STYPE else None
+def packet_of(record: ArrayRecord, stype: str = PACKET_STYPE) -> bytes | None:
+    """Return the packet that a record carries; None if it holds anything else, or more."""
+    arrays = list(record.values())
+    return arrays[0].data if [array.stype for array in arrays] == [stype] else None
+
+
+def model_among(
+    records: Mapping[str, ArrayRecord], name: str, fits: Callable[[ArrayRecord], bool]
+) -> str | None:
+    """Return which record is the model: of that name, the only one, or the only one that fits."""
+    if name in records:
+        return name
+    found = [key for key, record in records.items() if len(records) == 1 or fits(record)]
+    return found[0] if len(found) == 1 else None
 
 
 def to_arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
@@ -104,3 +115,23 @@ def to_array(array: NDArray[Any]) -> Array:
     np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
     data = b"".join([head.getvalue(), array.reshape(-1).view(np.uint8).data])
     return Array(dtype=str(array.dtype), shape=array.shape, stype=SType.NUMPY, data=data)
+
+
+def copied(content: RecordDict) -> RecordDict:
+    """Return records that share nothing with the given ones that can change, as a network would.
+
+    What Flower keeps beside an array that it has hashed, views that cannot be pickled, stays away.
+    """
+    return RecordDict({name: _copied(record) for name, record in content.items()})
+
+
+def _copied(record: ArrayRecord | MetricRecord | ConfigRecord) -> Any:
+    if isinstance(record, ArrayRecord):
+        return ArrayRecord(
+            {
+                name: Array(dtype=a.dtype, shape=a.shape, stype=a.stype, data=a.data)
+                for name, a in record.items()
+            }
+        )
+    values: dict[str, Any] = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
+    return MetricRecord(values) if isinstance(record, MetricRecord) else ConfigRecord(values)

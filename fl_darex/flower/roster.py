@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.logger import log
@@ -65,6 +66,16 @@ class Roster:
             log(INFO, "handshake: %s nodes, %s told their partition", len(new), len(told))
         self._seat(nodes)
         return sorted(nodes, key=self.partition_of.__getitem__)
+
+    def state(self) -> dict[str, Any]:
+        """Return which node has which partition, and which one it told."""
+        return {"partition_of": dict(self.partition_of), "told": dict(self._told)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Know the nodes that `state` said."""
+        self.partition_of.clear()
+        self.partition_of.update(state["partition_of"])
+        self._told = dict(state["told"])
 
     def _seat(self, connected: list[int]) -> None:
         """Give each node the partition that it told, or a free slot while that is taken."""

@@ -10,7 +10,6 @@ A test holds these numbers against Flower's own serialisation.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,11 @@ from functools import cached_property
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
-from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
+
+from fl_darex.flower.private import CHUNK_BYTES, answering, with_content
 
 _ID = "0" * 64  # a SHA-256 in hexadecimal
+_LEAF = 2 + len(_ID)  # bytes of an object tree without children
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ class RecordInfo:
     def tree_bytes(self) -> int:
         """Bytes of the record's object tree, which names an object under each of its parents."""
         unique = dict.fromkeys(self.arrays)
-        return _tree(_tree(_leaf() for _ in dict.fromkeys(info.chunks)) for info in unique)
+        return _tree(_tree(_LEAF for _ in dict.fromkeys(info.chunks)) for info in unique)
 
 
 def describe(record: ArrayRecord, chunks: Chunks | None = None) -> RecordInfo:
@@ -116,7 +117,8 @@ def describe_dense(
     names, infos = [], []
     for name, dtype, shape, stype, size in shapes:
         names.append(name)
-        chunks = tuple(Chunk(length) for length in _chunk_lengths(size))
+        starts = range(0, size, CHUNK_BYTES)
+        chunks = tuple(Chunk(min(CHUNK_BYTES, size - start)) for start in starts)
         infos.append(ArrayInfo(dtype, shape, stype, chunks))
     return RecordInfo(tuple(names), tuple(infos))
 
@@ -130,7 +132,7 @@ def message_bytes(message: Message, arrays: Sequence[RecordInfo] | None = None) 
     """
     envelope = _envelope_bytes(message)
     if not message.has_content():
-        return envelope + _leaf()
+        return envelope + _LEAF
     content = message.content
     if arrays is None:
         chunks = Chunks()
@@ -143,33 +145,24 @@ def message_bytes(message: Message, arrays: Sequence[RecordInfo] | None = None) 
     for record in content.values():
         if not isinstance(record, ArrayRecord):
             data = record.deflate()
-            objects[data], trees[data] = len(data), _leaf()
+            objects[data], trees[data] = len(data), _LEAF
     refs = len(json.dumps(dict.fromkeys(content, _ID)).encode())
     own = envelope + _object("RecordDict", len(trees), refs)
     return own + sum(objects.values()) + _tree([_tree(trees.values())])
 
 
 def _envelope_bytes(message: Message) -> int:
-    stand_in = copy.copy(message)
-    stand_in.__dict__["_metadata"] = metadata = copy.copy(message.metadata)
-    metadata.__dict__ = dict(message.metadata.__dict__)
-    if metadata.reply_to_message_id:
-        # Simulations use shorter ids than a deployment, whose ids are SHA-256 hashes.
-        metadata.__dict__["_reply_to_message_id"] = _ID
+    # An engine may use shorter ids than a deployment, whose ids are SHA-256 hashes.
+    envelope = answering(message, _ID) if message.metadata.reply_to_message_id else message
     if message.has_content():
-        stand_in.__dict__["_content"] = RecordDict()
-    return len(stand_in.deflate())
+        envelope = with_content(envelope, RecordDict())
+    return len(envelope.deflate())
 
 
 def _glance(view: memoryview) -> tuple[int, bytes]:
     """Return what nearly always tells unequal data apart: the length and some 1000 bytes."""
     # An odd step looks at every byte of a number in turn; the low ones are often all zero.
     return len(view), bytes(view[:: len(view) // 1024 | 1])
-
-
-def _chunk_lengths(size: int) -> tuple[int, ...]:
-    full, rest = divmod(size, CHUNK_BYTES)
-    return (CHUNK_BYTES,) * full + ((rest,) if rest else ())
 
 
 def _array_bytes(info: ArrayInfo) -> int:
@@ -188,13 +181,9 @@ def _object(kind: str, children: int, body: int) -> int:
     return len(f"{kind}  {body}") + ids + 1 + body
 
 
-def _leaf() -> int:
-    return 2 + len(_ID)
-
-
 def _tree(children: Iterable[int]) -> int:
     """Bytes of an ObjectTree message: its own id and its length-prefixed children."""
-    return _leaf() + sum(1 + _varint(size) + size for size in children)
+    return _LEAF + sum(1 + _varint(size) + size for size in children)
 
 
 def _varint(value: int) -> int:

@@ -8,18 +8,19 @@ needs; `fl_darex.masks.on_torch` draws the same masks where a torch tensor lives
 Source: DARE is Yu et al., "Language Models are Super Mario", https://arxiv.org/abs/2311.03099.
 """
 
-from fl_darex.masks.bernoulli import block_survivors, draw, survivors
+from fl_darex.masks.bernoulli import Positions, draw, joined, survivors
 from fl_darex.masks.exact import draw_exact, exact_survivors
-from fl_darex.masks.keys import BLOCK, ONE, keep_threshold, mask_key
-from fl_darex.masks.splitmix import streams, words
+from fl_darex.masks.keys import BLOCK, ONE, SHARED, keep_threshold, mask_key, streams, words
 
 __all__ = [
     "BLOCK",
     "ONE",
-    "block_survivors",
+    "SHARED",
+    "Positions",
     "draw",
     "draw_exact",
     "exact_survivors",
+    "joined",
     "keep_threshold",
     "mask_key",
     "streams",

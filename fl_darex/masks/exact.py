@@ -14,39 +14,32 @@ equally likely to be any set of that size, and so is the result (random numbers 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fl_darex.masks.bernoulli import Positions, blocks_of, draw, joined
-from fl_darex.masks.keys import ONE
-from fl_darex.masks.splitmix import mix, words
+from fl_darex.masks.keys import ONE, Words, mix, words
 
 # Far behind every draw of the independent mask, which has at most 2**18 gaps a block.
 _FIRST_CORRECTION = 1 << 32
 
 
-def exact_survivors(key: int, numel: int, kept: int) -> Positions:
+def exact_survivors(key: int, numel: int, keep: int) -> Positions:
     """Return the sorted positions that survive in a flattened tensor of ``numel`` entries.
 
-    Their number is ``numel * kept / ONE``, rounded up or down at random so that its mean is that
-    number; each position survives with probability ``kept / ONE``.
+    Their number is ``numel * keep / ONE``, rounded up or down at random so that its mean is that
+    number; each position survives with probability ``keep / ONE``.
 
     Args:
         key: From `fl_darex.masks.mask_key`.
         numel: Number of entries, 0 or more.
-        kept: Keep threshold from `fl_darex.masks.keep_threshold`; ``ONE`` keeps all.
+        keep: Keep threshold from `fl_darex.masks.keep_threshold`; ``ONE`` keeps all.
     """
     stream, start, length = blocks_of(key, numel)
     keys = np.full(start.size, key, dtype=np.uint64)
-    return joined(draw_exact(keys, stream, start, start, length, kept))
+    return joined(draw_exact(keys, stream, start, start, length, keep))
 
 
 def draw_exact(
-    key: NDArray[np.uint64],
-    stream: NDArray[np.uint64],
-    first: Positions,
-    start: Positions,
-    length: Positions,
-    kept: int,
+    key: Words, stream: Words, first: Positions, start: Positions, length: Positions, keep: int
 ) -> list[Positions]:
     """Return the sorted positions that survive in each of many blocks.
 
@@ -56,30 +49,22 @@ def draw_exact(
         first: Where each block begins in its tensor.
         start: What is added to a block's positions.
         length: Entries of each block, 1 to ``BLOCK``.
-        kept: Keep threshold in [1, ONE], one for all.
+        keep: Keep threshold in [1, ONE], one for all.
     """
-    drawn = draw(stream, start, length, kept)
-    if kept == ONE:
+    drawn = draw(stream, start, length, keep)
+    if keep == ONE:
         return drawn
     offsets = (mix(key) & np.uint64(ONE - 1)).tolist()
-    return [
-        _corrected(
-            positions,
-            stream[i : i + 1],
-            int(start[i]),
-            int(length[i]),
-            _share(int(first[i]), int(length[i]), kept, offsets[i]),
-        )
-        for i, positions in enumerate(drawn)
-    ]
-
-
-def _share(first: int, length: int, kept: int, offset: int) -> int:
-    return ((first + length) * kept + offset >> 32) - (first * kept + offset >> 32)
+    found = []
+    for i, positions in enumerate(drawn):
+        begin, size = int(first[i]), int(length[i])
+        share = ((begin + size) * keep + offsets[i] >> 32) - (begin * keep + offsets[i] >> 32)
+        found.append(_corrected(positions, stream[i : i + 1], int(start[i]), size, share))
+    return found
 
 
 def _corrected(
-    positions: Positions, stream: NDArray[np.uint64], start: int, length: int, count: int
+    positions: Positions, stream: Words, start: int, length: int, count: int
 ) -> Positions:
     surplus = positions.size - count
     if surplus > 0:
@@ -92,7 +77,7 @@ def _corrected(
     return positions
 
 
-def _choose(stream: NDArray[np.uint64], count: int, among: int) -> Positions:
+def _choose(stream: Words, count: int, among: int) -> Positions:
     """Return ``count`` different numbers below ``among`` (R. Floyd's algorithm, 1987)."""
     uniform = words(stream, _FIRST_CORRECTION, (count + 1) & ~1).tolist()
     chosen: dict[int, None] = {}

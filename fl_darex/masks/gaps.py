@@ -17,9 +17,9 @@ from fl_darex.masks.keys import BLOCK, ONE
 _FRACTION_BITS = 96  # of the fixed-point powers p**g: far below the 32 bits that are kept
 
 
-def gaps(uniform: NDArray[np.uint32], kept: int) -> NDArray[np.int32]:
+def gaps(uniform: NDArray[np.uint32], keep: int) -> NDArray[np.int32]:
     """Return the gap that each 32-bit number stands for, in the same shape; 1 is the next entry."""
-    guide, table = tables(kept)
+    guide, table = tables(keep)
     found: NDArray[np.int32] = guide.take(uniform >> np.uint32(16))
     flat = found.reshape(-1)
     unsure = np.flatnonzero(flat <= 0)
@@ -40,14 +40,14 @@ def _look_closer(
 
 
 @lru_cache(maxsize=16)
-def tables(kept: int) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+def tables(keep: int) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
     """Return a 16-bit guide and the falling table ``p**g`` in units of 2**-32.
 
     The guide holds the gap that the upper 16 bits of a draw stand for; minus the smaller one where
     they leave two open; 0 where they leave more. A gap longer than a block is as good as any
     other, so the table ends there.
     """
-    dropped = (ONE - kept) << (_FRACTION_BITS - 32)
+    dropped = (ONE - keep) << (_FRACTION_BITS - 32)
     power = dropped
     powers: list[int] = []
     while len(powers) < BLOCK:
@@ -68,11 +68,11 @@ def tables(kept: int) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
     return guide, table
 
 
-def draws(length: int, kept: int) -> int:
+def draws(length: int, keep: int) -> int:
     """Return how many gaps to draw for ``length`` entries: enough to pass the end nearly always.
 
     The mean and four deviations. It is rounded up to even because one 64-bit output gives two
     draws. The number drawn does not change the result, only the work.
     """
-    mean = length * kept // ONE
+    mean = length * keep // ONE
     return (mean + 4 * int(mean**0.5) + 5) & ~1

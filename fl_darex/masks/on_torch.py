@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from fl_darex.masks.gaps import draws, tables
-from fl_darex.masks.keys import BLOCK, ONE
-from fl_darex.masks.splitmix import FIRST, GOLDEN, SECOND
+from fl_darex.masks.keys import BLOCK, FIRST, GOLDEN, ONE, SECOND
 
 _AT_ONCE = 1 << 24  # draws at once: some hundred megabytes of temporaries
 
 
-def survivors(key: int, numel: int, kept: int, device: torch.device | str) -> Tensor:
+def survivors(key: int, numel: int, keep: int, device: torch.device | str) -> Tensor:
     """Return the sorted positions that survive, as int64 on ``device``.
 
     They are those of `fl_darex.masks.survivors`, whatever the device.
@@ -24,27 +23,27 @@ def survivors(key: int, numel: int, kept: int, device: torch.device | str) -> Te
     Args:
         key: From `fl_darex.masks.mask_key`.
         numel: Number of entries, 0 or more.
-        kept: Keep threshold in [1, ONE].
+        keep: Keep threshold in [1, ONE].
         device: Where to draw and to leave the positions.
     """
-    if kept == ONE or not numel:
+    if keep == ONE or not numel:
         return torch.arange(numel, device=device)
-    rising = torch.from_numpy(tables(kept)[1][::-1].astype("int64")).to(device)
+    rising = torch.from_numpy(tables(keep)[1][::-1].astype("int64")).to(device)
     blocks = -(-numel // BLOCK)
-    at_once = max(1, _AT_ONCE // draws(BLOCK, kept))
+    at_once = max(1, _AT_ONCE // draws(BLOCK, keep))
     parts = [
-        _blocks(key, first, min(first + at_once, blocks), numel, kept, rising)
+        _blocks(key, first, min(first + at_once, blocks), numel, keep, rising)
         for first in range(0, blocks, at_once)
     ]
     return torch.cat(parts)
 
 
-def _blocks(key: int, first: int, end: int, numel: int, kept: int, rising: Tensor) -> Tensor:
+def _blocks(key: int, first: int, end: int, numel: int, keep: int, rising: Tensor) -> Tensor:
     numbers = torch.arange(first, end, device=rising.device)
     start = numbers * BLOCK
     length = torch.clamp(numel - start, max=BLOCK)[:, None]
     stream = _mix(_signed(key) + (numbers + 1) * _signed(GOLDEN))[:, None]
-    count, parts, drawn = draws(int(length.max()), kept), [], 0
+    count, parts, drawn = draws(int(length.max()), keep), [], 0
     reached = torch.zeros_like(length)
     while bool((reached < length).any()):
         moved = reached + torch.cumsum(_gaps(stream, drawn, count, rising), dim=1)

@@ -105,14 +105,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table = Table(title=f"{summary['rounds']} rounds, {summary['seconds']:.0f} s")
     for column in ("", "sent", "dense", "ratio"):
         table.add_column(column, justify="left" if not column else "right")
-    up, dense_up = summary["up_bytes"], summary["dense_up_bytes"]
-    down, dense_down = summary["down_bytes"], summary["dense_down_bytes"]
-    total, dense_total = summary["total_bytes"], summary["dense_total_bytes"]
-    for label, sent, dense in (
-        ("up", up, dense_up),
-        ("down", down, dense_down),
-        ("total, with handshake", total, dense_total),
-    ):
+    for label, key in (("up", "up"), ("down", "down"), ("total, with handshake", "total")):
+        sent, dense = summary[f"{key}_bytes"], summary[f"dense_{key}_bytes"]
         ratio = f"{dense / sent:,.1f}x" if sent else "-"
         table.add_row(label, f"{sent / 1e6:,.3f} MB", f"{dense / 1e6:,.3f} MB", ratio)
     table.add_section()

@@ -8,7 +8,6 @@ atomically, so a run that was stopped leaves what it had.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_darex.errors import ConfigError
+from fl_darex.files.atomic import write_text_atomically
 from fl_darex.flower.ledger import Entry
 from fl_darex.flower.roster import HANDSHAKE
 from fl_darex.observers import RoundReport, RunStart, SaveModel
@@ -53,7 +53,7 @@ class RunFolder:
         self._start, self._clock = start, time.monotonic()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "config.toml").write_text(start.config.to_toml(), encoding="utf-8")
+            write_text_atomically(self.path / "config.toml", start.config.to_toml())
         except OSError as error:
             raise ConfigError(f"cannot write to {str(self.path)!r}: {error.strerror}") from None
         for name in ("rounds.jsonl", "clients.jsonl"):
@@ -96,10 +96,7 @@ class RunFolder:
         summary = {"status": status, **summarise(self._start, self._reports, self._handshake)}
         summary["seconds"] = time.monotonic() - self._clock
         summary["versions"] = versions()
-        target = self.path / "summary.json"
-        fresh = target.with_suffix(".tmp")
-        fresh.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        os.replace(fresh, target)
+        write_text_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     def _append(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
@@ -112,10 +109,8 @@ def summarise(
     """Return the totals of a run; ratios are dense bytes over bytes sent, None before round 1."""
     metrics = [report.metric for report in reports if report.metric is not None]
     extra = sum(entry.up_bytes + entry.down_bytes for entry in handshake)
-    up, down = (sum(getattr(r, k) for r in reports) for k in ("up_bytes", "down_bytes"))
-    dense_up, dense_down = (
-        sum(getattr(r, k) for r in reports) for k in ("dense_up_bytes", "dense_down_bytes")
-    )
+    ways = ("up_bytes", "down_bytes", "dense_up_bytes", "dense_down_bytes")
+    up, down, dense_up, dense_down = (sum(getattr(r, way) for r in reports) for way in ways)
     return {
         "metric_name": start.metric_name,
         "initial_metric": start.initial_metric,

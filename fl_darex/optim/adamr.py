@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from fl_darex.errors import AnchorError
-from fl_darex.optim.anchors import Track, fingerprint, resolve
-from fl_darex.optim.groups import check_group, model_groups
-from fl_darex.optim.passes import pull_l1, pull_l2, square_sums
+from fl_darex.optim.groups import Track, check_group, fingerprint, model_groups, resolve
+from fl_darex.optim.passes import pull_l1, square_sums
 
 _FINGERPRINT, _SQUARE_SUM = "anchor_fingerprint", "square_sum"
 # torch wraps the public step in the hooks of AdamW; calling that could run user hooks twice.
@@ -197,8 +196,7 @@ class AdamR(torch.optim.AdamW):
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def _track(self, p: Tensor) -> Track:
-        track = self._tracks.get(p)
-        if track is None:
+        if (track := self._tracks.get(p)) is None:
             raise AnchorError(f"parameter {tuple(p.shape)} is new; build AdamR on the final model")
         if track.anchor.device != p.device or track.anchor.dtype != p.dtype:
             track.anchor = track.anchor.to(device=p.device, dtype=p.dtype)
@@ -230,7 +228,7 @@ class AdamR(torch.optim.AdamW):
         weight = pull.clamp(max=1.0) if group["norm"] == "l2" else pull
         cast = {k: weight.reshape(()).to(*k) for k in {(p.device, p.dtype) for p in params}}
         weights = [cast[p.device, p.dtype] for p in params]
-        move = pull_l2 if group["norm"] == "l2" else pull_l1
+        move = torch._foreach_lerp_ if group["norm"] == "l2" else pull_l1
         move(params, [self._track(p).anchor for p in params], weights)
         return pull
 

@@ -25,14 +25,6 @@ def square_sums(grads: list[Tensor]) -> list[Tensor]:
     return sums
 
 
-def pull_l2(params: list[Tensor], anchors: list[Tensor], weights: list[Tensor]) -> None:
-    """Move each parameter towards its anchor by a fraction of the distance, in place.
-
-    Weights are tensors, shape (): a number would make the host wait for the backward pass.
-    """
-    torch._foreach_lerp_(params, anchors, weights)
-
-
 def pull_l1(params: list[Tensor], anchors: list[Tensor], steps: list[Tensor]) -> None:
     """Move each entry towards its anchor by a distance, or onto it if it is nearer, in place."""
     for p, anchor, step in zip(params, anchors, steps, strict=True):

@@ -5,13 +5,16 @@ block by block in canonical order (tensor after tensor, by name), which is how a
 clients without holding any delta in full.
 """
 
-from fl_darex.positions.blocks import Blocks, Mask, Positions, joined
+from fl_darex.masks import Positions, joined
 from fl_darex.positions.listed import ListedMask
-from fl_darex.positions.seeded import Draws, SeededMask, UnionMask
+from fl_darex.positions.mask import Blocks, Mask
+from fl_darex.positions.seeded import SeededMask
 from fl_darex.positions.structured import StructuredMask
-from fl_darex.positions.whole import by_tensor, positions_in
+from fl_darex.positions.union import UnionMask, united
+from fl_darex.positions.whole import Draws, by_tensor, positions_in
 
 __all__ = [
+    "KINDS",
     "Blocks",
     "Draws",
     "ListedMask",
@@ -23,4 +26,10 @@ __all__ = [
     "by_tensor",
     "joined",
     "positions_in",
+    "united",
 ]
+
+KINDS: dict[str, type[Mask]] = {
+    kind.kind: kind for kind in (SeededMask, ListedMask, UnionMask, StructuredMask)
+}
+"""Every kind of mask that a packet can carry."""

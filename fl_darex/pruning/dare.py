@@ -35,7 +35,7 @@ def dare(
         p: Fraction dropped, in [0, 1). Higher means fewer bytes.
         seed: The run's seed; the global random generators are never used.
         round_: The federated round; another round, another mask.
-        slot: The client's partition; -1 for a mask that all clients share.
+        slot: The client's partition; `fl_darex.masks.SHARED` for one that all share.
         exact: Keep an exact number of each tensor's entries, ``(1-p) * entries`` rounded up or
             down at random, in place of each entry by a draw of its own.
 
@@ -50,7 +50,7 @@ def dare(
 
 def draw(delta: Delta, mask: SeededMask) -> Survivors:
     """Gather the entries of ``delta`` that ``mask`` keeps; q is the mask's exact keep rate."""
-    return gather(delta, mask, mask.kept / masks.ONE, _positions(delta, mask))
+    return gather(delta, mask, mask.keep / masks.ONE, _positions(delta, mask))
 
 
 def _positions(delta: Delta, mask: SeededMask) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _positions(delta: Delta, mask: SeededMask) -> dict[str, Any]:
 
     return {
         spec.name: on_torch.survivors(
-            mask.key(spec.name), spec.numel, mask.kept, devices[spec.name] or "cpu"
+            mask.key(spec.name), spec.numel, mask.keep, devices[spec.name] or "cpu"
         )
         for spec in delta.layout.pruned
     }

@@ -38,6 +38,28 @@ def gather(delta: Delta, mask: Mask, q: Q, where: Mapping[str, Any] | None = Non
     )
 
 
+def gather_from(whole: Mapping[str, NDArray[np.float32]], delta: Delta, mask: Mask) -> Survivors:
+    """Return survivors of other numbers than a delta's own, such as its sum with a residual.
+
+    Args:
+        whole: The numbers of each pruned and each dense tensor, flattened.
+        delta: Whose layout it is, and whose tensors that are not floating point.
+        mask: Where the survivors are; q is 1.
+    """
+    layout = delta.layout
+    parts = [whole[name][positions] for name, positions in by_tensor(layout, mask)]
+    counts = tuple(part.size for part in parts)
+    return Survivors(
+        layout=layout,
+        mask=mask,
+        numbers=_joined(iter(parts), sum(counts)),
+        counts=counts,
+        dense={spec.name: whole[spec.name] for spec in layout.dense},
+        raw={spec.name: delta.raw(spec.name) for spec in layout.raw},
+        q=1.0,
+    )
+
+
 def _joined(parts: Iterable[NDArray[np.float32]], count: int) -> NDArray[np.float32]:
     """Return the parts as one array; each is let go as soon as it is copied."""
     joined, start = np.empty(count, dtype=np.float32), 0

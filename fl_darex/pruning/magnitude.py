@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fl_darex.delta import Delta, TensorSpec, as_delta
-from fl_darex.pruning.scores import Scope, keep_largest
+from fl_darex.delta import Delta, as_delta
+from fl_darex.masks import keep_threshold
+from fl_darex.positions import ListedMask
+from fl_darex.pruning.scores import Scope, Score, keep_largest
 from fl_darex.survivors import Survivors
 
 
@@ -44,9 +45,10 @@ def magnitude(
     Raises:
         ValueError: If ``p`` or ``scope`` is not allowed.
     """
-    known = as_delta(delta)
+    known, mask = as_delta(delta), ListedMask({}, seed, round_, slot)
+    return keep_largest(known, keep_threshold(p), scope, magnitudes(known), mask)
 
-    def score(spec: TensorSpec) -> NDArray[np.float32]:
-        return np.abs(known.whole(spec.name))
 
-    return keep_largest(known, p, scope, score, seed=seed, round_=round_, slot=slot)
+def magnitudes(delta: Delta) -> Score:
+    """Return how to score a tensor: by the magnitude of its changes."""
+    return lambda spec: np.abs(delta.whole(spec.name))

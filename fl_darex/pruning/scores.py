@@ -7,6 +7,7 @@ entries that did not change never survive, so there are fewer than k where less 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from fl_darex.delta import Delta, TensorSpec
 from fl_darex.errors import nearest
-from fl_darex.masks import ONE, keep_threshold
+from fl_darex.masks import ONE
 from fl_darex.positions import ListedMask, Positions
 from fl_darex.pruning.gather import gather
 from fl_darex.pruning.largest import largest
@@ -31,44 +32,39 @@ _AT_ONCE = 1 << 20  # entries: their temporaries stay in cache
 Score = Callable[[TensorSpec], NDArray[np.float32]]
 
 
-def kept_count(numel: int, kept: int) -> int:
-    """Return how many of ``numel`` entries survive: ``numel * kept / 2**32``, rounded half up."""
-    return (numel * kept + ONE // 2) // ONE
+def kept_count(numel: int, keep: int) -> int:
+    """Return how many of ``numel`` entries survive: ``numel * keep / 2**32``, rounded half up."""
+    return (numel * keep + ONE // 2) // ONE
 
 
-def keep_largest(
-    delta: Delta, p: float, scope: Scope, score: Score, *, seed: int, round_: int, slot: int
-) -> Survivors:
+def keep_largest(delta: Delta, keep: int, scope: str, score: Score, mask: ListedMask) -> Survivors:
     """Keep the entries with the largest scores; q is 1, as the paper does not rescale them.
 
     One tensor's scores are in memory at a time.
 
     Args:
         delta: What changed.
-        p: Fraction dropped, in [0, 1).
+        keep: Keep threshold in units of 2**-32 (`fl_darex.masks.keep_threshold`).
         scope: Among which entries.
         score: Returns the scores of one tensor, flattened, 0 or more; 0 never survives.
-        seed: The run's seed; with round and slot it only names the packet and its rounding.
-        round_: The federated round.
-        slot: Who prunes: the client's partition, or -1 for the server.
+        mask: Whose packet it becomes, still without positions.
 
     Raises:
-        ValueError: If ``p`` or ``scope`` is not allowed.
+        ValueError: If ``scope`` is not allowed.
     """
-    kept = keep_threshold(p)
     if scope not in SCOPES:
         raise ValueError(f"scope must be one of {SCOPES}, got {scope!r}{nearest(scope, SCOPES)}")
     specs = {spec.name: spec for spec in delta.layout.pruned}
     if scope == "global":
         numel = sum(spec.numel for spec in specs.values())
-        where = largest(_Scores(specs, score), kept_count(numel, kept))
+        where = largest(_Scores(specs, score), kept_count(numel, keep))
     elif scope == "layer":
         where = {}
         for name, spec in specs.items():
-            where |= largest({name: score(spec)}, kept_count(spec.numel, kept))
+            where |= largest({name: score(spec)}, kept_count(spec.numel, keep))
     else:
-        where = {name: _by_row(spec, score(spec), kept) for name, spec in specs.items()}
-    return gather(delta, ListedMask(where, seed, round_, slot), 1.0)
+        where = {name: _by_row(spec, score(spec), keep) for name, spec in specs.items()}
+    return gather(delta, replace(mask, where=where), 1.0)
 
 
 class _Scores(Mapping[str, NDArray[np.float32]]):
@@ -87,7 +83,7 @@ class _Scores(Mapping[str, NDArray[np.float32]]):
         return len(self._specs)
 
 
-def _by_row(spec: TensorSpec, scores: NDArray[np.float32], kept: int) -> Positions:
+def _by_row(spec: TensorSpec, scores: NDArray[np.float32], keep: int) -> Positions:
     """Return the flat positions of each row's largest scores; a vector is one row."""
     rows = spec.shape[0] if len(spec.shape) > 1 else 1
     if not spec.numel:
@@ -95,7 +91,7 @@ def _by_row(spec: TensorSpec, scores: NDArray[np.float32], kept: int) -> Positio
     # As integers, magnitudes keep their order and NaN comes out on top, so that it is not lost.
     table = np.ascontiguousarray(scores).view(np.uint32).reshape(rows, -1)
     width = table.shape[1]
-    count, step = kept_count(width, kept), max(1, _AT_ONCE // width)
+    count, step = kept_count(width, keep), max(1, _AT_ONCE // width)
     found = []
     for first in range(0, rows if count else 0, step):
         part = table[first : first + step]

@@ -43,40 +43,38 @@ def structured(
             to 1; inside them ``(1-p) / columns`` of the entries survive.
         seed: The run's seed.
         round_: The federated round.
-        slot: The client's partition; -1 for a mask that all clients share.
+        slot: The client's partition; `fl_darex.masks.SHARED` for one that all share.
         exact: Keep an exact number of entries inside the columns, too.
 
     Raises:
         ValueError: If ``p`` is outside [0, 1), or ``columns`` outside [1-p, 1].
     """
-    return draw_structured(as_delta(delta), structured_mask(p, columns, seed, round_, slot, exact))
+    keep = masks.keep_threshold(p)
+    drawn = SeededMask(seed, round_, slot, keep, exact)
+    mask = StructuredMask(drawn, columns_kept(keep, columns))
+    return draw_structured(as_delta(delta), mask)
 
 
-def structured_mask(
-    p: float, columns: float, seed: int, round_: int, slot: int, exact: bool = False
-) -> StructuredMask:
-    """Return the mask of `structured`; the arguments are its."""
-    kept = masks.keep_threshold(p)
-    return StructuredMask(SeededMask(seed, round_, slot, kept, exact), columns_kept(p, columns))
-
-
-def columns_kept(p: float, columns: float) -> int:
+def columns_kept(keep: int, columns: float) -> int:
     """Return the keep threshold of columns in units of 2**-32.
+
+    Args:
+        keep: Keep threshold of all entries.
+        columns: As of `structured`.
 
     Raises:
         ValueError: If ``columns`` is outside [1-p, 1].
     """
-    kept = masks.keep_threshold(p)
     # A share that is meant to equal 1-p may lie a rounding error below it.
     share = round(columns * masks.ONE) if 0.0 < columns <= 1.0 else 0
-    if share < kept - 1:
+    if share < keep - 1:
         raise ValueError(
-            f"columns must be in [1-p, 1] = [{kept / masks.ONE:g}, 1], got {columns!r}; "
+            f"columns must be in [1-p, 1] = [{keep / masks.ONE:g}, 1], got {columns!r}; "
             "fewer columns do not hold that many survivors"
         )
-    return max(share, kept)
+    return max(share, keep)
 
 
 def draw_structured(delta: Delta, mask: StructuredMask) -> Survivors:
     """Gather what a structured mask keeps; q is its keep rate."""
-    return gather(delta, mask, mask.kept / masks.ONE)
+    return gather(delta, mask, mask.chance / masks.ONE)

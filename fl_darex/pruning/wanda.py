@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fl_darex.delta import Delta, Layout, TensorSpec, as_delta
-from fl_darex.pruning.scores import Scope, keep_largest
+from fl_darex.masks import keep_threshold
+from fl_darex.positions import ListedMask
+from fl_darex.pruning.scores import Scope, Score, keep_largest
 from fl_darex.survivors import Survivors
 
 
@@ -48,22 +50,36 @@ def wanda(
     Raises:
         ValueError: If ``p`` or ``scope`` is not allowed, or norms do not fit.
     """
-    known = as_delta(delta)
-    scales = _checked(known.layout, norms)
-    if scope == "global" and len(scales) < len(known.layout.pruned):
-        lacking = [spec.name for spec in known.layout.pruned if spec.name not in scales]
+    known, mask = as_delta(delta), ListedMask({}, seed, round_, slot)
+    return keep_largest(known, keep_threshold(p), scope, weighted(known, norms, scope), mask)
+
+
+def weighted(delta: Delta, norms: Mapping[str, ArrayLike], scope: str) -> Score:
+    """Return how to score a tensor: by the magnitude of its changes times its inputs' norms.
+
+    Args:
+        delta: What changed.
+        norms: As of `wanda`.
+        scope: Among which entries.
+
+    Raises:
+        ValueError: If norms do not fit the tensors or the scope.
+    """
+    scales = _checked(delta.layout, norms)
+    if scope == "global" and len(scales) < len(delta.layout.pruned):
+        lacking = [spec.name for spec in delta.layout.pruned if spec.name not in scales]
         raise ValueError(
             "scope 'global' compares the scores of all tensors, but norms has none of "
             f"{lacking[:5]}; use 'layer' or 'row'"
         )
 
     def score(spec: TensorSpec) -> NDArray[np.float32]:
-        scores = np.abs(known.whole(spec.name))
+        scores = np.abs(delta.whole(spec.name))
         if spec.name in scales:
             scores = (scores.reshape(spec.shape) * scales[spec.name]).reshape(-1)
         return scores
 
-    return keep_largest(known, p, scope, score, seed=seed, round_=round_, slot=slot)
+    return score
 
 
 def _checked(layout: Layout, norms: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float32]]:

@@ -25,13 +25,10 @@ if TYPE_CHECKING:
     from fl_darex.rescaling.outputs import least_squares_q, mse_q
 
 _LAZY = {
-    "LearnedQ": "fl_darex.rescaling.learned",
-    "OutputChange": "fl_darex.rescaling.objectives",
-    "RescaledModel": "fl_darex.rescaling.in_place",
-    "Validation": "fl_darex.rescaling.objectives",
-    "learn_q": "fl_darex.rescaling.learned",
-    "least_squares_q": "fl_darex.rescaling.outputs",
-    "mse_q": "fl_darex.rescaling.outputs",
+    "RescaledModel": "in_place",
+    **dict.fromkeys(("LearnedQ", "learn_q"), "learned"),
+    **dict.fromkeys(("OutputChange", "Validation"), "objectives"),
+    **dict.fromkeys(("least_squares_q", "mse_q"), "outputs"),
 }
 
 __all__ = [
@@ -56,5 +53,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

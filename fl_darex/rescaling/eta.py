@@ -8,16 +8,8 @@ from typing import Any, Literal
 
 from fl_darex.delta import Delta, as_delta
 from fl_darex.rescaling.eq5 import GAMMA
-from fl_darex.rescaling.layers import Form, Inputs, PerLayer, PerTensor
-from fl_darex.rescaling.search import (
-    Line,
-    Method,
-    Objective,
-    Rescalable,
-    Tried,
-    larger_is_better,
-    search,
-)
+from fl_darex.rescaling.layers import Compat, Form, Inputs, PerLayer, PerTensor
+from fl_darex.rescaling.search import Line, Method, Objective, Rescalable, Tried, move_to_best
 
 Spacing = Literal["linear", "log"]
 
@@ -51,7 +43,7 @@ def search_eta(
     spacing: Spacing = "linear",
     method: Method = "grid",
     form: Form = "paper",
-    compat: Literal["fp16"] | None = None,
+    compat: Compat = None,
     gamma: float = GAMMA,
 ) -> EtaSearch:
     """Return the eta with the best score and its per-layer q, and leave the model there.
@@ -84,17 +76,14 @@ def search_eta(
         raise ValueError(f"rounds must be at least 1, got {rounds!r}")
     if spacing not in ("linear", "log"):
         raise ValueError(f"spacing must be 'linear' or 'log', got {spacing!r}")
-    layers = PerLayer.of(as_delta(delta), inputs, p, compat)
+    layers = PerLayer(as_delta(delta), inputs, p, compat)
 
     def eta_at(x: float) -> float:
         return x if spacing == "linear" else step * 2.0**x
 
-    def score(x: float) -> float:
-        model.set(layers.q(eta_at(x), form=form, gamma=gamma))
-        return objective()
+    def q_at(x: float) -> PerTensor:
+        return layers.q(eta_at(x), form, gamma)
 
     line = Line(step, step, rounds - 1) if spacing == "linear" else Line(0.0, 1.0, rounds - 1)
-    tried, (x, best) = search(score, line, method, larger_is_better(objective))
-    q = layers.q(eta_at(x), form=form, gamma=gamma)
-    model.set(q)
-    return EtaSearch(q, eta_at(x), best, tuple((eta_at(x), value) for x, value in tried))
+    tried, (x, best) = move_to_best(model, objective, q_at, line, method)
+    return EtaSearch(q_at(x), eta_at(x), best, tuple((eta_at(x), value) for x, value in tried))

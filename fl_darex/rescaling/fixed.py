@@ -8,7 +8,6 @@ from numbers import Real
 import numpy as np
 
 from fl_darex.masks import ONE, keep_threshold
-from fl_darex.positions import SeededMask, StructuredMask
 from fl_darex.survivors import Survivors
 
 
@@ -22,9 +21,7 @@ def rescale(survivors: Survivors, q: float | str) -> Survivors:
     Raises:
         ValueError: If ``q`` is neither ``"dare"`` nor a number in (0, 1].
     """
-    mask = survivors.mask
-    kept = mask.kept if isinstance(mask, SeededMask | StructuredMask) else ONE
-    return replace(survivors, q=resolve_q(q, kept))
+    return replace(survivors, q=resolve_q(q, survivors.mask.chance or ONE))
 
 
 def resolve_q(q: float | str, kept: int) -> float:
@@ -35,7 +32,8 @@ def resolve_q(q: float | str, kept: int) -> float:
     """
     if q == "dare":
         return kept / ONE
-    if not isinstance(q, Real) or isinstance(q, bool) or not 0.0 < np.float32(q) <= 1.0:
+    number = isinstance(q, Real) and not isinstance(q, bool) and 0.0 < q < 2.0  # float32 holds it
+    if not number or not 0.0 < np.float32(q) <= 1.0:
         raise ValueError(f"q must be 'dare' (q = 1-p) or a number in (0, 1], got {q!r}")
     return float(q)
 

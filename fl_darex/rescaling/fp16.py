@@ -35,12 +35,8 @@ def half_sums(c: NDArray[np.float32]) -> tuple[Half, Half]:
     """
     with np.errstate(over="ignore"):
         half = c.astype(np.float16)
-        square = half * half
-        return _sum(half), _sum(square)
-
-
-def _sum(half: Half) -> Half:
-    return np.asarray(half.sum(axis=1, dtype=np.float32)).astype(np.float16)
+        s1, s2 = (x.sum(axis=1, dtype=np.float32).astype(np.float16) for x in (half, half * half))
+        return s1, s2
 
 
 def official_q(

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 
-from fl_darex.delta import TensorSpec
+from fl_darex.delta import Layout, TensorSpec
 from fl_darex.positions import Positions
 from fl_darex.survivors import Q, Survivors
 
@@ -82,10 +81,8 @@ class RescaledModel:
         base: Mapping[str, Any] | None = None,
     ) -> None:
         self.survivors = survivors
-        self.tensors = {spec.name: _find(tensors, spec, "model") for spec in survivors.layout}
-        self._base = None
-        if base is not None:
-            self._base = {spec.name: _find(base, spec, "base") for spec in survivors.layout}
+        self.tensors = _find(tensors, survivors.layout, "model")
+        self._base = {} if base is None else _find(base, survivors.layout, "base")
         self._parts: list[Part] | None = None
         self._aside: dict[str, torch.Tensor] = {}
 
@@ -113,12 +110,7 @@ class RescaledModel:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._restore()
 
     @torch.no_grad()
@@ -145,10 +137,8 @@ class RescaledModel:
             part.write(on[part.flat.device][index])
 
     def _move_to_base(self) -> None:
-        if self._base is None:
-            return
-        for name, tensor in self.tensors.items():
-            base = _as(self._base[name], tensor)
+        for name, values in self._base.items():
+            tensor, base = self.tensors[name], _as(values, self.tensors[name])
             if not torch.equal(tensor, base):
                 self._aside[name] = tensor.detach().clone()
                 tensor.copy_(base)
@@ -159,9 +149,8 @@ class RescaledModel:
         at = positions if tensor.is_contiguous() else _offsets(tensor, where)
         flat = _memory(tensor)
         before = flat.index_select(0, at)
-        wide = torch.promote_types(tensor.dtype, torch.float32)
         values = torch.tensor(self.survivors.values[spec.name]).to(tensor.device)
-        return Part(flat, at, positions, before, before.to(wide), values)
+        return Part(flat, at, positions, before, _wide(before), values)
 
     def _write_whole(self) -> None:
         layout = self.survivors.layout
@@ -171,9 +160,8 @@ class RescaledModel:
             if spec.role == "raw":
                 tensor.copy_(_as(self.survivors.raw[spec.name], tensor))
             else:
-                wide = torch.promote_types(tensor.dtype, torch.float32)
                 change = torch.tensor(self.survivors.dense[spec.name]).reshape(spec.shape)
-                tensor.copy_(kept.to(wide) + change.to(tensor.device))
+                tensor.copy_(_wide(kept) + change.to(tensor.device))
             self._aside.setdefault(spec.name, kept)
 
     @torch.no_grad()
@@ -185,13 +173,15 @@ class RescaledModel:
         self._parts, self._aside = None, {}
 
 
-def _find(tensors: Mapping[str, Any], spec: TensorSpec, what: str) -> Any:
-    if spec.name not in tensors:
-        raise ValueError(f"the {what} has no tensor {spec.name!r} of the survivors' layout")
-    if tuple(tensors[spec.name].shape) != spec.shape:
-        shape = tuple(tensors[spec.name].shape)
-        raise ValueError(f"{spec.name!r} has shape {shape} in the {what}, survivors {spec.shape}")
-    return tensors[spec.name]
+def _find(tensors: Mapping[str, Any], layout: Layout, what: str) -> dict[str, Any]:
+    for spec in layout:
+        if spec.name not in tensors:
+            raise ValueError(f"the {what} has no tensor {spec.name!r} of the survivors' layout")
+        if (shape := tuple(tensors[spec.name].shape)) != spec.shape:
+            raise ValueError(
+                f"{spec.name!r} has shape {shape} in the {what}, survivors {spec.shape}"
+            )
+    return {spec.name: tensors[spec.name] for spec in layout}
 
 
 def _as(values: Any, like: torch.Tensor) -> torch.Tensor:
@@ -199,6 +189,10 @@ def _as(values: Any, like: torch.Tensor) -> torch.Tensor:
         values = torch.from_numpy(np.require(values, requirements="W"))
     moved: torch.Tensor = values.detach().to(like.device, like.dtype)
     return moved
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _memory(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,7 +14,9 @@ from fl_darex.rescaling.eq5 import GAMMA, Vector, check_eta, check_p, grid_eq5, 
 from fl_darex.rescaling.fixed import keep_rate
 
 Form = Literal["paper", "closed"]
+Compat = Literal["fp16"] | None
 PerTensor = NDArray[np.float32]
+Sums = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
 
 
 class Inputs(Protocol):
@@ -33,7 +34,7 @@ def per_layer_q(
     *,
     eta: float,
     form: Form = "paper",
-    compat: Literal["fp16"] | None = None,
+    compat: Compat = None,
     gamma: float = GAMMA,
     step: float | None = None,
 ) -> PerTensor:
@@ -59,37 +60,21 @@ def per_layer_q(
     Raises:
         ValueError: If an option is out of range, or no linear layer is among the inputs.
     """
-    return PerLayer.of(as_delta(delta), inputs, p, compat).q(eta, form=form, gamma=gamma, step=step)
+    return PerLayer(as_delta(delta), inputs, p, compat).q(eta, form, gamma, step)
 
 
-@dataclass(frozen=True, eq=False)
 class PerLayer:
     """The sums of all layers, from which q follows for any eta without another pass.
 
-    Attributes:
-        layout: The delta's tensors.
-        sums: S1 and S2 of each output, by the name of the layer's weight.
-        p: Fraction dropped.
-        compat: None, or ``"fp16"``.
+    Arguments are those of `per_layer_q`; the work is one pass over the linear layers' deltas.
     """
 
-    layout: Layout
-    sums: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
-    p: float
-    compat: Literal["fp16"] | None
-
-    @classmethod
-    def of(
-        cls,
-        delta: Delta,
-        inputs: Mapping[str, Inputs],
-        p: float,
-        compat: Literal["fp16"] | None = None,
-    ) -> PerLayer:
-        """Take the sums; the work is one pass over the linear layers' deltas."""
+    def __init__(
+        self, delta: Delta, inputs: Mapping[str, Inputs], p: float, compat: Compat = None
+    ) -> None:
         if compat not in (None, "fp16"):
             raise ValueError(f"compat must be None or 'fp16', got {compat!r}")
-        check_p(p)
+        self.layout, self.p, self.compat = delta.layout, check_p(p), compat
         layers = linear_layers(delta.layout, inputs)
         if compat == "fp16":
             layers = [spec for spec in layers if fp16.is_layer(spec.name)]
@@ -99,24 +84,14 @@ class PerLayer:
                 f"inputs: {sorted(inputs)[:3]}, delta: {[s.name for s in delta.layout.pruned][:3]}"
             )
         take = fp16.half_sums if compat == "fp16" else _sums
-        return cls(
-            delta.layout,
-            {s.name: take(influences(delta, s, inputs[s.name].mean)) for s in layers},
-            p,
-            compat,
-        )
+        self.sums: Sums = {s.name: take(influences(delta, s, inputs[s.name].mean)) for s in layers}
 
     def q(
-        self,
-        eta: float,
-        *,
-        form: Form = "paper",
-        gamma: float = GAMMA,
-        step: float | None = None,
+        self, eta: float, form: Form = "paper", gamma: float = GAMMA, step: float | None = None
     ) -> PerTensor:
-        """Return q for each pruned tensor; arguments are those of `per_layer_q`."""
+        """Return q for each pruned tensor."""
         check_eta(eta, gamma)
-        rows = self._rows(eta, form, gamma, step)
+        rows = self._rows(form, {"p": self.p, "eta": eta, "gamma": gamma}, step)
         found = {}
         for name, (s1, s2) in self.sums.items():
             counted = np.ones(s1.shape, dtype=bool) if self.compat else np.asarray(s2) > 0
@@ -125,16 +100,15 @@ class PerLayer:
         return spread(self.layout, found, keep_rate(self.p))
 
     def _rows(
-        self, eta: float, form: Form, gamma: float, step: float | None
+        self, form: Form, options: dict[str, float], step: float | None
     ) -> Callable[[NDArray[Any], NDArray[Any]], Vector]:
-        p = self.p
         if self.compat == "fp16":
-            return lambda s1, s2: fp16.official_q(s1, s2, p=p, eta=eta, gamma=gamma)
+            return lambda s1, s2: fp16.official_q(s1, s2, **options)
         if form == "closed":
-            return lambda s1, s2: minimise_eq5(np.abs(s1), s2, p=p, eta=eta, gamma=gamma)
+            return lambda s1, s2: minimise_eq5(np.abs(s1), s2, **options)
         if form == "paper":
-            size = (1.0 - p) / 10.0 if step is None else step
-            return lambda s1, s2: grid_eq5(s1, s2, p=p, eta=eta, gamma=gamma, step=size)
+            size = (1.0 - self.p) / 10.0 if step is None else step
+            return lambda s1, s2: grid_eq5(s1, s2, **options, step=size)
         raise ValueError(f"form must be 'paper' or 'closed', got {form!r}")
 
 
@@ -163,9 +137,8 @@ def influences(delta: Delta, spec: TensorSpec, mean: Vector) -> NDArray[np.float
 
 
 def _sums(c: NDArray[np.float32]) -> tuple[Vector, Vector]:
-    return np.asarray(c.sum(axis=1, dtype=np.float64)), np.asarray(
-        np.einsum("ij,ij->i", c, c, dtype=np.float64)
-    )
+    squares = np.einsum("ij,ij->i", c, c, dtype=np.float64)
+    return np.asarray(c.sum(axis=1, dtype=np.float64)), np.asarray(squares)
 
 
 def spread(layout: Layout, layers: Mapping[str, float], keep: float) -> PerTensor:

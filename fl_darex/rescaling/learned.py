@@ -76,7 +76,7 @@ def learn_q(
     optimizer = torch.optim.Adam([layers.coeff], lr=layers.keep if lr is None else lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     model.set(layers.keep)
-    best, score = layers.lowest(), validation()
+    best, score = np.full(len(layers.layer), layers.keep, dtype=np.float32), validation()
     tried, waited = [(0, score)], 0
     for step in range(1, steps + 1):
         layers.backward(train, (step - 1) % len(train))
@@ -110,25 +110,21 @@ class _Layers:
 
     def __init__(self, model: RescaledModel, keep: float) -> None:
         names = [spec.name for spec in model.survivors.layout.pruned]
-        modules = {name.rpartition(".")[0]: None for name in names}
-        number = {module: index for index, module in enumerate(modules)}
+        modules = [name.rpartition(".")[0] for name in names]
+        number = {module: index for index, module in enumerate(dict.fromkeys(modules))}
         self.keep, self.model = keep, model
-        self.layer = torch.tensor([number[name.rpartition(".")[0]] for name in names]).long()
-        self.trained = [
-            index
+        self.layer = torch.tensor([number[module] for module in modules]).long()
+        self.trained = {
+            index: model.tensors[name]
             for index, name in enumerate(names)
             if model.tensors[name].requires_grad and model.survivors.counts[index]
-        ]
+        }
         if not self.trained:
             raise ValueError(
                 "no pruned tensor has survivors and needs a gradient: nothing to learn"
             )
-        self.coeff = torch.full((len(modules),), _FIRST * keep, dtype=torch.float64)
+        self.coeff = torch.full((len(number),), _FIRST * keep, dtype=torch.float64)
         self.clip()
-
-    def lowest(self) -> PerTensor:
-        """Return q = 1-p for all tensors."""
-        return np.full(len(self.layer), self.keep, dtype=np.float32)
 
     def q(self) -> PerTensor:
         """Return q for each tensor."""
@@ -140,12 +136,9 @@ class _Layers:
 
     def backward(self, train: OutputChange, batch: int) -> None:
         """Set the coefficients' gradients from one training batch, at their present q."""
-        q = self.keep + self.coeff.abs()
         self.model.set(self.q())
-        names = [self.model.survivors.layout.pruned[index].name for index in self.trained]
-        tensors = [self.model.tensors[name] for name in names]
         with evaluating(train.model), torch.enable_grad():
-            loss = train.loss(batch)
+            loss, tensors = train.loss(batch), list(self.trained.values())
             gradients = torch.autograd.grad(loss, tensors, allow_unused=True)
         by_inverse = torch.zeros_like(self.coeff)
         for index, gradient in zip(self.trained, gradients, strict=True):
@@ -153,4 +146,5 @@ class _Layers:
                 slope = self.model.parts[index].slope(gradient)
                 by_inverse[self.layer[index]] += slope.double().cpu()
         # d(1/q) = -dq / q^2, dq = sign(coeff) dcoeff
+        q = self.keep + self.coeff.abs()
         self.coeff.grad = -by_inverse / q.square() * torch.sign(self.coeff)

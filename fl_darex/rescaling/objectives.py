@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from fl_darex.activations import Batch, evaluating
 
 Output = Callable[[Any], torch.Tensor]
 Distance = Literal["absolute", "squared"]
-_DISTANCES = ("absolute", "squared")
 
 
 def last_output(result: Any) -> torch.Tensor:
@@ -69,13 +68,12 @@ class OutputChange:
         distance: Distance = "absolute",
         top: int = 0,
     ) -> None:
-        if distance not in _DISTANCES:
-            raise ValueError(f"distance must be one of {_DISTANCES}, got {distance!r}")
+        if distance not in (known := get_args(Distance)):
+            raise ValueError(f"distance must be one of {known}, got {distance!r}")
         if top < 0:
             raise ValueError(f"top must be at least 0, got {top!r}")
         self.model, self._output, self._squared = model, output, distance == "squared"
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._batches = [_without_labels(batch, device) for batch in batches]
+        self._batches = _unlabelled(batches, model)
         with evaluating(model), torch.no_grad():
             self._references = [self._reference(batch, top) for batch in self._batches]
         if not sum(reference.values.numel() for reference in self._references):
@@ -107,11 +105,9 @@ class OutputChange:
 
     def _reference(self, batch: Batch, top: int) -> Reference:
         found = self._output(self.model(**batch)).detach()
-        mask = batch.get("attention_mask")
-        rows = None
+        mask, rows, largest = batch.get("attention_mask"), None, None
         if mask is not None and found.shape[:-1] == mask.shape and not bool(mask.all()):
             rows = mask.reshape(-1).nonzero().squeeze(1).to(found.device)
-        largest = None
         if top:
             largest = _rows(found, rows).topk(min(top, found.shape[-1]), dim=-1).indices
         return Reference(_pick(found, rows, largest).float(), rows, largest)
@@ -138,8 +134,7 @@ class Validation:
     Never the test set: q is chosen by it.
 
     Args:
-        metric: Scores the model as it is, such as a closure over the model and its data; or see
-            `on`.
+        metric: Scores the model as it is, such as a closure over the model and its data.
         larger_is_better: False for a loss or an error.
     """
 
@@ -173,12 +168,11 @@ class Validation:
         Raises:
             ValueError: If there is no batch, or one has no labels.
         """
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         kept = list(batches)
         if not kept or any("labels" not in batch for batch in kept):
             raise ValueError("validation needs at least one batch, and 'labels' in each of them")
         labels = np.concatenate([batch["labels"].cpu().numpy() for batch in kept])
-        inputs = [_without_labels(batch, device) for batch in kept]
+        inputs = _unlabelled(kept, model)
 
         def score() -> float:
             with evaluating(model), torch.no_grad():
@@ -188,8 +182,10 @@ class Validation:
         return cls(score, larger_is_better=larger_is_better)
 
 
-def _without_labels(batch: Mapping[str, torch.Tensor], device: torch.device) -> Batch:
-    return {name: value.to(device) for name, value in batch.items() if name != "labels"}
+def _unlabelled(batches: Iterable[Batch], model: torch.nn.Module) -> list[Batch]:
+    """Return the batches without ``labels``, on the model's device."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return [{k: v.to(device) for k, v in batch.items() if k != "labels"} for batch in batches]
 
 
 def _rows(output: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
@@ -201,7 +197,6 @@ def _pick(
     output: torch.Tensor, rows: torch.Tensor | None, largest: torch.Tensor | None
 ) -> torch.Tensor:
     """Return the entries of an output that are compared."""
-    if rows is None and largest is None:
-        return output
-    some = _rows(output, rows)
-    return some if largest is None else some.gather(-1, largest)
+    if largest is not None:
+        return _rows(output, rows).gather(-1, largest)
+    return output if rows is None else _rows(output, rows)

@@ -6,18 +6,24 @@ masks that could be drawn; ``least_squares_q`` the best for the mask that was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch.nn.functional import linear
 
 from fl_darex.activations import Batch, each_input, linear_weights
-from fl_darex.delta import Delta, TensorSpec, as_delta
+from fl_darex.delta import Delta, Layout, TensorSpec, as_delta
 from fl_darex.rescaling.eq5 import mse_optimal_q
 from fl_darex.rescaling.fixed import keep_rate
 from fl_darex.rescaling.layers import PerTensor, bias_of, linear_layers, spread
 from fl_darex.survivors import Survivors
+
+Change = tuple[torch.Tensor, torch.Tensor | None]
+"""What is added to a linear layer's matrix and to its bias; None: the bias is not pruned."""
+
+Entries = Callable[[TensorSpec], torch.Tensor]
+"""Gives the flat entries of a pruned tensor."""
 
 
 def mse_q(
@@ -39,16 +45,24 @@ def mse_q(
         ValueError: If p is out of range, there is no batch, or no pruned linear layer is reached.
     """
     keep = keep_rate(p)
-    change, weights = as_delta(delta), linear_weights(model)
-    sums = {
-        spec.name: _Squares(_whole(change, spec, weights[spec.name]))
-        for spec in linear_layers(change.layout, weights)
+    whole, weights = as_delta(delta), linear_weights(model)
+    changes = {
+        spec.name: _change(_entries(whole), spec, whole.layout, weights)
+        for spec in linear_layers(whole.layout, weights)
     }
-    _run(model, sums, batches)
-    found = {
-        name: mse_optimal_q(one.square, one.noise, p=p) for name, one in sums.items() if one.noise
-    }
-    return spread(change.layout, found, keep)
+    columns = {k: matrix.square().sum(0, dtype=torch.float64) for k, (matrix, _) in changes.items()}
+    extra = {k: 0.0 if bias is None else _dot(bias, bias) for k, (_, bias) in changes.items()}
+    square, noise = dict.fromkeys(changes, 0.0), dict.fromkeys(changes, 0.0)
+
+    def add(name: str, rows: torch.Tensor) -> None:
+        effect = linear(rows, *changes[name])
+        square[name] += _dot(effect, effect)
+        noise[name] += float(rows.double().square().sum(0) @ columns[name])
+        noise[name] += rows.shape[0] * extra[name]
+
+    _each_row(model, batches, changes, add)
+    found = {k: mse_optimal_q(square[k], noise[k], p=p) for k in changes if noise[k]}
+    return spread(whole.layout, found, keep)
 
 
 def least_squares_q(
@@ -75,98 +89,63 @@ def least_squares_q(
         ValueError: If p is out of range, there is no batch, or no pruned linear layer is reached.
     """
     keep = keep_rate(p)
-    change, weights = as_delta(delta), linear_weights(model)
-    sums = {}
-    for spec in linear_layers(survivors.layout, weights):
-        like = weights[spec.name]
-        sums[spec.name] = _Products(_whole(change, spec, like), _part(survivors, spec, like))
-    _run(model, sums, batches)
-    found = {}
-    for name, one in sums.items():
-        if one.square:  # <Y, M> <= 0: the survivors point away, and the least of them is best
-            found[name] = max(keep, min(1.0, one.square / one.cross)) if one.cross > 0 else 1.0
-    return spread(survivors.layout, found, keep)
+    whole, weights, layout = as_delta(delta), linear_weights(model), survivors.layout
+    changes, parts = {}, {}
+    for spec in linear_layers(layout, weights):
+        changes[spec.name] = _change(_entries(whole), spec, whole.layout, weights)
+        parts[spec.name] = _change(_scattered(survivors), spec, layout, weights)
+    cross, square = dict.fromkeys(parts, 0.0), dict.fromkeys(parts, 0.0)
+
+    def add(name: str, rows: torch.Tensor) -> None:
+        part = linear(rows, *parts[name])
+        cross[name] += _dot(linear(rows, *changes[name]), part)
+        square[name] += _dot(part, part)
+
+    _each_row(model, batches, parts, add)
+    found = {  # <Y, M> <= 0: the survivors point away, and the least of them is best
+        k: max(keep, min(1.0, square[k] / cross[k])) if cross[k] > 0 else 1.0
+        for k in parts
+        if square[k]
+    }
+    return spread(layout, found, keep)
 
 
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """A linear layer's change: ``x -> x @ matrix.T + bias``."""
-
-    matrix: torch.Tensor
-    bias: torch.Tensor | None
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return what the change adds to the output of each row."""
-        return torch.nn.functional.linear(rows, self.matrix, self.bias)
+def _entries(delta: Delta) -> Entries:
+    return lambda spec: torch.from_numpy(delta.whole(spec.name))
 
 
-class _Squares:
-    """Sums of S1 squared and of S2 over outputs and tokens."""
+def _scattered(survivors: Survivors) -> Entries:
+    def entries(spec: TensorSpec) -> torch.Tensor:
+        flat = torch.zeros(spec.numel)
+        flat[torch.tensor(survivors.positions[spec.name])] = torch.tensor(
+            survivors.values[spec.name]
+        )
+        return flat
 
-    def __init__(self, whole: Linear) -> None:
-        self.whole = whole
-        self.columns = whole.matrix.square().sum(0, dtype=torch.float64)
-        self.extra = 0.0 if whole.bias is None else _dot(whole.bias, whole.bias)
-        self.square = self.noise = 0.0
-
-    def add(self, rows: torch.Tensor) -> None:
-        """Add tokens, shape ``(tokens, inputs)``."""
-        rows = rows.float()
-        change = self.whole(rows)
-        self.square += _dot(change, change)
-        self.noise += float(rows.double().square().sum(0) @ self.columns)
-        self.noise += rows.shape[0] * self.extra
+    return entries
 
 
-class _Products:
-    """Sums of <Y, M> and <M, M>, with Y the whole delta's change and M the survivors'."""
-
-    def __init__(self, whole: Linear, part: Linear) -> None:
-        self.whole, self.part = whole, part
-        self.cross = self.square = 0.0
-
-    def add(self, rows: torch.Tensor) -> None:
-        """Add tokens, shape ``(tokens, inputs)``."""
-        rows = rows.float()
-        part = self.part(rows)
-        self.cross += _dot(self.whole(rows), part)
-        self.square += _dot(part, part)
-
-
-def _run(
-    model: torch.nn.Module,
-    sums: Mapping[str, _Squares] | Mapping[str, _Products],
-    batches: Iterable[Batch],
-) -> None:
-    if not sums:
-        raise ValueError("no pruned tensor is the weight of a torch.nn.Linear of this model")
-
-    def take(name: str, rows: torch.Tensor) -> None:
-        if name in sums:
-            sums[name].add(rows)
-
-    each_input(model, batches, take)
-
-
-def _whole(delta: Delta, spec: TensorSpec, like: torch.Tensor) -> Linear:
-    bias = bias_of(spec.name)
-    pruned = {other.name for other in delta.layout.pruned}
-    return Linear(
-        torch.from_numpy(delta.whole(spec.name)).reshape(spec.shape).to(like.device),
-        torch.from_numpy(delta.whole(bias)).to(like.device) if bias in pruned else None,
+def _change(
+    entries: Entries, spec: TensorSpec, layout: Layout, weights: Mapping[str, torch.Tensor]
+) -> Change:
+    device, bias = weights[spec.name].device, bias_of(spec.name)
+    column = next(
+        (entries(other).to(device) for other in layout.pruned if other.name == bias), None
     )
+    return entries(spec).reshape(spec.shape).to(device), column
 
 
-def _part(survivors: Survivors, spec: TensorSpec, like: torch.Tensor) -> Linear:
-    bias, sizes = bias_of(spec.name), {s.name: s.numel for s in survivors.layout.pruned}
-
-    def scattered(name: str) -> torch.Tensor:
-        flat = torch.zeros(sizes[name])
-        flat[torch.tensor(survivors.positions[name])] = torch.tensor(survivors.values[name])
-        return flat.to(like.device)
-
-    return Linear(
-        scattered(spec.name).reshape(spec.shape), scattered(bias) if bias in sizes else None
+def _each_row(
+    model: torch.nn.Module,
+    batches: Iterable[Batch],
+    layers: Mapping[str, Change],
+    add: Callable[[str, torch.Tensor], None],
+) -> None:
+    """Hand over what goes into each of the layers, in float32, shape ``(tokens, inputs)``."""
+    if not layers:
+        raise ValueError("no pruned tensor is the weight of a torch.nn.Linear of this model")
+    each_input(
+        model, batches, lambda name, rows: add(name, rows.float()) if name in layers else None
     )
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from fl_darex.masks import ONE
-from fl_darex.positions import SeededMask, StructuredMask
 from fl_darex.rescaling.fixed import keep_rate
 from fl_darex.survivors import Q, Survivors
 
@@ -109,15 +108,8 @@ def search_q(
         ValueError: If an option is out of range, p is not known, or no score is finite.
     """
     first = lowest_q(model.survivors, p)
-    step = first / 2 if step is None else step
-    line = Line(first, step, rounds).up_to(1.0)
-
-    def score(q: float) -> float:
-        model.set(min(q, 1.0))
-        return objective()
-
-    tried, best = search(score, line, method, larger_is_better(objective), highest=1.0)
-    model.set(best[0])
+    line = Line(first, first / 2 if step is None else step, rounds).up_to(1.0)
+    tried, best = move_to_best(model, objective, lambda q: min(q, 1.0), line, method, highest=1.0)
     return QSearch(*best, tried)
 
 
@@ -129,14 +121,29 @@ def lowest_q(survivors: Survivors, p: float | None) -> float:
     """
     if p is not None:
         return keep_rate(p)
-    if isinstance(survivors.mask, SeededMask | StructuredMask):
-        return survivors.mask.kept / ONE
+    if survivors.mask.chance:
+        return survivors.mask.chance / ONE
     raise ValueError("p is needed: these survivors were not drawn at random, so no rate is known")
 
 
-def larger_is_better(objective: Objective) -> bool:
-    """Return whether the objective is a score; errors and losses are the default."""
-    return bool(getattr(objective, "larger_is_better", False))
+def move_to_best(
+    model: Rescalable,
+    objective: Objective,
+    q_at: Callable[[float], Q],
+    line: Line,
+    method: Method,
+    highest: float = math.inf,
+) -> tuple[Tried, tuple[float, float]]:
+    """Leave the model at the q of the best candidate, and return what `search` finds."""
+
+    def score(x: float) -> float:
+        model.set(q_at(x))
+        return objective()
+
+    larger = bool(getattr(objective, "larger_is_better", False))
+    tried, best = search(score, line, method, larger, highest)
+    model.set(q_at(best[0]))
+    return tried, best
 
 
 def search(

@@ -1,24 +1,28 @@
-"""Keys, key agreement, sealed letters and masks, all from the ``cryptography`` library.
+"""Secrets: key agreement, sealed letters, random streams, and shares that rebuild a secret.
 
-Every secret that may have to be rebuilt from shares is 16 bytes long: an X25519 key pair is
-derived from them, and so is the key of a mask. 128 bits are X25519's own strength.
+All from the ``cryptography`` library but the sharing, which is Shamir's from ``pycryptodome``.
+Every secret that may have to be rebuilt is 16 bytes long: an X25519 key pair is derived from them,
+and so is the key of a mask. 128 bits are X25519's own strength.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+
+from Crypto.Protocol.SecretSharing import Shamir
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fl_darex.errors import PacketError, Reason
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
-SECRET_BYTES = 16
-PUBLIC_BYTES = 32
-COMMITMENT_BYTES = 32
-SESSION_BYTES = 16
-LETTER_BYTES = 2 * 16 + 16
+SECRET_BYTES = SHARE_BYTES = SESSION_BYTES = 16
+PUBLIC_BYTES = COMMITMENT_BYTES = 32
+LETTER_BYTES = 2 * SHARE_BYTES + 16
 """Two shares, sealed."""
 
 
@@ -30,6 +34,11 @@ def new_secret() -> bytes:
 def public_key(secret: bytes) -> bytes:
     """Return the 32 bytes of the X25519 public key that belongs to a secret."""
     return bytes(_private(secret).public_key().public_bytes_raw())
+
+
+def halves(both: bytes) -> tuple[bytes, bytes]:
+    """Return a client's two public keys: for letters, and for masks."""
+    return both[:PUBLIC_BYTES], both[PUBLIC_BYTES:]
 
 
 def agree(secret: bytes, public: bytes, session: bytes, label: str) -> bytes:
@@ -44,8 +53,6 @@ def agree(secret: bytes, public: bytes, session: bytes, label: str) -> bytes:
     Raises:
         PacketError: If the public key is one of the few with which nothing is secret.
     """
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-
     try:
         shared = _private(secret).exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
@@ -60,49 +67,8 @@ def check(public: bytes) -> None:
 
 def derived(secret: bytes, session: bytes, label: str) -> bytes:
     """Return a 32-byte key for one use (HKDF-SHA256 with the session as salt)."""
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
     info = f"darex.secagg.v1|{label}".encode()
     return bytes(HKDF(algorithm=SHA256(), length=32, salt=session, info=info).derive(secret))
-
-
-def seal(key: bytes, letter: bytes, note: bytes) -> bytes:
-    """Encrypt a letter (AES-256-GCM). A key MUST seal one letter only: the nonce is constant.
-
-    Args:
-        key: From `agree`, for this sender and this receiver.
-        letter: What only the receiver may read.
-        note: What both know and nobody may change.
-    """
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-    return AESGCM(key).encrypt(bytes(12), letter, note)
-
-
-def unseal(key: bytes, sealed: bytes, note: bytes) -> bytes:
-    """Return a sealed letter.
-
-    Raises:
-        PacketError: If it was not sealed with this key and note, or was changed.
-    """
-    from cryptography.exceptions import InvalidTag
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
-    try:
-        return AESGCM(key).decrypt(bytes(12), sealed, note)
-    except InvalidTag:
-        raise PacketError(
-            "shares of secure aggregation were changed on their way", Reason.CHECKSUM
-        ) from None
-
-
-def keystream(key: bytes, size: int) -> bytes:
-    """Return the first bytes of a 32-byte key's random stream (AES-256 in counter mode)."""
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-
-    encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
-    return bytes(encryptor.update(bytes(size)))
 
 
 def commitment(secret: bytes, session: bytes) -> bytes:
@@ -110,7 +76,70 @@ def commitment(secret: bytes, session: bytes) -> bytes:
     return derived(secret, session, "commitment")
 
 
-def _private(secret: bytes) -> X25519PrivateKey:
-    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+def keystream(key: bytes, size: int) -> bytes:
+    """Return the first bytes of a 32-byte key's random stream (AES-256 in counter mode)."""
+    encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    return bytes(encryptor.update(bytes(size)))
 
+
+def seal(
+    secret: bytes, public: bytes, session: bytes, sender: int, receiver: int, letter: bytes
+) -> bytes:
+    """Return a letter that only the receiver can read, and nobody can change (AES-256-GCM).
+
+    It takes the sender's secret and the receiver's public key. Two clients MUST seal one letter
+    each way in a session: the nonce is constant.
+    """
+    key = agree(secret, public, session, f"letter|{sender}|{receiver}")
+    return AESGCM(key).encrypt(bytes(12), letter, f"{sender}|{receiver}".encode())
+
+
+def unseal(
+    secret: bytes, public: bytes, session: bytes, sender: int, receiver: int, sealed: bytes
+) -> bytes:
+    """Return the letter of `seal`, from the receiver's secret and the sender's public key.
+
+    Raises:
+        PacketError: If it was not sealed by that sender for that receiver, or was changed.
+    """
+    key = agree(secret, public, session, f"letter|{sender}|{receiver}")
+    try:
+        return AESGCM(key).decrypt(bytes(12), sealed, f"{sender}|{receiver}".encode())
+    except InvalidTag:
+        raise PacketError(
+            "shares of secure aggregation were changed on their way", Reason.CHECKSUM
+        ) from None
+
+
+def split(secret: bytes, threshold: int, holders: int) -> list[bytes]:
+    """Return one share for each holder; ``threshold`` of them give the secret, fewer say nothing.
+
+    A share's number is not in it: holder i, from 0, has share number i + 1.
+    """
+    return [share for _, share in Shamir.split(threshold, holders, secret, ssss=False)]
+
+
+def combine(
+    shares: Mapping[int, bytes], threshold: int, right: Callable[[bytes], bool]
+) -> bytes | None:
+    """Return the secret that enough shares give, or None.
+
+    Args:
+        shares: By holder, from 0.
+        threshold: As in `split`.
+        right: Tells the secret. A wrong share gives a wrong secret; other shares are then tried in
+            its place, as long as there are more than ``threshold``.
+    """
+    numbered = [(holder + 1, share) for holder, share in sorted(shares.items())]
+    if len(numbered) < threshold:
+        return None
+    for start in range(len(numbered) if len(numbered) > threshold else 1):
+        some = [*numbered, *numbered][start : start + threshold]
+        secret: bytes = Shamir.combine(some, ssss=False)
+        if right(secret):
+            return secret
+    return None
+
+
+def _private(secret: bytes) -> X25519PrivateKey:
     return X25519PrivateKey.from_private_bytes(derived(secret, b"", "x25519"))

@@ -17,15 +17,13 @@ unmask     slots of clients whose masked packet came     ``shares``: one share f
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, MutableMapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn
-
-from flwr.app import ConfigRecord
+from collections.abc import Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
+from sys import float_info
+from typing import Annotated, Any, NoReturn, Self
 
 from fl_darex.errors import PacketError, Reason
-from fl_darex.wire.json_notes import WIRE_VERSION, Rules, dump, is_hex, is_names, load
+from fl_darex.wire.json_notes import COUNT, NAMES, TEXT, Note, Rule, integer, is_hex
 
 SECURE_KEY = "darex.secure"
 """Key of a stage in a message's configuration, and name of the record with the answer."""
@@ -38,8 +36,22 @@ SLOT_BYTES = 8
 MOST_ROWS = 2**15
 
 
+_STAGE = Rule(
+    "one of keys, shares, masked, unmask", lambda value: value in (KEYS, SHARES, MASKED, UNMASK)
+)
+_SESSION = Rule("32 hexadecimal digits", lambda value: is_hex(value, 32))
+_THRESHOLD = integer("an integer in [2, 2**15]", 2, MOST_ROWS + 1)
+_LEVELS = integer("an integer in [0, 2**31)", 0, 1 << 31)
+_WIDTH = integer("an integer from 0 to 8", 0, 9)
+_AMOUNT = Rule(
+    "a finite number >= 0",
+    lambda value: type(value) in (int, float) and 0 <= value <= float_info.max,
+    float,
+)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(Note, key=SECURE_KEY, what="the server's stage of secure aggregation"):
     """What a client is asked to do, and what for.
 
     Attributes:
@@ -56,55 +68,40 @@ class Stage:
         norm: Largest L2 norm of an update, survivors over q and dense tensors together, to which
             the client scales its own down; 0: any.
         metrics: Names of metrics that are sent in the clear.
-        version: Wire version.
         rows: Rows of the message, each of one width.
     """
 
-    stage: str
-    session: str
-    slot: int
-    threshold: int
-    range: float = 0.0
-    dense_range: float = 0.0
-    levels: int = 0
-    width: int = 0
-    max_weight: float = 0.0
-    weight: str = ""
-    norm: float = 0.0
-    metrics: tuple[str, ...] = ()
-    version: int = WIRE_VERSION
+    stage: Annotated[str, _STAGE]
+    session: Annotated[str, _SESSION]
+    slot: Annotated[int, COUNT]
+    threshold: Annotated[int, _THRESHOLD]
+    range: Annotated[float, _AMOUNT] = 0.0
+    dense_range: Annotated[float, _AMOUNT] = 0.0
+    levels: Annotated[int, _LEVELS] = 0
+    width: Annotated[int, _WIDTH] = 0
+    max_weight: Annotated[float, _AMOUNT] = 0.0
+    weight: Annotated[str, TEXT] = ""
+    norm: Annotated[float, _AMOUNT] = 0.0
+    metrics: Annotated[tuple[str, ...], NAMES] = ()
     rows: bytes = field(default=b"", repr=False)
 
     def attach(self, config: MutableMapping[str, Any]) -> None:
-        """Write the stage into a message's configuration."""
-        fields = asdict(self)
-        config[ROWS_KEY] = fields.pop("rows")
-        config[SECURE_KEY] = dump(fields)
+        """Write the stage and its rows into a message's configuration."""
+        config[ROWS_KEY] = self.rows
+        super().attach(config)
 
     @classmethod
-    def detach(cls, config: MutableMapping[str, Any]) -> Stage | None:
-        """Take the stage out of a message's configuration; None where there is none.
-
-        Raises:
-            PacketError: If it is not one that this version understands.
-        """
-        text, rows = config.pop(SECURE_KEY, None), config.pop(ROWS_KEY, b"")
-        if text is None:
+    def detach(cls, config: MutableMapping[str, Any]) -> Self | None:
+        """Take stage and rows out of a message's configuration; see `Note.detach`."""
+        rows, found = config.pop(ROWS_KEY, b""), super().detach(config)
+        if found is None:
             return None
-        fields = load(text, _RULES, "the server's stage of secure aggregation")
         if not isinstance(rows, bytes):
             _refuse(f"has rows of type {type(rows).__name__}", Reason.TERMS)
-        fields |= {
-            name: float(fields[name]) for name in ("range", "dense_range", "max_weight", "norm")
-        }
-        found = cls(**fields | {"metrics": tuple(fields["metrics"]), "rows": rows})
-        if found.stage == MASKED and not (
-            min(found.range, found.dense_range, found.max_weight) > 0
-            and found.levels
-            and found.width
-        ):
+        units = (found.range, found.dense_range, found.max_weight, found.levels, found.width)
+        if found.stage == MASKED and not all(units):
             _refuse("asks for masked numbers and does not say in which units", Reason.TERMS)
-        return found
+        return replace(found, rows=rows)
 
 
 def join(rows: Iterable[tuple[int, bytes]]) -> bytes:
@@ -121,18 +118,14 @@ def rows_of(blob: bytes, width: int) -> dict[int, bytes]:
     step = SLOT_BYTES + width
     if len(blob) % step or len(blob) > MOST_ROWS * step:
         _refuse(f"has {len(blob)} bytes of rows, each of {step}", Reason.SIZE)
-    found = {}
-    last = -1
-    for start in range(0, len(blob), step):
-        slot = int.from_bytes(blob[start : start + SLOT_BYTES], "little")
-        if slot <= last:
-            _refuse("lists slots that do not rise", Reason.VALUES)
-        found[slot] = blob[start + SLOT_BYTES : start + step]
-        last = slot
-    return found
+    rows = [blob[start : start + step] for start in range(0, len(blob), step)]
+    slots = [int.from_bytes(row[:SLOT_BYTES], "little") for row in rows]
+    if slots != sorted(set(slots)):
+        _refuse("lists slots that do not rise", Reason.VALUES)
+    return {slot: row[SLOT_BYTES:] for slot, row in zip(slots, rows, strict=True)}
 
 
-def answer_bytes(record: ConfigRecord, key: str, size: int) -> bytes:
+def answer_bytes(record: Mapping[str, Any], key: str, size: int) -> bytes:
     """Return one field of an answer.
 
     Raises:
@@ -147,28 +140,3 @@ def answer_bytes(record: ConfigRecord, key: str, size: int) -> bytes:
 
 def _refuse(what: str, reason: Reason) -> NoReturn:
     raise PacketError(f"a message of secure aggregation {what}", reason)
-
-
-def _is_amount(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
-
-
-_AMOUNT = ("a finite number >= 0", _is_amount)
-_RULES: Rules = {
-    "stage": (
-        "one of keys, shares, masked, unmask",
-        lambda v: v in (KEYS, SHARES, MASKED, UNMASK),
-    ),
-    "session": ("32 hexadecimal digits", lambda v: is_hex(v, 32)),
-    "slot": ("an integer in [0, 2**63)", lambda v: type(v) is int and 0 <= v < 1 << 63),
-    "threshold": ("an integer in [2, 2**15]", lambda v: type(v) is int and 2 <= v <= MOST_ROWS),
-    "range": _AMOUNT,
-    "dense_range": _AMOUNT,
-    "levels": ("an integer in [0, 2**31)", lambda v: type(v) is int and 0 <= v < 1 << 31),
-    "width": ("an integer from 0 to 8", lambda v: type(v) is int and 0 <= v <= 8),
-    "max_weight": _AMOUNT,
-    "weight": ("text", lambda v: isinstance(v, str)),
-    "norm": _AMOUNT,
-    "metrics": ("a list of names", is_names),
-    "version": ("an integer", lambda v: type(v) is int),
-}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_darex.change import moved, steps
+from fl_darex.compression.terms import Terms
+from fl_darex.compression.update import SparseUpdate
 from fl_darex.delta import Layout
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.masks import words
-from fl_darex.secagg.ring import Ring
-from fl_darex.secagg.vector import TAIL, Shape, Vector
-from fl_darex.wire.reader import Packet
+from fl_darex.secagg.messages import Stage
+from fl_darex.secagg.ring import TAIL, Ring, Shape, Vector
+from fl_darex.survivors import Survivors
+from fl_darex.wire.codings.coding import noise_of
 
 WEIGHT_STEPS = 2**24
 """Weights are multiples of ``max_weight`` divided by this."""
@@ -28,79 +31,82 @@ _AT_ONCE = 1 << 16  # numbers: their temporaries stay in cache
 Numbers = NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How numbers become integers; the server announces it.
+def weight_steps(weight: float, stage: Stage) -> int:
+    """Return a weight as a whole number of steps, at most `WEIGHT_STEPS`.
 
-    Attributes:
-        range: Largest magnitude of a survivor.
-        dense_range: Largest magnitude in tensors that are sent whole.
-        levels: Integers on each side of 0.
-        max_weight: Largest weight.
-        norm: Largest L2 norm of an update, survivors over q and dense tensors; 0: any.
+    Raises:
+        DeltaError: If it is negative or not finite.
     """
-
-    range: float
-    dense_range: float
-    levels: int
-    max_weight: float
-    norm: float = 0.0
-
-    def steps(self, weight: float) -> int:
-        """Return a weight as a whole number of steps, at most `WEIGHT_STEPS`.
-
-        Raises:
-            DeltaError: If it is negative or not finite.
-        """
-        if not 0 <= weight < np.inf:
-            raise DeltaError(f"the weight of this client's update is {weight}, not a number >= 0")
-        return round(min(1.0, weight / self.max_weight) * WEIGHT_STEPS)
+    if not 0 <= weight < np.inf:
+        raise DeltaError(f"the weight of this client's update is {weight}, not a number >= 0")
+    return round(min(1.0, weight / stage.max_weight) * WEIGHT_STEPS)
 
 
-def shape_of(layout: Layout, ring: Ring, survivors: int) -> Shape:
+def shape_of(layout: Layout, width: int, survivors: int) -> Shape:
     """Return the shape of a client's vector, given how many entries the mask keeps."""
     whole = sum(spec.numel for spec in layout.dense)
-    return Shape(ring, survivors + whole, sum(spec.numel for spec in layout.raw))
+    return Shape(Ring(width), survivors + whole, sum(spec.numel for spec in layout.raw))
 
 
 def to_vector(
-    packet: Packet,
-    base: Mapping[str, NDArray[Any]],
+    update: SparseUpdate,
+    before: Mapping[str, NDArray[Any]],
     weight: float,
-    scale: Scale,
-    ring: Ring,
-    sender: int,
+    stage: Stage,
+    terms: Terms,
 ) -> Vector:
     """Return a client's integers, not yet masked.
 
-    Rounding is random and keeps means; its seed is the packet's seed, round and sender, so that
-    the same update gives the same integers. It may be known: the integers are what is masked.
+    Rounding is random and keeps means; its seed is that of the packet's noise, so that the same
+    update gives the same integers. It may be known: the integers are what is masked.
 
     Args:
-        packet: The client's own, in fp32, with one q.
-        base: The tensors before training; those that are not floating point count.
+        update: The client's own, in fp32, with one q.
+        before: The tensors before training; those that are not floating point count.
         weight: Of this client.
-        scale: From the server.
-        ring: Wide enough for the sum.
-        sender: The client's own slot, so that clients round independently.
+        stage: The server's stage ``masked``: the ring, and how numbers become its integers.
+        terms: What the client was told; its slot makes clients round independently.
     """
-    steps = scale.steps(weight)
-    share = steps / WEIGHT_STEPS
-    shrunk = np.float32(_shrunk(packet, scale.norm))
-    dense = packet.dense()
-    parts = [(packet.numbers() * shrunk, scale.range)]
-    parts += [(dense[spec.name] * shrunk, scale.dense_range) for spec in packet.layout.dense]
-    noise, start, clipped, narrow = _noise(packet, sender), 0, 0, []
+    units = weight_steps(weight, stage)
+    share, shrunk = units / WEIGHT_STEPS, np.float32(1.0)
+    if stage.norm and (found := update.norm(before)):
+        shrunk = np.float32(min(1.0, stage.norm / found))
+    layout, dense = update.layout, update.dense()
+    parts = [(update.numbers(0, update.count) * shrunk, stage.range)]
+    parts += [(dense[spec.name] * shrunk, stage.dense_range) for spec in layout.dense]
+    noise = noise_of(terms.uplink.seed, terms.round, terms.slot)
+    start, clipped, narrow = 0, 0, []
     for numbers, largest in parts:
         clipped += int(np.count_nonzero(np.abs(numbers) > largest))
-        factor = share * scale.levels / largest
+        factor = share * stage.levels / largest
         narrow.append(_rounded(numbers, largest, factor, noise, start))
         start += (numbers.size + 1) & ~1
-    counters, over = _changes(packet, base)
-    wide = [counters * steps, np.array([steps, clipped + over], dtype=np.int64)]
-    shape = shape_of(packet.layout, ring, parts[0][0].size)
-    integers = np.concatenate(narrow)
-    return Vector(shape, ring.residues(integers), np.concatenate(wide).astype(np.uint64))
+    counters, over = _changes(update, before)
+    wide = [counters * units, np.array([units, clipped + over], dtype=np.int64)]
+    shape = shape_of(layout, stage.width, update.count)
+    integers = shape.ring.residues(np.concatenate(narrow))
+    return Vector(shape, integers, np.concatenate(wide).astype(np.uint64))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the clients' sealed packets must be, and what their sum stands for.
+
+    Attributes:
+        before: The tensors that they were sent.
+        layout: Their layout.
+        terms: What any of them is told: all have the same round, version, mask and q.
+        counts: How many entries the mask keeps of each pruned tensor.
+        weight: Name of the metric that is a client's weight; empty: all count the same.
+        norm: Largest L2 norm of an update, survivors over q and dense tensors together; 0: any.
+    """
+
+    before: Mapping[str, NDArray[Any]]
+    layout: Layout
+    terms: Terms
+    counts: tuple[int, ...]
+    weight: str = ""
+    norm: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,30 +114,23 @@ class Mean:
     """What the sum of some clients says.
 
     Attributes:
-        survivors: Weighted mean of the survivors, not divided by q.
-        dense: Weighted mean of each dense tensor's delta, flattened.
-        raw: For each tensor that is not floating point, its old value plus the mean change.
+        survivors: The weighted mean of their updates.
         weight: Sum of the clients' weights.
         clipped: Part of all numbers that were clipped.
     """
 
-    survivors: Numbers
-    dense: dict[str, Numbers]
-    raw: dict[str, NDArray[Any]]
+    survivors: Survivors
     weight: float
     clipped: float
 
 
-def to_mean(
-    total: Vector, base: Mapping[str, NDArray[Any]], layout: Layout, scale: Scale, clients: int
-) -> Mean:
+def to_mean(total: Vector, target: Target, stage: Stage, clients: int) -> Mean:
     """Return the weighted mean of the updates in an unmasked sum.
 
     Args:
         total: The sum.
-        base: The tensors before training.
-        layout: Of the model.
-        scale: As announced.
+        target: What it stands for.
+        stage: As announced to the clients.
         clients: How many vectors were added.
 
     Raises:
@@ -139,39 +138,37 @@ def to_mean(
             weights are 0.
     """
     narrow, wide = total.signed()
-    steps, clipped = (int(number) for number in wide[-TAIL:])
-    _check(narrow, wide, steps, clipped, total.shape, scale, clients)
-    unit = WEIGHT_STEPS / (scale.levels * steps)
-    whole = sum(spec.numel for spec in layout.dense)
-    kept = narrow.size - whole
-    survivors = (narrow[:kept] * (scale.range * unit)).astype(np.float32)
-    dense, raw, start, at = {}, {}, kept, 0
-    for spec in layout.dense:
-        part = narrow[start : start + spec.numel] * (scale.dense_range * unit)
+    units, clipped = map(int, wide[-TAIL:])
+    _check(narrow, wide, stage, clients)
+    unit = WEIGHT_STEPS / (stage.levels * units)
+    start, at, terms = sum(target.counts), 0, target.terms
+    numbers = (narrow[:start] * (stage.range * unit)).astype(np.float32)
+    dense, raw = {}, {}
+    for spec in target.layout.dense:
+        part = narrow[start : start + spec.numel] * (stage.dense_range * unit)
         dense[spec.name], start = part.astype(np.float32), start + spec.numel
-    for spec in layout.raw:
-        change = np.rint(wide[at : at + spec.numel] / steps).astype(np.int64)
-        moved = base[spec.name].astype(np.int64) + change.reshape(spec.shape)
-        raw[spec.name], at = moved.astype(base[spec.name].dtype), at + spec.numel
-    weight = steps / WEIGHT_STEPS * scale.max_weight
-    return Mean(survivors, dense, raw, weight, clipped / max(1, clients * _count(total.shape)))
+    for spec in target.layout.raw:
+        raw[spec.name] = moved(target.before[spec.name], wide[at : at + spec.numel] / units)
+        at += spec.numel
+    how, q = terms.uplink.how, terms.uplink.divisor
+    mean = Survivors(target.layout, how.mask(terms), numbers, target.counts, dense, raw, q)
+    weight = units / WEIGHT_STEPS * stage.max_weight
+    return Mean(mean, weight, clipped / max(1, clients * (narrow.size + at)))
 
 
-def _noise(packet: Packet, sender: int) -> NDArray[np.uint64]:
-    header = packet.header
-    text = f"darex.noise.v1|{header.seed}|{header.round}|{sender}"
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return np.array([int.from_bytes(digest, "little")], dtype=np.uint64)
-
-
-def _shrunk(packet: Packet, norm: float) -> float:
-    """Return what an update is multiplied by so that it is no longer than allowed."""
-    if not norm:
-        return 1.0
-    parts = [packet.numbers().astype(np.float64) / packet.q_of(0)]
-    parts += [change.astype(np.float64) for change in packet.dense().values()]
-    found = float(np.sqrt(sum(np.vdot(part, part) for part in parts)))
-    return min(1.0, norm / found) if found else 1.0
+def _check(narrow: NDArray[np.int64], wide: NDArray[np.int64], stage: Stage, clients: int) -> None:
+    """Refuse numbers that no sum has: a mask that is left over is random and hardly fits."""
+    counters, units, clipped = wide[:-TAIL], wide[-2], wide[-1]
+    fits = (
+        0 <= units <= clients * WEIGHT_STEPS
+        and 0 <= clipped <= clients * (narrow.size + counters.size)
+        and _largest(narrow) <= clients * stage.levels
+        and _largest(counters) <= clients * WEIGHT_STEPS * LARGEST_COUNTER
+    )
+    if not fits:
+        raise PacketError("the sum of the masked updates makes no sense", Reason.VALUES)
+    if units == 0:
+        raise PacketError("all masked updates of this round have weight 0", Reason.REPLY)
 
 
 def _rounded(
@@ -188,43 +185,15 @@ def _rounded(
     return found
 
 
-def _changes(packet: Packet, base: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.int64], int]:
+def _changes(
+    update: SparseUpdate, before: Mapping[str, NDArray[Any]]
+) -> tuple[NDArray[np.int64], int]:
     """Return how counters changed, clipped, and how many were."""
-    new = packet.raw()
-    changes = [
-        (new[spec.name].astype(np.int64) - base[spec.name].astype(np.int64)).reshape(-1)
-        for spec in packet.layout.raw
-    ]
+    new = update.counters()
+    changes = [steps(new[spec.name], before[spec.name]) for spec in update.layout.raw]
     found = np.concatenate(changes) if changes else np.zeros(0, dtype=np.int64)
     kept = np.clip(found, -LARGEST_COUNTER, LARGEST_COUNTER)
     return kept, int(np.count_nonzero(kept != found))
-
-
-def _check(
-    narrow: NDArray[np.int64],
-    wide: NDArray[np.int64],
-    steps: int,
-    clipped: int,
-    shape: Shape,
-    scale: Scale,
-    clients: int,
-) -> None:
-    """Refuse numbers that no sum has: a mask that is left over is random and hardly fits."""
-    largest, counters = _largest(narrow), _largest(wide[:-TAIL])
-    fits = (
-        0 <= steps <= clients * WEIGHT_STEPS
-        and 0 <= clipped <= clients * _count(shape)
-        and largest <= clients * scale.levels
-        and counters <= clients * WEIGHT_STEPS * LARGEST_COUNTER
-    )
-    if not fits:
-        raise PacketError("the sum of the masked updates makes no sense", Reason.VALUES)
-    if steps == 0:
-        raise PacketError("all masked updates of this round have weight 0", Reason.REPLY)
-
-
-def _count(shape: Shape) -> int:
-    return shape.narrow + shape.counters
 
 
 def _largest(numbers: NDArray[np.int64]) -> int:

@@ -1,4 +1,4 @@
-"""Integers modulo a power of 256, and how wide they must be for a sum to fit."""
+"""Integers modulo a power of 256, how wide they must be for a sum to fit, and vectors of them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ Residues = NDArray[Any]
 
 WIDEST = 8
 
+TAIL = 2
+"""Wide numbers at the end of a vector: the weight, and how many numbers were clipped."""
+
 
 @dataclass(frozen=True)
 class Ring:
@@ -30,33 +33,22 @@ class Ring:
     width: int
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype[Any]:
         """The type that numbers are held in."""
-        return np.uint32 if self.width <= 4 else np.uint64
+        return np.dtype(np.uint32 if self.width <= 4 else np.uint64)
 
-    def size(self, count: int) -> int:
-        """Return the bytes of ``count`` numbers."""
-        return self.width * count
-
-    def read(self, data: memoryview | bytes, count: int) -> Residues:
-        """Return the numbers of exactly ``size(count)`` bytes, low bytes first.
-
-        Raises:
-            PacketError: If there are more or fewer bytes.
-        """
-        if len(data) != self.size(count):
-            raise PacketError(
-                f"{count} numbers of {self.width} bytes came in {len(data)} bytes", Reason.SIZE
-            )
-        item = np.dtype(self.dtype).itemsize
-        wide = np.zeros((count, item), dtype=np.uint8)
-        wide[:, : self.width] = np.frombuffer(data, dtype=np.uint8).reshape(count, self.width)
+    def read(self, data: memoryview | bytes) -> Residues:
+        """Return the numbers of bytes, low bytes first; a whole number of them."""
+        item = self.dtype.itemsize
+        low = np.frombuffer(data, dtype=np.uint8).reshape(-1, self.width)
+        wide = np.zeros((len(low), item), dtype=np.uint8)
+        wide[:, : self.width] = low
         numbers: Residues = wide.reshape(-1).view(f"<u{item}").astype(self.dtype, copy=False)
         return numbers
 
     def write(self, numbers: Residues) -> bytes:
         """Return the low bytes of numbers."""
-        item = np.dtype(self.dtype).itemsize
+        item = self.dtype.itemsize
         low = numbers.astype(f"<u{item}", copy=False).view(np.uint8).reshape(-1, item)
         return low[:, : self.width].tobytes()
 
@@ -70,6 +62,9 @@ class Ring:
         shift = 64 - 8 * self.width
         top = numbers.astype(np.uint64) << np.uint64(shift)
         return top.view(np.int64) >> np.int64(shift)
+
+
+_WIDE = Ring(8)
 
 
 def bits_needed(clients: int, largest: int) -> int:
@@ -93,3 +88,73 @@ def ring_for(clients: int, largest: int) -> Ring:
             f"bits, {8 * WIDEST} are allowed; ask for fewer bits"
         )
     return Ring(-(-needed // 8))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many integers one client has, or a sum, and how wide they are.
+
+    Attributes:
+        ring: Of survivors and of dense numbers.
+        narrow: How many of these there are.
+        counters: Numbers that are not floating point, in 64 bits each; `TAIL` more follow.
+    """
+
+    ring: Ring
+    narrow: int
+    counters: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of all numbers."""
+        return self.ring.width * self.narrow + _WIDE.width * (self.counters + TAIL)
+
+    def zeros(self) -> Vector:
+        """Return a vector of zeros."""
+        return self.read(bytes(self.size))
+
+    def read(self, data: memoryview | bytes) -> Vector:
+        """Return a vector from its bytes, which may be a mask's random ones.
+
+        Raises:
+            PacketError: If there are more or fewer of them.
+        """
+        if len(data) != self.size:
+            raise PacketError(
+                f"masked numbers have {len(data)} bytes, expected {self.size}", Reason.SIZE
+            )
+        end = self.ring.width * self.narrow
+        return Vector(self, self.ring.read(data[:end]), _WIDE.read(data[end:]))
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """Integers of a ring, and wide ones modulo 2**64; added in place.
+
+    Attributes:
+        shape: How many.
+        narrow: Survivors, then dense numbers.
+        wide: Counters, then `TAIL` numbers.
+    """
+
+    shape: Shape
+    narrow: Residues
+    wide: NDArray[np.uint64]
+
+    def add(self, other: Vector) -> None:
+        """Add another vector, modulo the ring."""
+        np.add(self.narrow, other.narrow, out=self.narrow)
+        np.add(self.wide, other.wide, out=self.wide)
+
+    def subtract(self, other: Vector) -> None:
+        """Take another vector away, modulo the ring."""
+        np.subtract(self.narrow, other.narrow, out=self.narrow)
+        np.subtract(self.wide, other.wide, out=self.wide)
+
+    def write(self) -> bytes:
+        """Return the vector's bytes."""
+        return self.shape.ring.write(self.narrow) + _WIDE.write(self.wide)
+
+    def signed(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return narrow and wide numbers as the integers nearest to 0."""
+        return self.shape.ring.signed(self.narrow), _WIDE.signed(self.wide)

@@ -1,36 +1,32 @@
-"""The masked packet: a client's integers plus masks, which say nothing to whoever sees them alone.
+"""The sealed packet: a client's integers plus masks, which say nothing to whoever sees them alone.
 
-``docs/wire-format.md`` is the specification. The receiver knows the size of everything before it
-reads a byte.
+``docs/wire-format.md`` is the specification, which calls it masked. The receiver knows the size of
+everything before it reads a byte.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import astuple, dataclass
-from typing import NoReturn
+from dataclasses import asdict, dataclass
+from typing import NoReturn, Self
 
-from flwr.app import Array, ArrayRecord
-
+from fl_darex.compression.terms import Terms
+from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
-
-MASKED_STYPE = "darex.masked.v1"
-"""Serialisation type of the one Array that carries a masked packet."""
-
-MASKED_NAME = "darex.masked"
+from fl_darex.secagg.messages import Stage
 
 _MAGIC, _VERSION = b"DARM", 1
 # magic, version, bytes of a number, 2 zeros | session | round, slot | layout fingerprint |
 # version of the model | survivors | CRC-32
 _STRUCT = struct.Struct("<4sBBH16sQQ16s8sQI")
-_CHECKSUM = struct.Struct("<I")
-MASKED_HEADER_BYTES = _STRUCT.size
+SEALED_HEADER_BYTES = _STRUCT.size
+_CHECKSUM_AT = SEALED_HEADER_BYTES - 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedHeader:
-    """What a masked packet says in the clear; the server knows all of it before.
+class SealedHeader:
+    """What a sealed packet says in the clear; the server knows all of it before.
 
     Attributes:
         width: Bytes of a number of the ring.
@@ -50,67 +46,52 @@ class MaskedHeader:
     base: bytes
     survivors: int
 
+    @classmethod
+    def of(cls, stage: Stage, terms: Terms, layout: Layout, survivors: int) -> Self:
+        """Return the header of a client's packet, from what it was told."""
+        return cls(
+            width=stage.width,
+            session=bytes.fromhex(stage.session),
+            round=terms.round,
+            slot=stage.slot,
+            fingerprint=layout.fingerprint,
+            base=terms.version,
+            survivors=survivors,
+        )
+
     def seal(self, body: bytes) -> bytes:
         """Return the packet: this header, a checksum and the masked numbers."""
-        width, *rest = astuple(self)
-        head = _STRUCT.pack(_MAGIC, _VERSION, width, 0, *rest, 0)[: -_CHECKSUM.size]
-        return head + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(head))) + body
+        width, *rest = asdict(self).values()
+        head = _STRUCT.pack(_MAGIC, _VERSION, width, 0, *rest, 0)[:_CHECKSUM_AT]
+        return head + zlib.crc32(body, zlib.crc32(head)).to_bytes(4, "little") + body
 
+    def open(self, data: bytes | None, size: int) -> memoryview:
+        """Return the masked numbers of a packet that has exactly this header.
 
-def open_masked(data: bytes, expected: MaskedHeader, size: int) -> memoryview:
-    """Return the masked numbers of a packet that is exactly what was asked for.
+        Args:
+            data: Bytes from a stranger; None: a client that answers in the clear.
+            size: Bytes of the masked numbers.
 
-    Args:
-        data: Bytes from a stranger.
-        expected: What its header must say.
-        size: Bytes of the masked numbers.
-
-    Raises:
-        PacketError: If it is anything else.
-    """
-    if len(data) != MASKED_HEADER_BYTES + size:
-        _refuse(
-            f"has {len(data)} bytes, expected {MASKED_HEADER_BYTES + size}",
-            Reason.SIZE,
-        )
-    magic, version, width, zeros, *rest, checksum = _STRUCT.unpack_from(data)
-    if (magic, version, zeros) != (_MAGIC, _VERSION, 0):
-        _refuse(f"begins with {data[:8].hex()}, which this receiver does not know", Reason.FORMAT)
-    view = memoryview(data)
-    head, body = view[: MASKED_HEADER_BYTES - _CHECKSUM.size], view[MASKED_HEADER_BYTES:]
-    if zlib.crc32(body, zlib.crc32(head)) != checksum:
-        _refuse("does not match its checksum: it was damaged on the way", Reason.CHECKSUM)
-    names = ("width", "session", "round", "slot", "fingerprint", "base", "survivors")
-    found = MaskedHeader(**dict(zip(names, (width, *rest), strict=True)))
-    for name in names:
-        if getattr(found, name) != getattr(expected, name):
+        Raises:
+            PacketError: If it is anything else.
+        """
+        if data is None:
+            _refuse("was asked for, and something else came", Reason.UNEXPECTED)
+        if len(data) != SEALED_HEADER_BYTES + size:
+            _refuse(f"has {len(data)} bytes, expected {SEALED_HEADER_BYTES + size}", Reason.SIZE)
+        magic, version, width, zeros, *rest, checksum = _STRUCT.unpack_from(data)
+        if (magic, version, zeros) != (_MAGIC, _VERSION, 0):
             _refuse(
-                f"has {name} {getattr(found, name)!r}, expected {getattr(expected, name)!r}",
-                Reason.LAYOUT if name == "fingerprint" else Reason.UNEXPECTED,
+                f"begins with {data[:8].hex()}, which this receiver does not know", Reason.FORMAT
             )
-    return body
-
-
-def masked_record(data: bytes) -> ArrayRecord:
-    """Return an ArrayRecord with one Array that holds a masked packet."""
-    array = Array(dtype="uint8", shape=(len(data),), stype=MASKED_STYPE, data=data)
-    return ArrayRecord({MASKED_NAME: array})
-
-
-def masked_of(record: ArrayRecord) -> bytes:
-    """Return the masked packet that a record carries.
-
-    Raises:
-        PacketError: If it carries anything else: a client that answers in the clear.
-    """
-    if not is_masked(record):
-        _refuse("was asked for, and something else came", Reason.UNEXPECTED)
-    return next(iter(record.values())).data
-
-
-def is_masked(record: ArrayRecord) -> bool:
-    """Return whether a record carries a masked packet and nothing else."""
-    return [array.stype for array in record.values()] == [MASKED_STYPE]
+        body = memoryview(data)[SEALED_HEADER_BYTES:]
+        if zlib.crc32(body, zlib.crc32(data[:_CHECKSUM_AT])) != checksum:
+            _refuse("does not match its checksum: it was damaged on the way", Reason.CHECKSUM)
+        for (name, wanted), found in zip(asdict(self).items(), (width, *rest), strict=True):
+            if found != wanted:
+                reason = Reason.LAYOUT if name == "fingerprint" else Reason.UNEXPECTED
+                _refuse(f"has {name} {found!r}, expected {wanted!r}", reason)
+        return body
 
 
 def _refuse(what: str, reason: Reason) -> NoReturn:

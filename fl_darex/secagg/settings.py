@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fl_darex.errors import PacketError, Reason
 from fl_darex.secagg.ring import WIDEST, Ring, bits_needed, ring_for
 
 MOST_CLIENTS = 2**15 - 1
@@ -64,23 +65,20 @@ class SecureAggregation:
                 raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
         if type(self.bits) is not int or not 2 <= self.bits <= 32:
             raise ValueError(f"bits must be an integer from 2 to 32, got {self.bits!r}")
-        widths = [8 * width for width in range(1, WIDEST + 1)]
+        widths = list(range(8, 8 * WIDEST + 1, 8))
         if self.ring is not None and self.ring not in widths:
             raise ValueError(f"ring must be one of {widths} or None, got {self.ring!r}")
         if self.neighbours is not None and (self.neighbours < 2 or self.neighbours % 2):
             raise ValueError(
                 f"neighbours must be an even number from 2 on, or None, got {self.neighbours!r}"
             )
-        self._check_threshold()
-
-    def _check_threshold(self) -> None:
-        if isinstance(self.threshold, float):
-            if not 0.5 <= self.threshold < 1.0:
-                raise ValueError(
-                    f"threshold must be a part in [0.5, 1) or a number of clients, "
-                    f"got {self.threshold!r}"
-                )
-        elif self.threshold < 2:
+        part = isinstance(self.threshold, float)
+        if part and not 0.5 <= self.threshold < 1.0:
+            raise ValueError(
+                f"threshold must be a part in [0.5, 1) or a number of clients, "
+                f"got {self.threshold!r}"
+            )
+        if not part and self.threshold < 2:
             raise ValueError(f"threshold must be 2 clients or more, got {self.threshold!r}")
 
     @property
@@ -97,15 +95,17 @@ class SecureAggregation:
         """Return how many holders of a secret's shares must stay, of `degree` + 1.
 
         Raises:
-            ValueError: If the threshold is not more than half of them, or more than there are.
+            PacketError: If the threshold is not more than half of them, or more than there are:
+                that round cannot be.
         """
         holders = self.degree(clients) + 1
         if isinstance(self.threshold, float):
             return min(holders, math.floor(self.threshold * holders + 1e-9) + 1)
         if not holders / 2 < self.threshold <= holders:
-            raise ValueError(
+            raise PacketError(
                 f"threshold must be more than half of the {holders} clients that hold shares of a "
-                f"secret, and at most all of them, got {self.threshold}"
+                f"secret, and at most all of them, got {self.threshold}",
+                Reason.REPLY,
             )
         return self.threshold
 

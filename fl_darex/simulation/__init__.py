@@ -1,4 +1,4 @@
-"""Ray behind Flower's Grid interface; Ray itself is loaded on first use."""
+"""Engines of ours behind Flower's Grid interface; each, and Ray, is loaded on first use."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fl_darex.simulation.cluster import Resources as Resources
+    from fl_darex.simulation.in_process import InProcessGrid as InProcessGrid
+    from fl_darex.simulation.in_process import simulate_in_process as simulate_in_process
     from fl_darex.simulation.ray_grid import RayGrid as RayGrid
     from fl_darex.simulation.simulate import simulate as simulate
 
 _LAZY = {
+    "InProcessGrid": "fl_darex.simulation.in_process",
     "RayGrid": "fl_darex.simulation.ray_grid",
     "Resources": "fl_darex.simulation.cluster",
     "simulate": "fl_darex.simulation.simulate",
+    "simulate_in_process": "fl_darex.simulation.in_process",
 }
 
-__all__ = ["RayGrid", "Resources", "simulate"]
+__all__ = ["InProcessGrid", "RayGrid", "Resources", "simulate", "simulate_in_process"]
 
 
 def __getattr__(name: str) -> Any:

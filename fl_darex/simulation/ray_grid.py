@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import ray
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
-from fl_darex.flower.private import adopt_run, node_id_of
+from fl_darex.flower.private import ErrorCode, with_content
+from fl_darex.simulation.client import failure
 from fl_darex.simulation.cluster import Resources, capacity, connect
+from fl_darex.simulation.grid import SimulatedGrid
 from fl_darex.simulation.worker import Worker
 
 _POLL_SECONDS = 0.05
@@ -27,11 +25,19 @@ _POLL_SECONDS = 0.05
 
 @dataclass
 class _Task:
+    node: int
     message: Message  # without the shared records
     shared: dict[str, list[ObjectRef[Any]]]
 
 
-class RayGrid(Grid):
+@dataclass
+class _Running:
+    worker: ActorHandle[Any]
+    task: _Task
+    state: ObjectRef[Any]  # of the client, once its reply is there
+
+
+class RayGrid(SimulatedGrid):
     """Runs clients on Ray actors behind Flower's public `Grid` interface.
 
     The model of a round goes into Ray's object store once, not once per client. An actor keeps
@@ -55,23 +61,16 @@ class RayGrid(Grid):
 
     def __init__(
         self,
-        client_app: ClientApp | str,
+        client_app: ClientAppCallable | str,
         clients: int,
         resources: Resources | None = None,
-        run_config: dict[str, Any] | None = None,
+        run_config: Mapping[str, Any] | None = None,
     ) -> None:
-        if clients < 1:
-            raise ValueError(f"clients must be 1 or more, got {clients}")
-        self._run = adopt_run("simulation")
-        self._clients = clients
-        self._partitions = {node_id_of(index): index for index in range(clients)}
-        self._run_config = dict(run_config or {})
+        super().__init__(clients, run_config)
         self._resources = resources or Resources()
-        self._states: dict[int, ObjectRef[Any]] = {}
+        self._left: dict[int, ObjectRef[Any]] = {}
         self._waiting: deque[_Task] = deque()
-        self._running: dict[ObjectRef[Any], tuple[ActorHandle[Any], _Task]] = {}
-        self._done: dict[str, Message] = {}
-        self._sent = 0
+        self._running: dict[ObjectRef[Any], _Running] = {}
         self._owns_ray = connect(self._resources)
         self._app = client_app if isinstance(client_app, str) else ray.put(client_app)
         try:
@@ -94,7 +93,8 @@ class RayGrid(Grid):
 
     def close(self) -> None:
         """Stop the workers, and Ray if this grid started it. May be called twice."""
-        workers = [*getattr(self, "_idle", []), *(actor for actor, _ in self._running.values())]
+        busy = [running.worker for running in self._running.values()]
+        workers = [*getattr(self, "_idle", []), *busy]
         self._idle, self._running = [], {}
         if self._owns_ray:
             ray.shutdown()
@@ -103,81 +103,35 @@ class RayGrid(Grid):
             for worker in workers:
                 ray.kill(worker)
 
-    def set_run(self, run: Run) -> None:
-        """See `Grid.set_run`."""
-        self._run = run
-
-    @property
-    def run(self) -> Run:
-        """The run; its ids were made by this grid."""
-        return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See `Grid.create_message`; Flower prefers the Message constructor."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of all simulated nodes."""
-        return list(self._partitions)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Hand messages to the workers and return their ids.
-
-        Raises:
-            ValueError: If a message is for a node that is not there.
-        """
+    def _hand_out(self, messages: list[Message]) -> None:
         put: dict[int, tuple[ArrayRecord, ObjectRef[Any]]] = {}
-        ids = []
-        for message in messages:
-            if message.metadata.dst_node_id not in self._partitions:
-                raise ValueError(f"no such node: {message.metadata.dst_node_id}")
-            self._sent += 1
-            # As wide as a deployment's ids, which are SHA-256 hashes.
-            message.metadata.__dict__["_message_id"] = f"{self._sent:064x}"
-            ids.append(message.metadata.message_id)
-            self._waiting.append(_share(message, put))
+        self._waiting.extend(_share(message, put) for message in messages)
         self._dispatch()
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages that have come, waiting 0.05 s at most."""
-        self._collect()
-        return [self._done.pop(key) for key in list(message_ids) if key in self._done]
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push messages and wait for their replies, at most ``timeout`` seconds."""
-        waiting = set(self.push_messages(messages))
-        end = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        while waiting and (end is None or time.monotonic() < end):
-            arrived = list(self.pull_messages(waiting))
-            replies.extend(arrived)
-            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
-        return replies
 
     def _new_worker(self) -> ActorHandle[Any]:
         options = {"num_cpus": self._resources.num_cpus, "num_gpus": self._resources.num_gpus}
         return ray.remote(Worker).options(**options).remote(self._app)  # type: ignore
 
     def _dispatch(self) -> None:
-        while self._waiting and self._idle:
-            task, worker = self._waiting.popleft(), self._idle.pop()
-            node = task.message.metadata.dst_node_id
+        while self._idle and (task := self._next()) is not None:
+            worker, node = self._idle.pop(), task.node
             outcome: Any = worker.run.options(num_returns=2).remote(
-                task.message, task.shared, self._context(node), self._states.get(node)
+                task.message,
+                task.shared,
+                self._context_of(node, RecordDict()),
+                self._left.get(node),
             )
             reply, state = outcome
-            self._states[node] = state
-            self._running[reply] = (worker, task)
+            self._running[reply] = _Running(worker, task, state)
+
+    def _next(self) -> _Task | None:
+        """Return a task of a client that is not at work: its state is not known before."""
+        busy = {running.task.node for running in self._running.values()}
+        for place, task in enumerate(self._waiting):
+            if task.node not in busy:
+                del self._waiting[place]
+                return task
+        return None
 
     def _collect(self) -> None:
         if not self._running:
@@ -186,30 +140,34 @@ class RayGrid(Grid):
         if ready:  # others may have finished meanwhile
             ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         for reference in ready:
-            worker, task = self._running.pop(reference)
+            running = self._running.pop(reference)
+            message, node = running.task.message, running.task.node
             try:
                 reply = ray.get(reference)
             except ray.exceptions.RayError as error:
-                # Do not give the dead worker to the next client.
-                reply = _lost(task.message, error)
-                self._states.pop(task.message.metadata.dst_node_id, None)
-                worker = self._new_worker()
-            self._idle.append(worker)
-            message_id = task.message.metadata.message_id
-            if reply.metadata.reply_to_message_id != message_id:
-                reply = _astray(task.message, reply)  # nobody would wait for it
-            self._done[message_id] = reply
+                # Do not give the dead worker to the next client. The client's state is as before.
+                reply = failure(message, _died(error), ErrorCode.UNKNOWN)
+                self._idle.append(self._new_worker())
+                self._forget_what_is_lost(node)
+            else:
+                self._idle.append(running.worker)
+                self._left[node] = running.state
+            self._done[message.metadata.message_id] = reply
         self._dispatch()
 
-    def _context(self, node: int) -> Context:
-        partition = self._partitions[node]
-        return Context(
-            run_id=self._run.run_id,
-            node_id=node,
-            node_config={"partition-id": partition, "num-partitions": self._clients},
-            state=RecordDict(),
-            run_config=dict(self._run_config),
-        )
+    def _forget_what_is_lost(self, node: int) -> None:
+        """Let a client begin anew whose state was on a machine that is gone."""
+        try:
+            ray.get(self._left.get(node, []))
+        except ray.exceptions.RayError:
+            del self._left[node]
+
+    def _states(self) -> dict[int, RecordDict]:
+        states = {node: ray.get(reference) for node, reference in self._left.items()}
+        return {node: state for node, state in states.items() if state is not None}
+
+    def _set_states(self, states: dict[int, RecordDict]) -> None:
+        self._left = {node: ray.put(state) for node, state in states.items()}
 
 
 def _share(message: Message, put: dict[int, tuple[ArrayRecord, ObjectRef[Any]]]) -> _Task:
@@ -224,24 +182,8 @@ def _share(message: Message, put: dict[int, tuple[ArrayRecord, ObjectRef[Any]]])
             put[id(record)] = (record, ray.put(record))
         # In a list, Ray passes the reference on and does not resolve it for each call.
         shared[name] = [put[id(record)][1]]
-    stand_in = _with_content(message, small)
-    return _Task(stand_in, shared)
+    return _Task(message.metadata.dst_node_id, with_content(message, small), shared)
 
 
-def _with_content(message: Message, content: RecordDict) -> Message:
-    stand_in = object.__new__(Message)
-    stand_in.__dict__.update(message.__dict__ | {"_content": content})
-    return stand_in
-
-
-def _astray(message: Message, reply: Message) -> Message:
-    """Return an error in place of what answers another message, as some mods' own errors do."""
-    reason = reply.error.reason if reply.has_error() else "the app answered another message"
-    return Message(
-        Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=reason), reply_to=message
-    )
-
-
-def _lost(message: Message, error: Exception) -> Message:
-    reason = f"the worker died: {str(error).splitlines()[0]}"
-    return Message(Error(code=ErrorCode.UNKNOWN, reason=reason), reply_to=message)
+def _died(error: Exception) -> str:
+    return f"the worker died: {str(error).splitlines()[0]}"

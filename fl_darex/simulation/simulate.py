@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import Context, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context
+from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import ServerApp
 
-from fl_darex.flower.private import SERVER_NODE_ID
 from fl_darex.simulation.cluster import Resources
 from fl_darex.simulation.ray_grid import RayGrid
 
 
 def simulate(
     server_app: ServerApp,
-    client_app: ClientApp | str,
+    client_app: ClientAppCallable | str,
     *,
     clients: int,
     resources: Resources | None = None,
-    run_config: dict[str, Any] | None = None,
+    run_config: Mapping[str, Any] | None = None,
 ) -> Context:
     """Run a whole federation with Ray and return the server's context.
 
@@ -34,12 +34,4 @@ def simulate(
         ConfigError: If not even one client fits into the cluster.
     """
     with RayGrid(client_app, clients, resources, run_config) as grid:
-        context = Context(
-            run_id=grid.run.run_id,
-            node_id=SERVER_NODE_ID,
-            node_config={},
-            state=RecordDict(),
-            run_config=dict(run_config or {}),
-        )
-        server_app(grid, context)
-    return context
+        return grid.serve(server_app)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from importlib import import_module
 from typing import Any
 
 import ray
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
 from ray import ObjectRef
+
+from fl_darex.registry import load
+from fl_darex.simulation.client import answer
 
 # The model of the current round and of the one before: a client may still be on its way.
 _KEPT_MODELS = 2
@@ -24,8 +25,8 @@ class Worker:
         app: The ClientApp itself, or ``"module:attribute"``.
     """
 
-    def __init__(self, app: ClientApp | str) -> None:
-        self._app = _load(app)
+    def __init__(self, app: ClientAppCallable | str) -> None:
+        self._app = load(app, "ClientApp") if isinstance(app, str) else app
         self._models: OrderedDict[str, ArrayRecord] = OrderedDict()
 
     def ready(self) -> int:
@@ -52,15 +53,14 @@ class Worker:
         """
         if state is not None:
             context.state = state
-        try:
+
+        def whole(message: Message, context: Context) -> Message:
             for name, (reference,) in shared.items():
                 message.content[name] = self._model(reference)
-            reply = self._app(message, context)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
-            return Message(Error(code=code, reason=reason), reply_to=message), state
-        return reply, context.state if len(context.state) else None
+            return self._app(message, context)
+
+        reply, left = answer(whole, message, context)
+        return reply, left if len(left) else None
 
     def _model(self, reference: ObjectRef[Any]) -> ArrayRecord:
         key = reference.hex()
@@ -70,11 +70,3 @@ class Worker:
                 self._models.popitem(last=False)
         # A record is mutable and apps do empty it; the arrays in it are not.
         return ArrayRecord(dict(self._models[key]))
-
-
-def _load(app: ClientApp | str) -> ClientApp:
-    if not isinstance(app, str):
-        return app
-    module, _, attribute = app.partition(":")
-    loaded: Any = getattr(import_module(module), attribute)
-    return loaded  # type: ignore[no-any-return]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-
-_MB = 1e6
 
 
 def plot_run(folder: Path) -> list[Path]:
@@ -22,7 +21,7 @@ def plot_run(folder: Path) -> list[Path]:
     """
     rows = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
-    sent = _cumulative(rows, "up_bytes", "down_bytes")
+    sent = accumulate((row["up_bytes"] + row["down_bytes"]) / 1e6 for row in rows)
     points = [
         (row["round"], total, row["metric"])
         for row, total in zip(rows, sent, strict=True)
@@ -36,24 +35,11 @@ def plot_run(folder: Path) -> list[Path]:
     name = summary["metric_name"]
     target = folder / "plots"
     target.mkdir(exist_ok=True)
+    sent_by = "MB sent, up and down, all clients"
     return [
         _line(target / "metric-by-round.png", rounds, metrics, "round", name),
-        _line(
-            target / "metric-by-megabytes.png",
-            megabytes,
-            metrics,
-            "MB sent, up and down, all clients",
-            name,
-        ),
+        _line(target / "metric-by-megabytes.png", megabytes, metrics, sent_by, name),
     ]
-
-
-def _cumulative(rows: list[dict[str, Any]], *keys: str) -> list[float]:
-    total, totals = 0.0, []
-    for row in rows:
-        total += sum(row[key] for key in keys) / _MB
-        totals.append(total)
-    return totals
 
 
 def _line(path: Path, x: Any, y: Any, x_label: str, y_label: str) -> Path:

@@ -1,25 +1,21 @@
 """Models, datasets, partitions and metrics: what a run learns and how it is measured.
 
-A new task costs one module with a function from a configuration to a ``Task``, and one row in
-``TASKS``.
+A task is a function from a configuration to a ``Task``. The package's own have a folder each and a
+row in ``TASKS``; ``task.name = "package.module:function"`` is somebody's own, which brings its
+model, its rows and its metric, and leaves the rest to ``prepare``. Its module has to be importable
+where the run's processes start, for example by ``PYTHONPATH``.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from typing import Any
 
-from fl_darex.config import RunConfig, TaskConfig
-from fl_darex.errors import ConfigError, nearest
-from fl_darex.tasks.task import Task
+from fl_darex.config import TASKS, RunConfig, TaskConfig
+from fl_darex.errors import ConfigError
+from fl_darex.registry import load
+from fl_darex.tasks.preparation import prepare
+from fl_darex.tasks.task import LoadedModel, Task
 
-# Name -> "module:function"; some need packages that digits does not, so modules load on use.
-TASKS = {
-    "digits": "fl_darex.tasks.digits:load_digits_task",
-    "image-classification": "fl_darex.tasks.image:load_image_task",
-    "text-classification": "fl_darex.tasks.text:load_text_task",
-    "causal-lm": "fl_darex.tasks.causal:load_causal_task",
-}
 # Settings that one task alone has; elsewhere they would be passed over in silence.
 _CAUSAL_LM_ALONE = ("max_new_tokens", "template", "packing", "test")
 
@@ -27,19 +23,23 @@ _CAUSAL_LM_ALONE = ("max_new_tokens", "template", "packing", "test")
 def load_task(config: RunConfig) -> Task:
     """Return the task that a configuration asks for, its data loaded and partitioned.
 
+    What an own task makes of the settings in ``[task]`` is its own affair.
+
     Raises:
-        ConfigError: If a model, a dataset or a setting of the partition cannot be used.
+        ConfigError: If there is no such task, or a model, a dataset or a setting of the partition
+            cannot be used.
     """
     name = config.task.name
-    if name not in TASKS:
-        raise ConfigError(
-            f"task.name = {name!r} is not a task; known: {', '.join(TASKS)}{nearest(name, TASKS)}"
-        )
-    if name != "causal-lm":
+    if name in TASKS and name != "causal-lm":
         _refuse_settings_of_causal_lm(config.task)
-    module, _, function = TASKS[name].partition(":")
-    loader: Callable[[RunConfig], Task] = getattr(importlib.import_module(module), function)
-    return loader(config)
+    where = f"fl_darex.tasks.{TASKS[name]}" if name in TASKS else name
+    task: Any = load(where, "task.name")(config)
+    if not isinstance(task, Task):
+        raise ConfigError(
+            f"task.name = {name!r} gave {type(task).__name__!r}; it has to be a function from a "
+            "RunConfig to a fl_darex.tasks.Task, as fl_darex.tasks.prepare returns it"
+        )
+    return task
 
 
 def _refuse_settings_of_causal_lm(task: TaskConfig) -> None:
@@ -53,4 +53,4 @@ def _refuse_settings_of_causal_lm(task: TaskConfig) -> None:
             )
 
 
-__all__ = ["TASKS", "Task", "load_task"]
+__all__ = ["TASKS", "LoadedModel", "Task", "load_task", "prepare"]

@@ -1,4 +1,4 @@
-"""Which client holds which training example, on the partitioners of flwr-datasets.
+"""Which client holds which training example.
 
 ``iid``: equal shares at random. ``dirichlet``: each class is divided in proportions drawn from
 Dirichlet(alpha) (Yurochkin et al., ICML 2019, https://arxiv.org/abs/1905.12022).
@@ -10,25 +10,23 @@ Every partition is disjoint from the others, not empty, and all together are the
 
 from __future__ import annotations
 
-import contextlib
-import io
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from fl_darex.config import FederationConfig
 from fl_darex.errors import ConfigError, nearest
 from fl_darex.seeds import derive
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from fl_darex.tasks.rows import Rows, column, column_names
 
 _LABEL = "label"
-_OWNER = "owner"
 _ROW = "row"
+
+Division = Callable[[int], list[int]]
+"""Gives the rows of a client."""
 
 
 class Partitions:
@@ -37,7 +35,7 @@ class Partitions:
     The same settings, data and seed give the same partitions in every process.
     """
 
-    def __init__(self, train: Dataset, classes: int, federation: FederationConfig) -> None:
+    def __init__(self, train: Rows, classes: int, federation: FederationConfig) -> None:
         """Divide a training set; raises where that is not possible, before any round starts.
 
         Args:
@@ -55,14 +53,18 @@ class Partitions:
                 f"examples; allowed: 1 to {len(train)}"
             )
         if federation.partition in ("dirichlet", "pathological") and classes == 0:
-            found = "numbers (a regression)" if _LABEL in train.column_names else "no labels"
+            found = "numbers (a regression)" if _LABEL in column_names(train) else "no labels"
             raise ConfigError(
                 f"federation.partition = {federation.partition!r} needs classes as labels; this "
                 f"dataset has {found}: use 'iid' or 'natural'"
             )
-        self._partitioner = _make(train, federation)
-        # The library divides lazily: do it here, so that its refusals come at the start.
-        self.indices(0)
+        divide = {
+            "iid": _iid,
+            "dirichlet": _dirichlet,
+            "pathological": _pathological,
+            "natural": _natural,
+        }
+        self._rows = divide[federation.partition](train, federation)
 
     def indices(self, index: int) -> list[int]:
         """Return the rows of client ``index``, in a seeded random order (natural: in file order).
@@ -71,8 +73,7 @@ class Partitions:
             ConfigError: If there is no such client.
         """
         self.check(index)
-        rows: list[int] = self._partitioner.load_partition(index)[_ROW][:]
-        return rows
+        return self._rows(index)
 
     def check(self, index: int) -> None:
         """Refuse an index outside ``0 .. clients - 1`` with a ``ConfigError``."""
@@ -83,45 +84,15 @@ class Partitions:
             )
 
 
-class Partitioner(Protocol):
-    """What is asked of a partitioner of flwr-datasets."""
-
-    def load_partition(self, partition_id: int) -> Dataset:
-        """Return one client's rows."""
-
-
-def _make(train: Dataset, federation: FederationConfig) -> Partitioner:
-    makers = {
-        "iid": _iid,
-        "dirichlet": _dirichlet,
-        "pathological": _pathological,
-        "natural": _natural,
-    }
-    partitioner: Partitioner = makers[federation.partition](train, federation)
-    return partitioner
+def _iid(train: Rows, federation: FederationConfig) -> Division:
+    # As the library's IidPartitioner, whose import takes two seconds, for its plots; and in a
+    # deployment a client is a new process for each message.
+    shares = np.array_split(_order(train, federation), federation.clients)
+    return lambda index: shares[index].tolist()
 
 
-@dataclass(frozen=True)
-class _Iid:
-    """The library's IidPartitioner, which does no more than this.
-
-    To import the library takes two seconds, for its plots; and in a deployment a client is a new
-    process for each message.
-    """
-
-    dataset: Dataset
-    clients: int
-
-    def load_partition(self, partition_id: int) -> Dataset:
-        return self.dataset.shard(num_shards=self.clients, index=partition_id, contiguous=True)
-
-
-def _iid(train: Dataset, federation: FederationConfig) -> Partitioner:
-    # The rows are cut as they come: the random order is ours.
-    return _Iid(_shuffled(train, federation), federation.clients)
-
-
-def _dirichlet(train: Dataset, federation: FederationConfig) -> Any:  # no type hints
+def _dirichlet(train: Rows, federation: FederationConfig) -> Division:
+    from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner
 
     partitioner = DirichletPartitioner(
@@ -132,11 +103,15 @@ def _dirichlet(train: Dataset, federation: FederationConfig) -> Any:  # no type 
         self_balancing=False,
         seed=derive(federation.seed, "partition"),
     )
-    partitioner.dataset = _shuffled(train, federation)
+    order = _order(train, federation)
+    labels = np.asarray(column(train, _LABEL))[order]
+    # It sees labels and row numbers alone: texts and images are never copied.
+    partitioner.dataset = Dataset.from_dict({_LABEL: list(labels), _ROW: list(order)})
     try:
         with warnings.catch_warnings():
             # One warning per attempt; the error below says it once.
             warnings.simplefilter("ignore")
+            # The library divides lazily: do it here, so that its refusal comes at the start.
             partitioner.load_partition(0)
     except ValueError:
         raise ConfigError(
@@ -144,13 +119,13 @@ def _dirichlet(train: Dataset, federation: FederationConfig) -> Any:  # no type 
             f"without any of the {len(train)} examples in each of 11 draws; use a larger alpha, "
             "fewer clients or another seed"
         ) from None
-    return partitioner
+    return lambda index: partitioner.load_partition(index)[_ROW][:]
 
 
-def _pathological(train: Dataset, federation: FederationConfig) -> Partitioner:
+def _pathological(train: Rows, federation: FederationConfig) -> Division:
     per_client, clients = federation.classes_per_client, federation.clients
-    labels = np.asarray(train[_LABEL][:])
-    values, counts = np.unique(labels, return_counts=True)
+    labels = np.asarray(column(train, _LABEL))
+    values = np.unique(labels)
     if per_client > len(values):
         raise ConfigError(
             f"federation.classes-per-client = {per_client} is more than the {len(values)} classes "
@@ -163,20 +138,34 @@ def _pathological(train: Dataset, federation: FederationConfig) -> Partitioner:
             f"{-(-len(values) // per_client)} clients or {-(-len(values) // clients)} classes each"
         )
     dealt = deal(len(values), clients, per_client, derive(federation.seed, "classes"))
-    holders = np.bincount(np.concatenate(dealt), minlength=len(values))
-    short = int(np.argmax(holders - counts))
-    if holders[short] > counts[short]:
-        raise ConfigError(
-            f"federation.partition = 'pathological' gives class {values[short]} to "
-            f"{holders[short]} clients, but it has {counts[short]} training examples; use fewer "
-            "federation.clients or federation.classes-per-client"
-        )
-    from fl_darex.tasks.pathological import Dealt
+    return _shares_of_classes(train, labels, dealt, federation)
 
-    hands = [[values[c].item() for c in hand] for hand in dealt]
-    partitioner = Dealt(hands, _LABEL, derive(federation.seed, "partition"))
-    partitioner.dataset = _shuffled(train, federation)
-    return partitioner
+
+def _shares_of_classes(
+    train: Rows, labels: np.ndarray, dealt: list[list[int]], federation: FederationConfig
+) -> Division:
+    """Divide each class equally among those that hold it, and shuffle what each client has.
+
+    The library's PathologicalPartitioner does so too, but its ways to deal may leave classes to
+    nobody.
+    """
+    order, rows = _order(train, federation), [list[int]() for _ in dealt]
+    for position, value in enumerate(np.unique(labels)):
+        holders = [client for client, hand in enumerate(dealt) if position in hand]
+        mine = order[labels[order] == value]
+        if len(holders) > len(mine):
+            raise ConfigError(
+                f"federation.partition = 'pathological' gives class {value} to {len(holders)} "
+                f"clients, but it has {len(mine)} training examples; use fewer "
+                "federation.clients or federation.classes-per-client"
+            )
+        shares = np.array_split(mine, len(holders))
+        for client, share in zip(holders, shares, strict=True):
+            rows[client] += share.tolist()
+    random = np.random.default_rng(derive(federation.seed, "partition"))
+    for held in rows:
+        random.shuffle(held)
+    return rows.__getitem__
 
 
 def deal(classes: int, clients: int, per_client: int, seed: int) -> list[list[int]]:
@@ -207,29 +196,25 @@ def deal(classes: int, clients: int, per_client: int, seed: int) -> list[list[in
     return hands
 
 
-def _natural(train: Dataset, federation: FederationConfig) -> Any:  # no type hints
-    column = federation.partition_column
-    check_owner_column(column, train.column_names)
-    owners: Sequence[Any] = train.with_format(None)[column][:]
-    if not all(isinstance(owner, str | int) for owner in owners):
+def _natural(train: Rows, federation: FederationConfig) -> Division:
+    name = federation.partition_column
+    check_owner_column(name, column_names(train))
+    owners = column(train, name)
+    if not any(all(isinstance(owner, kind) for owner in owners) for kind in (str, int)):
         raise ConfigError(
-            f"federation.partition-column = {column!r} must hold a text or a whole number in each "
+            f"federation.partition-column = {name!r} must hold a text or a whole number in each "
             "row, the owner of the example"
         )
-    found = len(set(owners))
-    if found != federation.clients:
+    held: dict[Any, list[int]] = defaultdict(list)
+    for row, owner in enumerate(owners):
+        held[owner].append(row)
+    if len(held) != federation.clients:
         raise ConfigError(
-            f"federation.clients = {federation.clients}, but column {column!r} has {found} "
-            f"owners; set federation.clients = {found}"
+            f"federation.clients = {federation.clients}, but column {name!r} has {len(held)} "
+            f"owners; set federation.clients = {len(held)}"
         )
-    from flwr_datasets.partitioner import NaturalIdPartitioner
-
-    partitioner = NaturalIdPartitioner(partition_by=_OWNER)
-    partitioner.dataset = _light(_OWNER, owners, range(len(train)))
-    # Its progress bar has no switch.
-    with contextlib.redirect_stderr(io.StringIO()):
-        partitioner.load_partition(0)
-    return partitioner
+    names = sorted(held)
+    return lambda index: held[names[index]]
 
 
 def check_owner_column(column: str, columns: Sequence[str]) -> None:
@@ -245,17 +230,5 @@ def check_owner_column(column: str, columns: Sequence[str]) -> None:
         )
 
 
-def _shuffled(train: Dataset, federation: FederationConfig) -> Dataset:
-    order = np.random.default_rng(derive(federation.seed, "order")).permutation(len(train))
-    # Texts without labels are of one class: only iid gets here then.
-    labels = train[_LABEL][:] if _LABEL in train.column_names else np.zeros(len(train), np.int64)
-    return _light(_LABEL, np.asarray(labels)[order], order)
-
-
-def _light(
-    column: str, values: Sequence[Any] | np.ndarray, rows: Sequence[int] | np.ndarray
-) -> Dataset:
-    # The partitioners see one column and the row numbers: texts and images are never copied.
-    from datasets import Dataset
-
-    return Dataset.from_dict({column: list(values), _ROW: list(rows)})
+def _order(train: Rows, federation: FederationConfig) -> np.ndarray:
+    return np.random.default_rng(derive(federation.seed, "order")).permutation(len(train))

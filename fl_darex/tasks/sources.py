@@ -1,18 +1,22 @@
-"""Models and data sets from a local folder or the Hugging Face hub, and clear refusals."""
+"""Data sets from a local folder or the Hugging Face hub, and clear refusals."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fl_darex.config import TaskConfig
 from fl_darex.errors import ConfigError
-from fl_darex.tasks.quiet import quiet
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+Data = TypeVar("Data")
+Source = tuple[str, Callable[[], Data]]
+"""A file or folder with a split: its name, and what reads it."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
@@ -49,87 +53,133 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def load_pretrained(name: str, part: str, loader: Callable[..., Any], **settings: Any) -> Any:
-    """Call a ``from_pretrained`` for ``task.model`` without its progress bars and reports.
+def load_splits(
+    task: TaskConfig,
+    needs: str,
+    pattern: str,
+    read: Callable[[Path], dict[str, Data]],
+    convert: Callable[[Dataset], Data],
+) -> dict[str, Data]:
+    """Return the splits of ``task.dataset``, a folder or a hub name, by name.
 
-    Args:
-        name: ``task.model``, a folder or a hub name.
-        part: What is loaded, for messages: ``"weights"``.
-        loader: The function to call with the name or the folder's path.
-        **settings: Passed on to the loader.
-
-    Raises:
-        ConfigError: If the loader raises anything: hub, network and file formats fail in as
-            many ways as the libraries below have exceptions.
-    """
-    folder = local_folder("task.model", name)
-    with quiet():
-        try:
-            return loader(str(folder) if folder else name, **settings)
-        except Exception as error:
-            where = "" if folder else "no such folder, and not loaded from the hub; "
-            raise ConfigError(
-                f"task.model = {name!r}: {where}its {part} cannot be loaded: {first_line(error)}"
-            ) from None
-
-
-def load_model_config(name: str) -> Any:
-    """Return the transformers configuration of ``task.model``, a folder or a hub name.
-
-    Raises:
-        ConfigError: If there is no such model, or the folder holds none.
-    """
-    from transformers import AutoConfig
-
-    folder = local_folder("task.model", name)
-    if folder and not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"task.model = {name!r} has no config.json; give the folder that save_pretrained wrote"
-        )
-    return load_pretrained(name, "configuration", AutoConfig.from_pretrained)
-
-
-def dataset_folder(task: TaskConfig, pattern: str) -> Path | None:
-    """Return the folder with a task's data, or None where ``task.dataset`` is a hub name.
-
-    ``task.subset`` names a folder in it; where that does not exist, the data may lie in the
-    folder itself.
+    ``task.subset`` names a folder in it, or what the hub calls a configuration; where there is no
+    such folder, the data may lie in the folder itself.
 
     Args:
         task: Where the data is.
+        needs: What the folder has to hold, for messages.
         pattern: What a folder with data holds, as a glob pattern: ``"train.*"``.
+        read: Reads the splits of a folder.
+        convert: Turns a split from the hub into what ``read`` returns.
 
     Raises:
-        ConfigError: If there is no such folder, or no such subset.
+        ConfigError: If the setting is empty, there is no such data, or it cannot be read.
     """
+    if not task.dataset:
+        raise ConfigError(
+            f"task.dataset is empty; task.name = {task.name!r} needs {needs}, or a hub name"
+        )
     folder = local_folder("task.dataset", task.dataset)
-    if folder is None or not task.subset:
-        return folder
-    if (folder / task.subset).is_dir():
-        return folder / task.subset
-    if any(folder.glob(pattern)):
-        return folder
-    raise ConfigError(
-        f"task.subset = {task.subset!r}: no such folder in task.dataset = {task.dataset!r}, "
-        "and no train file lies there itself"
-    )
+    if folder is None:
+        return {str(split): convert(data) for split, data in _hub_dataset(task).items()}
+    if task.subset and (folder / task.subset).is_dir():
+        return read(folder / task.subset)
+    if task.subset and not any(folder.glob(pattern)):
+        raise ConfigError(
+            f"task.subset = {task.subset!r}: no such folder in task.dataset = {task.dataset!r}, "
+            "and no train file lies there itself"
+        )
+    return read(folder)
 
 
-def load_hub_dataset(task: TaskConfig) -> dict[str, Dataset]:
-    """Return the splits of a data set on the hub.
-
-    Raises:
-        ConfigError: If it cannot be loaded.
-    """
+def _hub_dataset(task: TaskConfig) -> Any:
     import datasets
 
     with quiet():
         try:
-            found = datasets.load_dataset(task.dataset, task.subset or None)
+            return datasets.load_dataset(task.dataset, task.subset or None)
         except Exception as error:
             # Hub, network, scripts and formats: the library raises what its parts raise.
             raise ConfigError(
                 f"task.dataset = {task.dataset!r} with task.subset = {task.subset!r}: no such "
                 f"folder, and not loaded from the hub: {first_line(error)}"
             ) from None
-    return {str(split): data for split, data in found.items()}
+
+
+def read_splits(
+    folder: Path, sources: Callable[[Path, str], list[Source[Data]]], validation: Sequence[str] = ()
+) -> dict[str, Data]:
+    """Return the splits of a folder: ``train``, ``validation``, ``test``.
+
+    Args:
+        folder: Where they lie.
+        sources: Finds what a folder has under a split's name.
+        validation: Further names that mean ``validation``.
+
+    Raises:
+        ConfigError: If a split is there twice, or cannot be read.
+    """
+    splits = {}
+    for split, others in (("train", ()), ("validation", validation), ("test", ())):
+        found = [source for name in (split, *others) for source in sources(folder, name)]
+        if len(found) > 1:
+            names = " and ".join(name for name, _ in found)
+            raise ConfigError(f"task.dataset = {str(folder)!r} holds {names}; keep one of them")
+        if found:
+            splits[split] = found[0][1]()
+    return splits
+
+
+def read_parquet(paths: Sequence[Path], kind: str = "a Parquet file") -> Dataset:
+    """Return the rows of Parquet files, as parts of one table.
+
+    Args:
+        paths: At least one.
+        kind: What each of them should be, for messages.
+
+    Raises:
+        ConfigError: If one cannot be read, their columns differ, or there is no row.
+    """
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Dataset
+
+    tables = []
+    for path in paths:
+        try:
+            tables.append(pyarrow.parquet.read_table(path))
+            whole = Dataset(pyarrow.concat_tables(tables))
+        except (pyarrow.ArrowException, ValueError) as error:
+            raise ConfigError(f"{str(path)!r} is not {kind}: {first_line(error)}") from None
+        except OSError as error:
+            raise ConfigError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    if len(whole) == 0:
+        raise ConfigError(f"{str(paths[0])!r} holds no example")
+    return whole
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers, datasets and the hub below errors; put all back afterwards."""
+    import datasets
+    import huggingface_hub.utils.logging as hub_logging
+    from transformers.utils import logging
+
+    transformers_logging: Any = logging  # its switches have no types
+    libraries: list[Any] = [datasets.logging, hub_logging, transformers_logging]
+    levels = [library.get_verbosity() for library in libraries]
+    transformers_bars = transformers_logging.is_progress_bar_enabled()
+    datasets_bars = not datasets.are_progress_bars_disabled()
+    for library in libraries:
+        library.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+        if transformers_bars:
+            transformers_logging.enable_progress_bar()
+        if datasets_bars:
+            datasets.enable_progress_bars()

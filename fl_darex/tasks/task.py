@@ -12,20 +12,18 @@ import numpy as np
 from fl_darex.errors import ConfigError
 from fl_darex.tasks.metrics import Metric
 from fl_darex.tasks.partitions import Partitions
+from fl_darex.tasks.rows import Example, Rows, pick
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from torch import Tensor
-    from transformers import BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
-
-Example = dict[str, Any]
+    from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model, and the names of its tensors that the checkpoint did not have (sorted)."""
 
-    model: PreTrainedModel
+    model: Any
     fresh: tuple[str, ...]
 
 
@@ -53,15 +51,21 @@ class Task:
     Equal configurations give equal tasks in every process: the same weights bit by bit, the
     same partitions, the same evaluation examples.
 
+    A model is a ``torch.nn.Module`` whose ``forward(**batch)`` returns an object with ``.loss``,
+    the mean over the batch, and ``.logits``, a row for each example; called without ``labels``, the
+    logits alone. Models of transformers are such. One with ``save_pretrained`` is saved by it, any
+    other as ``model.safetensors``, its state. Examples are a ``datasets.Dataset`` or a plain
+    sequence of dicts; a column ``label`` is needed where the partition goes by class.
+
     Attributes:
-        metric_name: The key of the main result in what ``score`` returns; higher is better.
+        metric_name: The key of the main result in what ``metric`` returns; higher is better.
         train: All training examples, those of every client.
         evaluation: Examples that no client trains on.
         partitions: Which training example belongs to which client.
         collate: Turns examples into a batch of model inputs, ``labels`` among them, so that
             ``model(**collate(examples))`` has ``.loss`` and ``.logits``.
         build: Loads the model anew.
-        metric: Computes the results from the outputs and labels of ``predict``.
+        metric: Computes the results, ``{name: value}``, from the outputs and labels of ``predict``.
         validation: Examples by which the server chooses q, neither trained on nor evaluated;
             None: it does not.
         processor: What a user needs beside the model, a tokenizer or an image processor;
@@ -70,17 +74,17 @@ class Task:
     """
 
     metric_name: str
-    train: Dataset
-    evaluation: Dataset
+    train: Rows
+    evaluation: Rows
     partitions: Partitions
     collate: Callable[[list[Example]], dict[str, Tensor]]
     build: Callable[[], LoadedModel]
     metric: Metric
-    validation: Dataset | None = None
+    validation: Rows | None = None
     processor: PreTrainedTokenizerBase | BaseImageProcessor | None = None
-    test: Dataset | None = None
+    test: Rows | None = None
 
-    def load_model(self) -> PreTrainedModel:
+    def load_model(self) -> Any:
         """Return the model in float32 on the CPU, with the same weights at each call.
 
         Tensors that the checkpoint lacks are drawn from the run's seed; the global random
@@ -89,22 +93,24 @@ class Task:
         Raises:
             ConfigError: If the weights cannot be loaded.
         """
-        return self.build().model
+        built = self.build()
+        self.__dict__.setdefault("fresh", built.fresh)  # or it would be built for them again
+        return built.model
 
     @cached_property
     def fresh(self) -> tuple[str, ...]:
         """Names of the state's tensors that the base checkpoint lacks, sorted."""
         return self.build().fresh
 
-    def partition(self, index: int) -> Dataset:
+    def partition(self, index: int) -> Any:
         """Return the training examples of client ``index``; never empty.
 
         Raises:
             ConfigError: If ``index`` is not in ``0 .. federation.clients - 1``.
         """
-        return self.train.select(self.partitions.indices(index))
+        return pick(self.train, self.partitions.indices(index))
 
-    def evaluation_partition(self, index: int) -> Dataset:
+    def evaluation_partition(self, index: int) -> Any:
         """Return the contiguous share of ``evaluation`` that client ``index`` evaluates.
 
         Sizes differ by one example at most, and the shares of all clients are the whole.
@@ -114,9 +120,15 @@ class Task:
         """
         clients = self.partitions.clients
         self.partitions.check(index)
-        check_evaluation_shares(len(self.evaluation), clients)
-        bounds = [len(self.evaluation) * i // clients for i in (index, index + 1)]
-        return self.evaluation.select(range(*bounds))
+        examples = len(self.evaluation)
+        if examples < clients:
+            raise ConfigError(
+                "federation.evaluate = 'clients' needs at least one evaluation example per "
+                f"client; there are {examples} for federation.clients = {clients}; use 'server', "
+                "fewer clients or more evaluation examples"
+            )
+        bounds = [examples * i // clients for i in (index, index + 1)]
+        return pick(self.evaluation, range(*bounds))
 
     def inputs(self, examples: list[Example]) -> dict[str, Tensor]:
         """Return a batch to measure a model on: as ``collate``, and always an example a row."""
@@ -129,13 +141,14 @@ class Task:
         """
         return len(batch["labels"])
 
-    def predict(self, model: PreTrainedModel, examples: list[Example]) -> Predictions:
+    def predict(self, model: Any, examples: list[Example]) -> Predictions:
         """Return what the results need of a model's answer to a batch: here, the logits.
 
         A task whose logits are large reduces them here, batch by batch; ``score`` then sees the
         rows of all batches at once.
         """
-        inputs = {key: value.to(model.device) for key, value in self.inputs(examples).items()}
+        device = next(model.parameters()).device
+        inputs = {key: value.to(device) for key, value in self.inputs(examples).items()}
         output = model(**inputs)
         return Predictions(
             outputs=output.logits.float().cpu().numpy(),
@@ -154,19 +167,12 @@ class Task:
 
         Raises:
             ValueError: If there is no example.
+            ConfigError: If the metric gives no ``metric_name``.
         """
-        return self.metric(np.asarray(outputs), np.asarray(labels))
-
-
-def check_evaluation_shares(examples: int, clients: int) -> None:
-    """Refuse to share out fewer evaluation examples than there are clients.
-
-    Raises:
-        ConfigError: If ``examples < clients``.
-    """
-    if examples < clients:
-        raise ConfigError(
-            f"federation.evaluate = 'clients' needs at least one evaluation example per client; "
-            f"there are {examples} for federation.clients = {clients}; use 'server', fewer "
-            "clients or more evaluation examples"
-        )
+        scores = self.metric(np.asarray(outputs), np.asarray(labels))
+        if self.metric_name not in scores:
+            raise ConfigError(
+                f"the task's metric gives {', '.join(scores)}, and not the main result that its "
+                f"metric_name says, {self.metric_name!r}"
+            )
+        return scores

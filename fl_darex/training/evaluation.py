@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fl_darex.training.loop import AUTOCAST
+from fl_darex.training.loop import autocast, on_device
 from fl_darex.training.session import Examples, Session
 
 
@@ -22,8 +22,8 @@ def evaluate(session: Session, examples: Examples, threads: int) -> dict[str, fl
         threads: torch threads to use.
     """
     parts = []
-    for batch in _batches(session, examples, threads):
-        with _autocast(session):
+    for batch in _by_length(session, examples, threads):
+        with autocast(session):
             parts.append(session.task.predict(session.model, batch))
     outputs, labels = (
         np.concatenate([getattr(p, k) for p in parts]) for k in ("outputs", "labels")
@@ -34,36 +34,29 @@ def evaluate(session: Session, examples: Examples, threads: int) -> dict[str, fl
 
 @torch.no_grad()
 def mean_loss(session: Session, examples: Examples, threads: int) -> float:
-    """Return the ``loss`` of `evaluate` alone: no metric is computed, no text generated.
-
-    Args:
-        session: Model and task.
-        examples: What to predict, at least one.
-        threads: torch threads to use.
-    """
+    """Return the ``loss`` of `evaluate` alone: no metric is computed, no text generated."""
     total, terms = 0.0, 0
-    for batch in _batches(session, examples, threads):
-        inputs = {k: v.to(session.device) for k, v in session.task.inputs(batch).items()}
+    for batch in _by_length(session, examples, threads):
+        inputs = on_device(session, session.task.inputs(batch))
         count = session.task.loss_terms(inputs)
-        with _autocast(session):
+        with autocast(session):
             total += float(session.model(**inputs).loss) * count
         terms += count
     return total / terms
 
 
-def _batches(session: Session, examples: Examples, threads: int) -> Iterator[Examples]:
+def in_batches(session: Session, examples: Examples) -> Iterator[Examples]:
+    """Yield the examples in batches of ``train.eval-batch-size``."""
     size = session.config.train.eval_batch_size
+    for start in range(0, len(examples), size):
+        yield examples[start : start + size]
+
+
+def _by_length(session: Session, examples: Examples, threads: int) -> Iterator[Examples]:
     torch.set_num_threads(threads)
     session.model.train(False)
     # Texts of like length in one batch need little padding; metrics do not see the order.
-    ordered = sorted(examples, key=_text_length)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def _autocast(session: Session) -> torch.autocast:
-    precision = session.config.train.precision
-    return torch.autocast(session.device.type, AUTOCAST[precision], enabled=precision != "fp32")
+    return in_batches(session, sorted(examples, key=_text_length))
 
 
 def _text_length(example: dict[str, Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from fl_darex.training.session import Session
 
 # A round has few steps and starts with a scale of its own: torch's 2**16 would lose the first ones.
 _FP16_SCALE, _FP16_SKIPS = 2.0**10, 20
-AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,8 @@ def train(session: Session, partition: int, round_: int) -> TrainResult:
     torch.manual_seed(derive(seed, "dropout", round_, partition))
     session.model.train()
     optimizer = make_optimizer(session)
-    schedule = LambdaLR(
-        optimizer,
-        LearningRate(
-            config, first=(round_ - 1) * steps, total=steps * session.config.federation.rounds
-        ),
-    )
+    first, total = (round_ - 1) * steps, steps * session.config.federation.rounds
+    schedule = LambdaLR(optimizer, learning_rate(config, first, total))
     scaler = torch.amp.GradScaler(
         session.device.type, init_scale=_FP16_SCALE, enabled=config.precision == "fp16"
     )
@@ -85,18 +81,26 @@ def _backward(
     The mean is over the step's examples, or the tokens of a language model: it does not depend
     on how they were cut into batches.
     """
-    precision, task = session.config.train.precision, session.task
-    autocast = torch.autocast(session.device.type, AUTOCAST[precision], enabled=precision != "fp32")
-    collated = [task.collate(batch) for batch in batches]
-    terms = [task.loss_terms(inputs) for inputs in collated]
+    collated = [session.task.collate(batch) for batch in batches]
+    terms = [session.task.loss_terms(inputs) for inputs in collated]
     mean = 0.0
     for inputs, count in zip(collated, terms, strict=True):
-        with autocast:
-            output = session.model(**{k: v.to(session.device) for k, v in inputs.items()})
-            loss = output.loss * (count / sum(terms))
+        with autocast(session):
+            loss = session.model(**on_device(session, inputs)).loss * (count / sum(terms))
         scaler.scale(loss).backward()
         mean += float(loss.detach())
     return mean
+
+
+def autocast(session: Session) -> torch.autocast:
+    """Return the context in which the session's model runs at ``train.precision``."""
+    precision = session.config.train.precision
+    return torch.autocast(session.device.type, _DTYPES[precision], enabled=precision != "fp32")
+
+
+def on_device(session: Session, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return inputs where the session's model is."""
+    return {name: tensor.to(session.device) for name, tensor in inputs.items()}
 
 
 def make_optimizer(session: Session) -> torch.optim.Optimizer:
@@ -121,37 +125,29 @@ def steps_per_round(config: TrainConfig, examples: int) -> int:
     """Return the optimizer steps of one client in one round."""
     if config.local_steps:
         return config.local_steps
-    return config.local_epochs * math.ceil(
-        examples / (config.batch_size * config.grad_accumulation)
-    )
+    batch = config.batch_size * config.grad_accumulation
+    return config.local_epochs * math.ceil(examples / batch)
 
 
-class LearningRate:
-    """The learning rate's factor at each local step, over all rounds of the run.
+def learning_rate(config: TrainConfig, first: int, total: int) -> Callable[[int], float]:
+    """Return the learning rate's factor by local step, in (0, 1] until the run's last one.
 
     Args:
         config: Schedule and warm-up.
         first: Steps before this round.
         total: Steps of the whole run; warm-up takes ``train.warmup`` of them.
     """
+    warm = math.ceil(config.warmup * total)
 
-    def __init__(self, config: TrainConfig, first: int, total: int) -> None:
-        self.config = config
-        self.first = first
-        self.total = total
-        self.warm = math.ceil(config.warmup * total)
-
-    def __call__(self, step: int) -> float:
-        """Return the factor, in (0, 1] until the last step."""
-        now = self.first + step
-        if now < self.warm:
-            return (now + 1) / (self.warm + 1)
-        done = min(1.0, (now - self.warm) / max(1, self.total - self.warm))
-        if self.config.schedule == "linear":
+    def factor(step: int) -> float:
+        if (now := first + step) < warm:
+            return (now + 1) / (warm + 1)
+        done = min(1.0, (now - warm) / max(1, total - warm))
+        if config.schedule == "linear":
             return 1.0 - done
-        if self.config.schedule == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * done))
-        return 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0
+
+    return factor
 
 
 def shuffled(

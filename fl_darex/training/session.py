@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
@@ -17,9 +18,6 @@ from fl_darex.lora import Lora, add_lora, merge, trained_name
 from fl_darex.seeds import derive
 from fl_darex.tasks import Task, load_task
 from fl_darex.training.exchange import Exchange, ProductExchange
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Examples = list[dict[str, Any]]
 
@@ -70,8 +68,8 @@ class Session:
     @property
     def labels(self) -> tuple[str, ...]:
         """Return the names of the classes that the data have, position = label; or nothing."""
-        config = self.model.config
-        if config.problem_type != "single_label_classification":
+        config: Any = getattr(self.model, "config", None)
+        if getattr(config, "problem_type", None) != "single_label_classification":
             return ()
         return tuple(str(config.id2label[index]) for index in sorted(config.id2label))
 
@@ -95,10 +93,16 @@ class Session:
     def save_model(self, folder: Path) -> None:
         """Write the model, as it is now, so that ``from_pretrained`` loads it.
 
-        With LoRA it is the merged model; the adapters themselves, if they are what is exchanged,
-        lie in ``adapter/``, which peft's ``PeftModel.from_pretrained`` loads onto the base.
+        One without ``save_pretrained`` is written as ``model.safetensors``, its state. With LoRA
+        it is the merged model; the adapters themselves, if they are what is exchanged, lie in
+        ``adapter/``, which peft's ``PeftModel.from_pretrained`` loads onto the base.
         """
-        (merge(self.model) if self.config.train.lora_rank else self.model).save_pretrained(folder)
+        model: Any = merge(self.model) if self.config.train.lora_rank else self.model
+        if hasattr(model, "save_pretrained"):
+            model.save_pretrained(folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_model(model, str(folder / "model.safetensors"))
         if self.config.train.lora_rank and self.config.compress.lora == "factors":
             self.model.save_pretrained(folder / "adapter")
         if self.task.processor is not None:
@@ -135,7 +139,6 @@ class Session:
         return list(self.task.evaluation_partition(0 if self._own else partition))
 
 
-@lru_cache(maxsize=1)
 def session(config: RunConfig, own: bool = False) -> Session:
     """Return this process's session for a configuration; the last one is kept.
 
@@ -143,10 +146,13 @@ def session(config: RunConfig, own: bool = False) -> Session:
         config: The run's configuration.
         own: See `Session`.
     """
-    return Session(config, own)
+    return _session(config, own)  # so that a default and a False are one session
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
+_session = lru_cache(maxsize=1)(Session)
+
+
+def checkpoint_activations(model: torch.nn.Module) -> None:
     """Make a model compute its layers' activations again on the way back, not keep them.
 
     Results stay the same, a step takes about a third longer. Checkpoints are non-reentrant, so
@@ -156,9 +162,12 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
         ConfigError: If the model cannot do it.
     """
     # The name changed within transformers 5; settings are the first argument of both.
-    enable = getattr(model, "activation_checkpointing_enable", None)
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable = next((getattr(model, name) for name in names if hasattr(model, name)), None)
     try:
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        if enable is None:
+            raise ValueError(f"{type(model).__name__} has no {names[1]}")
+        enable({"use_reentrant": False})
     except ValueError as error:
         raise ConfigError(
             f"train.gradient-checkpointing = true, but {error}; set it to false"

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message
 
-from fl_darex.config import RunConfig, make_config
+from fl_darex.config import OWN_NAMES, RunConfig, make_config
 from fl_darex.errors import ConfigError
 from fl_darex.rescaling.rules import SERVER_VALIDATION
 
@@ -32,7 +32,7 @@ def settings_record(config: RunConfig, labels: Sequence[str] = ()) -> ConfigReco
             own can tell whether theirs are the same.
     """
     defaults = RunConfig().flat()
-    changed = {key: value for key, value in config.flat().items() if value != defaults[key]}
+    changed = {key: value for key, value in config.flat().items() if value != defaults.get(key)}
     record = ConfigRecord({SETTINGS_KEY: json.dumps(changed, separators=(",", ":"))})
     if labels:
         record[LABELS_KEY] = _digest(labels)
@@ -50,13 +50,19 @@ def settings_of(message: Message, context: Context) -> RunConfig:
     where clients evaluate, and is then evaluated in full. ``task.subset`` names a folder in it if
     there is one.
 
+    What the settings name as ``"package.module:name"`` is imported. In a deployment a message alone
+    must not decide that: where Flower gave the node a run configuration, it has to say the same.
+    Simulations have none; their server and clients are one program.
+
     Raises:
-        ConfigError: If the settings are not understood, or the path is no absolute path of a
-            folder.
+        ConfigError: If the settings are not understood, or name code that the run configuration
+            does not, or the path is no absolute path of a folder.
     """
     values = dict(context.run_config)
     if (text := _text(message, SETTINGS_KEY)) is not None:
         values = json.loads(text)
+        if context.run_config:
+            _check_own_names(values, context.run_config)
     config = make_config(values)
     return _with_own_data(config, context) if has_own_data(context) else config
 
@@ -86,6 +92,17 @@ def check_labels(message: Message, context: Context, found: Sequence[str]) -> No
         f"{names or 'of a regression'}, which are not those of the run; the training data of "
         "every node must have all classes of the run, under the same names"
     )
+
+
+def _check_own_names(values: Mapping[str, object], run: Mapping[str, object]) -> None:
+    for key in OWN_NAMES:
+        name = values.get(key)
+        if isinstance(name, str) and ":" in name and name != run.get(key):
+            raise ConfigError(
+                f"the server's message names {key} = {name!r}, which would be imported here, and "
+                f"the run configuration of this node says {run.get(key)!r}; a run that needs it "
+                "names it in [tool.flwr.app.config] of its app"
+            )
 
 
 def _text(message: Message, key: str) -> str | None:

@@ -9,43 +9,28 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fl_darex.errors import PacketError, Reason
+from fl_darex.positions import KINDS
+from fl_darex.positions.mask import GENERATORS, MaskFields, refuse
 
 MAGIC = b"DARX"
 VERSION = 1
 
-METHODS = {1: "seeded", 2: "listed", 3: "union", 4: "structured"}
-"""Where survivors are: drawn from the header's numbers, listed in the packet, the union of
-several draws whose slots are listed, or drawn in few columns."""
-
-GENERATORS = {0: "none", 1: "splitmix64", 2: "splitmix64-exact"}
-"""How seeded masks are drawn (`fl_darex.masks`)."""
-
-# magic, version, method, generator, value coding | seed, round, slot, keep threshold | q,
-# exponents of survivors and of dense numbers, count of q | layout fingerprint | version of the
-# model that the numbers are changes to | survivors, bytes of the positions | CRC-32
-_STRUCT = struct.Struct("<4sBBBBQQqQdbbH16s8sQQI")
-_CHECKSUM = struct.Struct("<I")
-HEADER_BYTES = _STRUCT.size
-_NUMBERS = (
-    *("seed", "round", "slot", "kept", "q", "exponent", "dense_exponent", "q_count"),
-    *("fingerprint", "base", "survivors", "position_bytes"),
-)
 NO_VERSION = bytes(8)
+
+_CODES: Mapping[str, Mapping[str, int]] = {
+    "mask_kind": {name: kind.code for name, kind in KINDS.items()},
+    "generator": GENERATORS,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
-    """A packet's header, field by field; see the specification for their meaning."""
+class Header(MaskFields):
+    """A packet's header, field by field; the specification says what they mean."""
 
-    method: str
-    generator: str
     coding: int
-    seed: int
-    round: int
-    slot: int
-    kept: int
     q: float
     exponent: int
     dense_exponent: int
@@ -57,14 +42,29 @@ class Header:
 
     def seal(self, body: bytes) -> bytes:
         """Return the packet: this header, its checksum and the body."""
-        fields = (
-            *(MAGIC, VERSION, _code(METHODS, self.method), _code(GENERATORS, self.generator)),
-            *(self.coding, self.seed, self.round, self.slot, self.kept, self.q),
-            *(self.exponent, self.dense_exponent, self.q_count, self.fingerprint, self.base),
-            *(self.survivors, self.position_bytes),
-        )
-        head = _STRUCT.pack(*fields, 0)[: -_CHECKSUM.size]
+        fields = vars(self) | {name: codes[getattr(self, name)] for name, codes in _CODES.items()}
+        head = _STRUCT.pack(MAGIC, VERSION, *(fields[name] for name in _NAMES))
         return head + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(head))) + body
+
+
+# What lies between magic and version, which come first, and the checksum.
+_NAMES = (
+    *("mask_kind", "generator", "coding", "seed", "round", "slot", "keep"),
+    *("q", "exponent", "dense_exponent", "q_count", "fingerprint", "base"),
+    *("survivors", "position_bytes"),
+)
+_STRUCT = struct.Struct("<4sB BBBQQqQ dbbH16s8s QQ")
+_CHECKSUM = struct.Struct("<I")
+HEADER_BYTES = _STRUCT.size + _CHECKSUM.size
+
+_WORDS = {"mask_kind": "mask kind", "generator": "random generator", "keep": "keep threshold"}
+
+
+def expect(field: str, found: object, wanted: object, reason: Reason = Reason.UNEXPECTED) -> None:
+    """Refuse a field that is not what the receiver expects."""
+    if found != wanted:
+        name = _WORDS.get(field, field)
+        raise PacketError(f"the packet's {name} is {found!r}, expected {wanted!r}", reason)
 
 
 def read_header(packet: bytes) -> Header:
@@ -72,42 +72,26 @@ def read_header(packet: bytes) -> Header:
 
     Raises:
         PacketError: If the packet is too short, is no packet, is damaged, or has a version,
-            method or generator that this receiver does not know.
+            mask kind or generator that this receiver does not know.
     """
-    _check_frame(packet)
-    _, _, method, generator, coding, *numbers = _STRUCT.unpack_from(packet)
-    return Header(
-        method=_name(METHODS, method, "method"),
-        generator=_name(GENERATORS, generator, "random generator"),
-        coding=coding,
-        **dict(zip(_NUMBERS, numbers, strict=False)),  # the checksum is left over
-    )
-
-
-def _check_frame(packet: bytes) -> None:
     if len(packet) < HEADER_BYTES:
-        raise PacketError(
-            f"the packet has {len(packet)} bytes, a header alone {HEADER_BYTES}", Reason.SIZE
-        )
-    if packet[:4] != MAGIC:
-        raise PacketError(f"not a fl-darex packet: it starts with {packet[:4]!r}, not {MAGIC!r}")
-    if packet[4] != VERSION:
-        raise PacketError(f"unknown packet version {packet[4]}; this receiver knows {VERSION}")
-    end = HEADER_BYTES - _CHECKSUM.size
+        refuse(f"has {len(packet)} bytes, a header alone {HEADER_BYTES}", Reason.SIZE)
+    magic, version, *values = _STRUCT.unpack_from(packet)
+    if magic != MAGIC:
+        raise PacketError(f"not a fl-darex packet: it starts with {magic!r}, not {MAGIC!r}")
+    if version != VERSION:
+        raise PacketError(f"unknown packet version {version}; this receiver knows {VERSION}")
     view = memoryview(packet)
-    found = zlib.crc32(view[HEADER_BYTES:], zlib.crc32(view[:end]))
-    if found != _CHECKSUM.unpack_from(packet, end)[0]:
-        raise PacketError(
-            "the packet's checksum does not match: it was damaged on the way", Reason.CHECKSUM
-        )
-
-
-def _name(table: Mapping[int, str], code: int, what: str) -> str:
-    if code not in table:
-        known = ", ".join(f"{name} ({code})" for code, name in table.items())
-        raise PacketError(f"unknown {what} {code}; this receiver knows {known}")
-    return table[code]
-
-
-def _code(table: Mapping[int, str], name: str) -> int:
-    return next(code for code, known in table.items() if known == name)
+    checksum = zlib.crc32(view[HEADER_BYTES:], zlib.crc32(view[: _STRUCT.size]))
+    if checksum != _CHECKSUM.unpack_from(packet, _STRUCT.size)[0]:
+        refuse("was damaged on the way: its checksum does not match", Reason.CHECKSUM)
+    found: dict[str, Any] = dict(zip(_NAMES, values, strict=True))
+    for name, codes in _CODES.items():
+        known = {code: known for known, code in codes.items()}
+        if found[name] not in known:
+            choices = ", ".join(f"{known} ({code})" for known, code in codes.items())
+            raise PacketError(
+                f"unknown {_WORDS[name]} {found[name]}; this receiver knows {choices}"
+            )
+        found[name] = known[found[name]]
+    return Header(**found)

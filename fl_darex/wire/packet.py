@@ -5,7 +5,7 @@ without names or gaps between tensors::
 
     header     96 bytes, see `fl_darex.wire.header`
     q          4 bytes for each pruned tensor, where there is not one for all
-    positions  nothing, slots, or Rice-coded gaps, by the method
+    positions  nothing, slots, or Rice-coded gaps, by the mask kind
     survivors  unscaled, tensor after tensor
     dense      whole deltas
     raw        new values of tensors that are not floating point
@@ -16,22 +16,18 @@ and slot.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_darex.delta import Layout
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.masks import ONE
-from fl_darex.positions import Mask, StructuredMask
+from fl_darex.positions import Mask
 from fl_darex.survivors import Survivors
-from fl_darex.wire.header import NO_VERSION, Header, read_header
-from fl_darex.wire.mask_header import MaskFields, mask_fields, write_mask
+from fl_darex.wire.codings import CODINGS, Coding, Numbers, coding_of, dense_coding
+from fl_darex.wire.codings.coding import noise_of
+from fl_darex.wire.header import NO_VERSION, Header, expect, read_header
 from fl_darex.wire.reader import Packet, read_packet
-from fl_darex.wire.values import CODINGS, Coding, Numbers, dense_coding
 
 _MOST_Q = 0xFFFF
 
@@ -59,18 +55,19 @@ def encode(
     """
     if values not in CODINGS:
         raise ValueError(f"values must be one of {sorted(CODINGS)}, got {values!r}")
-    layout, fields = survivors.layout, mask_fields(survivors.mask)
+    layout, fields = survivors.layout, survivors.mask.fields
     qs = np.atleast_1d(np.asarray(survivors.q, dtype=np.float64))
     if qs.size > _MOST_Q:
         raise ValueError(f"a packet carries {_MOST_Q} numbers q at most, got {qs.size}")
-    dense = _joined(survivors.dense[spec.name] for spec in layout.dense)
-    noise = _noise(fields, fields["slot"] if sender is None else sender)
+    nothing = np.empty(0, dtype=np.float32)
+    dense = np.concatenate([nothing, *(survivors.dense[spec.name] for spec in layout.dense)])
+    noise = noise_of(fields.seed, fields.round, fields.slot if sender is None else sender)
     # One exponent each: a running variance may move a million times as far as a weight.
-    kept, exponent = _written(survivors.numbers, qs.min(initial=1.0), CODINGS[values], noise)
+    numbers, exponent = _written(survivors.numbers, qs.min(initial=1.0), CODINGS[values], noise)
     whole, dense_exponent = _written(dense, 1.0, dense_coding(values), noise)
-    positions = write_mask(layout, survivors.mask)
+    positions = survivors.mask.section(layout)
     header = Header(
-        **fields,
+        **vars(fields),
         coding=CODINGS[values].code,
         q=float(qs[0]) if qs.size == 1 else 0.0,
         exponent=exponent,
@@ -82,8 +79,9 @@ def encode(
         position_bytes=len(positions),
     )
     q_bytes = b"" if qs.size == 1 else qs.astype("<f4").tobytes()
-    raw = [_raw_bytes(survivors.raw[spec.name]) for spec in layout.raw]
-    return header.seal(b"".join([q_bytes, positions, kept, whole, *raw]))
+    arrays = (survivors.raw[spec.name] for spec in layout.raw)
+    raw = [array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes() for array in arrays]
+    return header.seal(b"".join([q_bytes, positions, numbers, whole, *raw]))
 
 
 def decode(
@@ -124,46 +122,22 @@ def open_packet(
             names the field; ``reason`` is for programs.
     """
     header = read_header(packet)
-    fields = mask_fields(mask)
-    expected: dict[str, tuple[object, object]] = {
-        "method": (header.method, fields["method"]),
-        "random generator": (header.generator, fields["generator"]),
-        "value coding": (_coding_name(header.coding), values),
-        "seed": (header.seed, fields["seed"]),
-        "round": (header.round, fields["round"]),
-        "slot": (header.slot, fields["slot"]),
-        "keep threshold": (header.kept, fields["kept"]),
-        "base version": (header.base.hex(), base.hex()),
-    }
+    coding, fields = coding_of(header.coding), mask.fields
+    for name, wanted in vars(fields).items():
+        expect(name, getattr(header, name), wanted)
+    expect("value coding", coding.name if coding else header.coding, values)
+    expect("base version", header.base.hex(), base.hex())
     if q is not None:
-        expected |= {"q": (header.q, q), "count of q": (header.q_count, 1)}
-    for field, (found, wanted) in expected.items():
-        if found != wanted:
-            raise PacketError(
-                f"the packet's {field} is {found!r}, expected {wanted!r}", Reason.UNEXPECTED
-            )
+        expect("q", header.q, q)
+        expect("count of q", header.q_count, 1)
     opened = read_packet(packet, layout, header)
-    if isinstance(mask, StructuredMask) and opened.mask != mask:
-        found = getattr(opened.mask, "columns", 0)
-        raise PacketError(
-            f"the packet's share of columns is {found}, expected {mask.columns}", Reason.UNEXPECTED
-        )
+    for detail, told in mask.details.items():
+        expect(detail, opened.mask.details[detail], told)
     # q of single tensors are float32, and may have been rounded down.
-    lowest = min(fields["kept"] / ONE, float(np.float32(fields["kept"] / ONE)))
+    lowest = min(fields.keep / ONE, float(np.float32(fields.keep / ONE)))
     if q is None and np.min(opened.q, initial=1.0) < lowest:
         raise PacketError(f"the packet holds a q below 1-p = {lowest}", Reason.UNEXPECTED)
     return opened
-
-
-def _coding_name(code: int) -> str | int:
-    return next((name for name, coding in CODINGS.items() if coding.code == code), code)
-
-
-def _noise(fields: MaskFields, sender: int) -> NDArray[np.uint64]:
-    """Return the stream of stochastic rounding: one for each seed, round and sender."""
-    text = f"darex.noise.v1|{fields['seed']}|{fields['round']}|{sender}"
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return np.array([int.from_bytes(digest, "little")], dtype=np.uint64)
 
 
 def _written(
@@ -183,12 +157,3 @@ def _written(
     if not bound / q <= float(np.finfo(np.float32).max):
         raise DeltaError(f"the update holds {largest}, which is infinite once divided by q = {q}")
     return data, exponent
-
-
-def _joined(parts: Iterable[Numbers]) -> Numbers:
-    listed = list(parts)
-    return np.concatenate(listed) if listed else np.empty(0, dtype=np.float32)
-
-
-def _raw_bytes(array: NDArray[Any]) -> bytes:
-    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

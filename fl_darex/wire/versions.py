@@ -23,7 +23,13 @@ def tensor_digests(arrays: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
     Args:
         arrays: The tensors by name, in any order.
     """
-    return {name: _digest(name, array) for name, array in arrays.items()}
+    digests = {}
+    for name, array in arrays.items():
+        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        head = repr((name, array.dtype.name, array.shape)).encode("utf-8", "surrogatepass")
+        content = little.reshape(-1).view(np.uint8)
+        digests[name] = _hash([len(head).to_bytes(8, "little"), head, content])
+    return digests
 
 
 def content_version(digests: Mapping[str, bytes]) -> bytes:
@@ -34,12 +40,6 @@ def content_version(digests: Mapping[str, bytes]) -> bytes:
 def next_version(version: bytes, packet: bytes) -> bytes:
     """Return the version that a packet makes of another one."""
     return _hash([version, packet])
-
-
-def _digest(name: str, array: NDArray[Any]) -> bytes:
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    head = repr((name, array.dtype.name, array.shape)).encode("utf-8", "surrogatepass")
-    return _hash([len(head).to_bytes(8, "little"), head, little.reshape(-1).view(np.uint8)])
 
 
 def _hash(parts: Iterable[Any]) -> bytes:

@@ -13,9 +13,9 @@ from flwr.common.logger import log
 
 from fl_darex.errors import PacketError
 from fl_darex.flower.ledger import without_settings
-from fl_darex.flower.model_note import DELIVERY_KEY, GREETING_KEY, Delivery
+from fl_darex.flower.model_note import DELIVERY_KEY, GREETING_KEY, ModelNote
 
-from .protocol import Downlink
+from .broadcast import Broadcast
 
 
 class Setting(Protocol):
@@ -25,29 +25,29 @@ class Setting(Protocol):
         """Write itself into a configuration."""
 
 
-class Courier:
+class Addressing:
     """Addresses each message to its own client.
 
     Args:
-        downlink: Decides what a client is sent of the model.
+        broadcast: Decides what a client is sent of the model.
 
     Attributes:
         model: The model that messages stand for now.
     """
 
-    def __init__(self, downlink: Downlink) -> None:
-        self._downlink = downlink
+    def __init__(self, broadcast: Broadcast) -> None:
+        self._broadcast = broadcast
         self.model = ArrayRecord()
 
     def present(self, model: ArrayRecord) -> None:
         """Say which model the next messages stand for."""
-        self._downlink.present(model)
+        self._broadcast.present(model)
         self.model = model
 
     def question(self, config: ConfigRecord) -> RecordDict | None:
         """Return what new nodes are asked, with a run's settings; None: nothing."""
         asked = ConfigRecord(dict(config))
-        self._downlink.greet(asked)
+        self._broadcast.greet(asked)
         return RecordDict({"config": asked}) if GREETING_KEY in asked else None
 
     def address(self, message: Message, settings: Sequence[Setting]) -> None:
@@ -57,16 +57,16 @@ class Courier:
             message: As the wrapped strategy made it; its content may be shared with others.
             settings: What the reply must look like; none: as the app leaves it.
         """
-        carried = self._downlink.content(message.metadata.dst_node_id)
+        carried = self._broadcast.content(message.metadata.dst_node_id)
         message.content = self._settled(message.content, *carried, settings)
 
     def again(self, message: Message, client: int, settings: Sequence[Setting]) -> Message:
         """Return a message with the whole model, for a client that lacks what it was sent."""
         log(WARNING, "client %s lacks an earlier model and is sent the whole one", client)
         old = message.metadata
-        self._downlink.lacks(old.dst_node_id)
-        whole, delivery = self._downlink.whole()
-        content = self._settled(self.plain(message.content), whole, delivery, settings)
+        self._broadcast.lacks(old.dst_node_id)
+        whole, note = self._broadcast.whole()
+        content = self._settled(self.plain(message.content), whole, note, settings)
         return Message(
             content, old.dst_node_id, old.message_type, ttl=old.ttl, group_id=old.group_id
         )
@@ -90,18 +90,18 @@ class Courier:
         self,
         content: RecordDict,
         carried: ArrayRecord,
-        delivery: Delivery | None,
+        note: ModelNote | None,
         asked: Sequence[Setting],
     ) -> RecordDict:
         """Return a copy of a content with what takes the model's place, and our settings."""
         copied = RecordDict(dict(content.items()))
         places = self._places(content)
-        if delivery is not None and places:
+        if note is not None and places:
             copied[places[0]] = carried
-            delivery = replace(delivery, record=self.place(content))
+            note = replace(note, record=self.place(content))
         else:
-            delivery = None  # another model than ours goes as it is
-        settings = [*([] if delivery is None else [delivery]), *asked]
+            note = None  # another model than ours goes as it is
+        settings = [*([] if note is None else [note]), *asked]
         if settings:
             name = next(iter(content.config_records), "config")
             config = ConfigRecord(dict(content.config_records.get(name, ConfigRecord())))
@@ -112,9 +112,9 @@ class Courier:
 
 
 def _record_of(content: RecordDict) -> str:
-    """Return which ArrayRecord a delivery says that it stands for; empty: the only one."""
+    """Return which ArrayRecord a note says that it stands for; empty: the only one."""
     for config in content.config_records.values():
         with suppress(PacketError):  # a grid may have changed it on the way
-            if (delivery := Delivery.detach(dict(config))) is not None:
-                return delivery.record
+            if (note := ModelNote.detach(dict(config))) is not None:
+                return note.record
     return ""

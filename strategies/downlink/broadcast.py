@@ -11,19 +11,22 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from logging import INFO, WARNING
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.common.logger import log
 
+from fl_darex.compression.downlink import DownlinkPolicy, StepTerms
+from fl_darex.compression.method import State
+from fl_darex.compression.update import SparseUpdate
 from fl_darex.delta import Delta
 from fl_darex.errors import DeltaError
 from fl_darex.files.model_cache import ModelCache
-from fl_darex.flower.model_note import DIGESTS_KEY, HELD_KEY, Delivery, Greeting, delivery_record
-from fl_darex.flower.records import into_record, view_arrays
+from fl_darex.flower.model_note import DIGESTS_KEY, HELD_KEY, Greeting, ModelNote, model_record
+from fl_darex.flower.records import into_record, to_arrays, to_record, view_arrays
 from fl_darex.positions import Mask
-from fl_darex.wire.apply import apply_packet
+from fl_darex.wire.header import NO_VERSION
 from fl_darex.wire.json_notes import is_hex
-from fl_darex.wire.packet import encode
 from fl_darex.wire.reader import read_packet
 from fl_darex.wire.versions import (
     VERSION_BYTES,
@@ -32,8 +35,6 @@ from fl_darex.wire.versions import (
     tensor_digests,
 )
 
-from .policies import Step
-
 _MOST_LOST = 2  # a client that loses its model so often is sent the whole one from then on
 
 
@@ -41,25 +42,45 @@ class Broadcast:
     """Sends each client what it lacks of the model.
 
     Args:
-        step: What is sent of the server's step.
-        values: How its numbers are written.
+        policy: What is sent of the server's step.
+        keep: Fraction of a step that is sent, in units of 2**-32, by policies that drop something.
+        values: How a step's numbers are written.
+        seed: The run's seed.
         dense: Names of tensors whose whole change is sent.
         held: Whether clients of which nothing is known are taken to hold the first model; one
             that does not says so, and is sent it.
 
     Attributes:
         run: The run's own 16 hexadecimal digits, made by chance.
+        model: The model that clients hold, or are about to.
+
+    Raises:
+        ValueError: If clients hold a model that would be sent whole all the same.
     """
 
-    def __init__(self, step: Step, values: str, dense: Sequence[str], held: bool = False) -> None:
+    def __init__(
+        self,
+        policy: DownlinkPolicy,
+        *,
+        keep: int,
+        values: str,
+        seed: int,
+        dense: Sequence[str],
+        held: bool = False,
+    ) -> None:
+        if held and not policy.versions:
+            raise ValueError(
+                "base_held needs a downlink that builds on what clients hold: 'update' or 'server'"
+            )
         self.run = secrets.token_hex(8)
-        self._step, self._values, self._dense = step, values, tuple(dense)
-        self._assume = held
-        self._record = ArrayRecord()  # the present model
+        self._policy, self._keep, self._values, self._seed = policy, keep, values, seed
+        self._dense, self._assume = tuple(dense), held
+        self.model = ArrayRecord()
         self._first = ArrayRecord()  # the model before the first packet
         self._digests: dict[str, bytes] = {}  # of its tensors
         self._versions: list[bytes] = []  # from the first to the present one
         self._packets: list[bytes] = []  # that lead from each to the next
+        self._kept: State = {}  # of the server's steps, by the policy
         self._held: dict[int, bytes] = {}
         self._base: dict[int, frozenset[bytes]] = {}  # digests of what a client has from the start
         self._speaks: set[int] = set()  # clients that answered in our terms
@@ -68,17 +89,19 @@ class Broadcast:
 
     @property
     def version(self) -> bytes:
-        """The present model's version."""
-        return self._versions[-1]
+        """The present model's version; zeros where nobody keeps versions."""
+        return self._versions[-1] if self._policy.versions else NO_VERSION
 
     def present(self, record: ArrayRecord) -> None:
         """Say which model the next messages carry.
 
         Any other record than the one that `advance` returned begins a new history.
         """
-        if record is self._record and self._versions:
+        if record is self.model and (self._versions or not self._policy.versions):
             return
-        self._record = self._first = record
+        self.model = self._first = record
+        if not self._policy.versions:
+            return
         self._base = {}
         self._digests = tensor_digests(view_arrays(record))
         self._versions, self._packets = [content_version(self._digests)], []
@@ -93,11 +116,38 @@ class Broadcast:
         self._held.clear()
         self._base.clear()
 
+    # --- what the run remembers -------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return models, versions, packets, what the policy kept and what each client holds."""
+        return {
+            "run": self.run,
+            "model": to_arrays(self.model),
+            "first": None if self._first is self.model else to_arrays(self._first),
+            "digests": dict(self._digests),
+            "versions": list(self._versions),
+            "packets": list(self._packets),
+            "kept": {name: array.copy() for name, array in self._kept.items()},
+            "clients": [dict(self._held), dict(self._base), set(self._speaks), dict(self._lost)],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Hold the models and know of clients what `state` said."""
+        self.run, self.model = state["run"], to_record(state["model"])
+        first = state["first"]
+        self._first = self.model if first is None else to_record(first)
+        self._digests, self._kept = state["digests"], state["kept"]
+        self._versions, self._packets = state["versions"], state["packets"]
+        self._held, self._base, self._speaks, self._lost = state["clients"]
+        self._contents = {}
+
     # --- what a client holds ----------------------------------------------------------------------
 
     def greet(self, config: ConfigRecord) -> None:
         """Write a greeting, which asks a client what it holds, into a message's configuration."""
-        Greeting(run=self.run, first=content_version(self._digests).hex()).attach(config)
+        if self._policy.versions:
+            first = content_version(self._digests).hex()
+            Greeting(run=self.run, first=first).attach(config)
 
     def heard(self, node: int, answer: ConfigRecord) -> None:
         """Take note of a client's answer to the greeting."""
@@ -130,23 +180,24 @@ class Broadcast:
 
     # --- what it is sent --------------------------------------------------------------------------
 
-    def content(self, node: int) -> tuple[ArrayRecord, Delivery]:
-        """Return the arrays for one client, and what they are."""
-        start, tensors = self._start(node)
+    def content(self, node: int) -> tuple[ArrayRecord, ModelNote | None]:
+        """Return the arrays for one client, and what they are; None: just the model."""
+        # Without versions: a restored state may know of some, of a run with another policy.
+        start, tensors = self._start(node) if self._policy.versions else (None, [])
         if start is None:
             return self.whole()
         key = (start, frozenset(tensors))
         if key not in self._contents:
             sent = ArrayRecord({name: self._first[name] for name in tensors})
-            self._contents[key] = delivery_record(sent, self._packets[start:])
-        return self._contents[key], self._delivery(self._versions[start].hex())
+            self._contents[key] = model_record(sent, self._packets[start:])
+        return self._contents[key], self._note(self._versions[start].hex())
 
-    def whole(self) -> tuple[ArrayRecord, Delivery]:
-        """Return the whole model, and a delivery that says so."""
-        return self._record, self._delivery("")
+    def whole(self) -> tuple[ArrayRecord, ModelNote | None]:
+        """Return the whole model, and a note that says so."""
+        return self.model, self._note("") if self._policy.versions else None
 
-    def _delivery(self, start: str) -> Delivery:
-        return Delivery(run=self.run, start=start, model=self.version.hex(), dense=self._dense)
+    def _note(self, start: str) -> ModelNote:
+        return ModelNote(run=self.run, start=start, model=self.version.hex(), dense=self._dense)
 
     def _start(self, node: int) -> tuple[int | None, list[str]]:
         """Return where a client's way to the present model begins, and the tensors it needs."""
@@ -162,7 +213,7 @@ class Broadcast:
             return None, []
         sent = sum(len(self._first[name].data) for name in tensors)
         sent += sum(map(len, self._packets[start:]))
-        return (start, tensors) if sent < _bytes(self._record) else (None, [])
+        return (start, tensors) if sent < _bytes(self.model) else (None, [])
 
     # --- the next version -------------------------------------------------------------------------
 
@@ -177,30 +228,45 @@ class Broadcast:
         Returns:
             The model that everybody will hold.
         """
-        before, after = view_arrays(self._record), view_arrays(record)
+        if not self._policy.versions:
+            self.model = record
+            return record
+        before, after = view_arrays(self.model), view_arrays(record)
         delta = Delta(after, before, self._dense)
-        try:
-            survivors = self._step.survivors(delta, sent, round_)
-            data = encode(survivors, self._values, base=self.version)
-        except DeltaError as error:
-            log(WARNING, "round %s: the whole model goes to all clients: %s", round_, error)
-            self._step.forget()
+        data = self._packed(delta, sent, round_)
+        if data is None:
             self.present(record)
             return record
-        if 2 * len(data) > _bytes(self._record):
+        if 2 * len(data) > _bytes(self.model):
             log(INFO, "round %s: the server's step is dense, and so is its packet", round_)
         packet = read_packet(data, delta.layout)
-        self._step.applied(packet)
-        self._record = into_record(apply_packet(before, packet))
+        self.model = into_record(SparseUpdate.of_packet(packet).values(before))
         self._versions.append(next_version(self.version, data))
         self._packets.append(data)
         self._contents = {}
         self._forget()
-        return self._record
+        return self.model
+
+    def _packed(self, step: Delta, sent: Sequence[Mask] | None, round_: int) -> bytes | None:
+        """Return the step's packet; None where the whole model has to go to everybody."""
+        terms = StepTerms(
+            seed=self._seed,
+            round=round_,
+            version=self.version,
+            keep=self._keep,
+            values=self._values,
+            masks=sent,
+        )
+        try:
+            packet, self._kept = self._policy.pack(step, terms, self._kept)
+        except DeltaError as error:
+            log(WARNING, "round %s: the whole model goes to all clients: %s", round_, error)
+            packet, self._kept = None, {}
+        return packet
 
     def _forget(self) -> None:
         """Forget packets that nobody will be sent: all from there on are larger than the model."""
-        whole = _bytes(self._record)
+        whole = _bytes(self.model)
         while sum(map(len, self._packets)) >= whole and len(self._packets) > 1:
             del self._packets[0], self._versions[0]
             self._first, self._digests, self._base = ArrayRecord(), {}, {}

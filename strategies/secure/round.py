@@ -2,61 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from random import SystemRandom
 from secrets import token_bytes
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
-from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.flower.ledger import ROUND_KEY
+from fl_darex.flower.records import SEALED_STYPE, packet_of
 from fl_darex.secagg import SecureAggregation, keys
-from fl_darex.secagg.graph import is_connected, seat, staying
-from fl_darex.secagg.messages import KEYS, MASKED, SHARES, UNMASK, Stage, join
-from fl_darex.secagg.numbers import Mean, Scale, shape_of, to_mean
-from fl_darex.secagg.sealed_packet import MaskedHeader, masked_of, open_masked
-from fl_darex.secagg.settings import LEAST_CLIENTS
-from fl_darex.secagg.unmask import Members, remove_masks
-from fl_darex.secagg.vector import Vector
-
-from ..replies import log_refused
-from .answers import (
-    Shared,
-    letters_reader,
-    read_keys,
-    record_of,
-    shares_reader,
-    unique,
+from fl_darex.secagg.masks import Members, is_connected, seat, staying
+from fl_darex.secagg.messages import (
+    KEYS,
+    MASKED,
+    SECURE_KEY,
+    SHARES,
+    UNMASK,
+    Stage,
+    answer_bytes,
+    join,
 )
+from fl_darex.secagg.numbers import Mean, Target, shape_of, to_mean
+from fl_darex.secagg.ring import Vector
+from fl_darex.secagg.sealed_packet import SealedHeader
+from fl_darex.secagg.settings import LEAST_CLIENTS
+
+from ..intake import log_refused
 
 Found = TypeVar("Found")
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the clients' masked packets must be, and what their sum stands for.
-
-    Attributes:
-        base: The tensors that they were sent.
-        layout: Their layout.
-        version: Version of that model, 8 bytes.
-        round: The federated round.
-        survivors: How many entries the round's mask keeps.
-        norm: Largest L2 norm of an update, survivors over q and dense tensors together; 0: any.
-    """
-
-    base: Mapping[str, NDArray[Any]]
-    layout: Layout
-    version: bytes
-    round: int
-    survivors: int
-    norm: float = 0.0
 
 
 class SecureRound:
@@ -71,8 +49,12 @@ class SecureRound:
         messages: The round's messages, one per client, as the strategy made them.
         slot_of: Slots by node id.
         target: What is summed.
-        weight: Name of the metric that is a client's weight; empty: all count the same.
         timeout: Seconds to wait for short answers, where the settings do not say.
+
+    Attributes:
+        target: What is summed.
+        ring: In which numbers are added.
+        stages: What goes with the model to each client that takes part, by slot; see `open`.
 
     Raises:
         PacketError: If there are too few clients, or the threshold does not suit so many.
@@ -86,11 +68,10 @@ class SecureRound:
         messages: Sequence[Message],
         slot_of: Mapping[int, int],
         target: Target,
-        weight: str,
         timeout: float,
     ) -> None:
-        self._settings, self._grid, self._target = settings, grid, target
-        self._weight, self._timeout = weight, settings.timeout or timeout
+        self._settings, self._grid, self.target = settings, grid, target
+        self._timeout = settings.timeout or timeout
         self._messages = {slot_of[m.metadata.dst_node_id]: m.metadata for m in messages}
         self._slots = {sent.dst_node_id: slot for slot, sent in self._messages.items()}
         if len(messages) < LEAST_CLIENTS:
@@ -99,10 +80,11 @@ class SecureRound:
                 Reason.REPLY,
             )
         self.ring = settings.ring_for(len(messages))
-        with _refusing_the_round():
-            self._least = settings.least(len(messages))
-        self._shape = shape_of(target.layout, self.ring, target.survivors)
+        self._least = settings.least(len(messages))
+        self._survivors = sum(target.counts)
+        self._shape = shape_of(target.layout, self.ring.width, self._survivors)
         self._members = Members(session=token_bytes(keys.SESSION_BYTES))
+        self.stages: dict[int, Stage] = {}
 
     def open(self) -> dict[int, Stage]:
         """Exchange keys and shares; return, by slot, what goes with the model to each client.
@@ -110,23 +92,26 @@ class SecureRound:
         Raises:
             PacketError: If too few clients answer.
         """
-        members = self._members
-        members.public = unique(self._ask(KEYS, dict.fromkeys(self._messages, b""), read_keys))
-        self._need(len(members.public), "keys")
-        degree = self._settings.degree(len(members.public))
-        members.graph = seat(sorted(members.public), degree, SystemRandom())
-        with _refusing_the_round():
-            members.threshold = self._settings.needed(len(members.public))
+        members, settings = self._members, self._settings
+        members.public = _unique(self._ask(KEYS, dict.fromkeys(self._messages, ()), _read_keys))
+        count = len(members.public)
+        self._need(count, "keys")
+        members.graph = seat(sorted(members.public), settings.degree(count), SystemRandom())
+        members.threshold = settings.needed(count)
         rows = {
-            slot: join((peer, members.public[peer]) for peer in near)
+            slot: [(peer, members.public[peer]) for peer in near]
             for slot, near in members.graph.items()
         }
-        shared = self._ask(SHARES, rows, letters_reader(members.graph))
-        members.commitments = {slot: one.commitment for slot, one in shared.items()}
+        shared = self._ask(SHARES, rows, self._read_shared)
+        members.commitments = {slot: fixed for slot, (fixed, _) in shared.items()}
         members.masked = staying(members.graph, shared, members.threshold)
         self._need(len(shared), "shares")
         self._need(len(members.masked), "shares to enough others that did")
-        return {slot: self._masked(slot, shared) for slot in sorted(members.masked)}
+        letters = {slot: found for slot, (_, found) in shared.items()}
+        for slot in sorted(members.masked):
+            peers = [peer for peer in members.near(slot) if peer != slot]
+            self.stages[slot] = self._masked(slot, [(peer, letters[peer][slot]) for peer in peers])
+        return self.stages
 
     def close(self, replies: Iterable[Message]) -> tuple[Mean, list[Message]]:
         """Return the weighted mean of the clients that stayed, and their replies by slot.
@@ -135,14 +120,13 @@ class SecureRound:
             PacketError: If too few clients stayed, or no sum can be had from what they sent.
         """
         total, counted = self.unmasked(replies)
-        target = self._target
-        mean = to_mean(total, target.base, target.layout, self._scale(), len(counted))
-        return mean, counted
+        stage = next(iter(self.stages.values()))
+        return to_mean(total, self.target, stage, len(counted)), counted
 
     def unmasked(self, replies: Iterable[Message]) -> tuple[Vector, list[Message]]:
         """Return the sum of the clients' integers, modulo the ring, and the replies in it."""
         total, counted = self._added(replies)
-        alive = set(counted)
+        alive, near = set(counted), self._members.near
         self._need(len(alive), "masked updates")
         if not is_connected(self._members.graph, alive):
             raise PacketError(
@@ -150,105 +134,87 @@ class SecureRound:
                 "part would be open; allow more neighbours",
                 Reason.REPLY,
             )
-        rows = {
-            slot: join((one, b"") for one in self._members.near(slot) if one in alive)
-            for slot in sorted(alive)
-        }
-        given = self._ask(UNMASK, rows, shares_reader(self._members.near))
-        remove_masks(total, self._members, alive, given)
+        rows = {slot: [(one, b"") for one in near(slot) if one in alive] for slot in sorted(alive)}
+        given = self._ask(
+            UNMASK, rows, lambda slot, record: _cut(record, keys.SHARE_BYTES, near(slot))
+        )
+        self._members.unmask(total, alive, given)
         return total, [counted[slot] for slot in sorted(counted)]
 
     def _ask(
         self,
         stage: str,
-        rows: Mapping[int, bytes],
+        rows: Mapping[int, Iterable[tuple[int, bytes]]],
         read: Callable[[int, ConfigRecord], Found],
     ) -> dict[int, Found]:
-        """Send a stage to clients and return what `read` makes of each usable answer."""
-        sent = [self._message(stage, slot, data) for slot, data in rows.items()]
+        """Send a stage to clients and return what `read` makes of each usable answer.
+
+        The short messages are of the round's own type, so that the same mods see them.
+        """
+        sent = []
+        for slot, data in rows.items():
+            config = ConfigRecord({ROUND_KEY: self.target.terms.round})
+            self._stage(stage, slot, data).attach(config)
+            old, content = self._messages[slot], RecordDict({"config": config})
+            sent.append(Message(content, old.dst_node_id, old.message_type, group_id=old.group_id))
         found: dict[int, Found] = {}
         for reply in self._grid.send_and_receive(sent, timeout=self._timeout):
             slot = self._slots.get(reply.metadata.src_node_id, -1)
             if slot not in rows or slot in found:
                 continue
             try:
-                found[slot] = read(slot, record_of(reply))
+                found[slot] = read(slot, _record_of(reply))
             except PacketError as error:
                 log_refused(slot, error)
         return dict(sorted(found.items()))
 
-    def _message(self, stage: str, slot: int, rows: bytes) -> Message:
-        """Return a short message, of the round's own type, so that the same mods see it."""
-        config = ConfigRecord({ROUND_KEY: self._target.round})
-        self._stage(stage, slot, rows).attach(config)
-        old, content = self._messages[slot], RecordDict({"config": config})
-        return Message(content, old.dst_node_id, old.message_type, group_id=old.group_id)
-
-    def _masked(self, slot: int, shared: Mapping[int, Shared]) -> Stage:
-        """Return what a client needs to mask: how numbers become integers, and its letters."""
-        scale, near = self._scale(), self._members.near(slot)
-        return self._stage(
-            MASKED,
-            slot,
-            join((peer, shared[peer].letters[slot]) for peer in near if peer != slot),
-            range=scale.range,
-            dense_range=scale.dense_range,
-            levels=scale.levels,
-            width=self.ring.width,
-            max_weight=scale.max_weight,
-            weight=self._weight,
-            metrics=self._settings.metrics,
-            norm=self._target.norm,
-        )
-
-    def _stage(self, stage: str, slot: int, rows: bytes, **more: Any) -> Stage:
+    def _stage(self, stage: str, slot: int, rows: Iterable[tuple[int, bytes]]) -> Stage:
         session, threshold = self._members.session.hex(), self._members.threshold
-        return Stage(
-            stage=stage, session=session, slot=slot, threshold=threshold, rows=rows, **more
-        )
+        return Stage(stage=stage, session=session, slot=slot, threshold=threshold, rows=join(rows))
 
-    def _scale(self) -> Scale:
+    def _masked(self, slot: int, letters: Iterable[tuple[int, bytes]]) -> Stage:
+        """Return what a client needs to mask: how numbers become integers, and its letters."""
         asked = self._settings
-        return Scale(
+        return replace(
+            self._stage(MASKED, slot, letters),
             range=float(asked.range),
             dense_range=float(asked.dense_range or asked.range),
             levels=asked.levels,
+            width=self.ring.width,
             max_weight=float(asked.max_weight),
+            weight=self.target.weight,
+            norm=self.target.norm,
+            metrics=asked.metrics,
         )
 
+    def _read_shared(self, slot: int, record: ConfigRecord) -> tuple[bytes, dict[int, bytes]]:
+        """Return what fixes the seed of a client's own mask, and a letter for each neighbour."""
+        letters = _cut(record, keys.LETTER_BYTES, self._members.graph[slot])
+        return answer_bytes(record, "commitment", keys.COMMITMENT_BYTES), letters
+
     def _added(self, replies: Iterable[Message]) -> tuple[Vector, dict[int, Message]]:
-        """Return the sum of all sound masked packets, and their messages by slot."""
+        """Return the sum of all sound sealed packets, and their messages by slot."""
         total, counted = self._shape.zeros(), dict[int, Message]()
         for reply in replies:
             slot = self._slots.get(reply.metadata.src_node_id, -1)
             try:
-                if slot not in self._members.masked or slot in counted:
+                if slot not in self.stages or slot in counted:
                     raise PacketError("nobody asked for this reply, or it came twice", Reason.REPLY)
-                total.add(self._opened(reply, slot))
+                total.add(self._opened(reply, self.stages[slot]))
                 counted[slot] = reply
             except PacketError as error:
                 log_refused(slot, error)
         return total, counted
 
-    def _opened(self, reply: Message, slot: int) -> Vector:
-        if reply.has_error():
-            raise PacketError(reply.error.reason or "it failed without a reason", Reason.REPLY)
-        records = list(reply.content.array_records.values())
+    def _opened(self, reply: Message, stage: Stage) -> Vector:
+        records = list(_content(reply).array_records.values())
         if len(records) != 1:
             raise PacketError(
                 f"a reply must hold one ArrayRecord, found {len(records)}", Reason.REPLY
             )
-        target = self._target
-        expected = MaskedHeader(
-            width=self.ring.width,
-            session=self._members.session,
-            round=target.round,
-            slot=slot,
-            fingerprint=target.layout.fingerprint,
-            base=target.version,
-            survivors=target.survivors,
-        )
-        return self._shape.read(open_masked(masked_of(records[0]), expected, self._shape.size))
+        target, shape = self.target, self._shape
+        expected = SealedHeader.of(stage, target.terms, target.layout, self._survivors)
+        return shape.read(expected.open(packet_of(records[0], SEALED_STYPE), shape.size))
 
     def _need(self, found: int, what: str) -> None:
         if found < self._least:
@@ -259,10 +225,44 @@ class SecureRound:
             )
 
 
-@contextmanager
-def _refusing_the_round() -> Iterator[None]:
-    """Turn settings that do not fit the clients of a round into a refusal of that round."""
-    try:
-        yield
-    except ValueError as error:
-        raise PacketError(str(error), Reason.REPLY) from None
+def _content(reply: Message) -> RecordDict:
+    if reply.has_error():
+        raise PacketError(reply.error.reason or "it failed without a reason", Reason.REPLY)
+    return reply.content
+
+
+def _record_of(reply: Message) -> ConfigRecord:
+    """Return the answer to a stage in a reply."""
+    record = _content(reply).get(SECURE_KEY)
+    if not isinstance(record, ConfigRecord):
+        raise PacketError(
+            "it did not answer a stage of secure aggregation; DarexMod must be its first mod",
+            Reason.REPLY,
+        )
+    return record
+
+
+def _read_keys(slot: int, record: ConfigRecord) -> bytes:
+    """Return a client's two public keys."""
+    found = answer_bytes(record, "keys", 2 * keys.PUBLIC_BYTES)
+    for public in keys.halves(found):
+        keys.check(public)
+    return found
+
+
+def _unique(public: Mapping[int, bytes]) -> dict[int, bytes]:
+    """Return the keys of clients that have their own: others would stop their neighbours."""
+    owners = Counter(half for both in public.values() for half in keys.halves(both))
+    found = {}
+    for slot, both in public.items():
+        if any(owners[half] > 1 for half in keys.halves(both)):
+            log_refused(slot, PacketError("its public keys are another's, too", Reason.VALUES))
+        else:
+            found[slot] = both
+    return found
+
+
+def _cut(record: ConfigRecord, size: int, slots: Sequence[int]) -> dict[int, bytes]:
+    """Return the shares in an answer, which are of one size, by slot."""
+    data = answer_bytes(record, "shares", size * len(slots))
+    return {slot: data[size * at : size * (at + 1)] for at, slot in enumerate(slots)}

@@ -11,21 +11,20 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fl_darex.compression.compressor import Pruned
 from fl_darex.compression.terms import Terms
-from fl_darex.compression.uplink import Request
+from fl_darex.compression.update import SparseUpdate
+from fl_darex.compression.uplink import Uplink
+from fl_darex.compression.weighted_sum import Part
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.positions import positions_in
 from fl_darex.secagg import SecureAggregation
 from fl_darex.secagg.messages import Stage
-from fl_darex.secagg.numbers import Mean
-from fl_darex.survivors import Survivors
-from fl_darex.wire.packet import encode
+from fl_darex.secagg.numbers import Mean, Target
 
-from ..aggregation import Reply
+from ..intake import Reply
 from ..wrapped import Wrapped
-from .round import SecureRound, Target
+from .round import SecureRound
 
 _MANY = 0.01  # of a round's numbers: then the range is worth a warning
 
@@ -46,14 +45,9 @@ class SecureSum:
     """
 
     def __init__(
-        self,
-        settings: SecureAggregation,
-        asked: Request,
-        wrapped: Wrapped,
-        norm: float | None,
+        self, settings: SecureAggregation, asked: Uplink, wrapped: Wrapped, norm: float | None
     ) -> None:
-        method = asked.compressor
-        if asked.mask != "round" or not isinstance(method, Pruned):
+        if asked.mask != "round" or not asked.how.packs:
             raise ValueError(
                 "secure aggregation adds up numbers for the same coordinates: use mask='round' and "
                 f"method 'dare' or 'structured' (p=0 sends all), got mask {asked.mask!r} and "
@@ -68,13 +62,9 @@ class SecureSum:
             raise ValueError(
                 f"{wrapped.name} compares clients, and secure aggregation opens their sum alone"
             )
-        self._settings, self._method, self._wrapped = settings, method, wrapped
-        self._norm = norm or 0.0
+        self._settings, self._wrapped, self._norm = settings, wrapped, norm or 0.0
         self._round: SecureRound | None = None
-        self._stages: dict[int, Stage] = {}
         self._terms: Mapping[int, Terms] = {}
-        self._target: Target | None = None
-        self._counts: tuple[int, ...] = ()
 
     def begin(
         self,
@@ -95,35 +85,32 @@ class SecureSum:
             grid: Where they are.
             timeout: Seconds to wait for short answers, where the settings do not say.
         """
-        self._round, self._stages, self._terms = None, {}, terms
+        self._round, self._terms = None, terms
         if not messages:
             return []
-        self._target = self._aim(base, layout, next(iter(terms.values())))
+        any_terms = next(iter(terms.values()))
         slots = {node: told.slot for node, told in terms.items()}
-        weight = "" if self._wrapped.private else self._wrapped.weighted_by
+        target = self._target(base, layout, any_terms)
         try:
-            opened = SecureRound(
-                self._settings, grid, messages, slots, self._target, weight, timeout
-            )
-            stages = opened.open()
+            opened = SecureRound(self._settings, grid, messages, slots, target, timeout)
+            opened.open()
         except PacketError as error:
-            log(WARNING, "round %s: %s", self._target.round, error)
+            log(WARNING, "round %s: %s", any_terms.round, error)
             return []
         self._round = opened
         log(INFO, "secure aggregation: ring of %s bits", 8 * opened.ring.width)
-        self._stages = {node: stages[slot] for node, slot in slots.items() if slot in stages}
-        return [message for message in messages if message.metadata.dst_node_id in self._stages]
+        return [message for message in messages if self.stage(message.metadata.dst_node_id)]
 
-    def _aim(self, base: Arrays, layout: Layout, terms: Terms) -> Target:
-        """Return what this round's masked packets must be; the mask is drawn for that."""
-        where = positions_in(layout, self._method.mask(terms))
-        self._counts = tuple(where[spec.name].size for spec in layout.pruned)
-        version = bytes.fromhex(terms.base)
-        return Target(base, layout, version, terms.round, sum(self._counts), self._norm)
+    def _target(self, base: Arrays, layout: Layout, terms: Terms) -> Target:
+        """Return what this round's sealed packets must be; the mask is drawn for that."""
+        where = positions_in(layout, terms.uplink.how.mask(terms))
+        counts = tuple(where[spec.name].size for spec in layout.pruned)
+        weight = "" if self._wrapped.private else self._wrapped.weighted_by
+        return Target(base, layout, terms, counts, weight, self._norm)
 
     def stage(self, node: int) -> Stage | None:
-        """Return what goes with the model to a client."""
-        return self._stages.get(node)
+        """Return what goes with the model to a client; None: it does not take part."""
+        return self._round.stages.get(self._terms[node].slot) if self._round else None
 
     def end(self, replies: Iterable[Message]) -> tuple[Reply, list[Reply]]:
         """Return one reply with the mean, and the replies of the clients in it.
@@ -133,8 +120,8 @@ class SecureSum:
         """
         if self._round is None:
             raise PacketError("secure aggregation did not come about", Reason.REPLY)
-        mean, counted = self._round.close(replies)
-        self._round = None
+        done, self._round = self._round, None
+        mean, counted = done.close(replies)
         if mean.clipped > _MANY:
             log(
                 WARNING,
@@ -145,47 +132,17 @@ class SecureSum:
         return used[0], used
 
     def _replies(self, mean: Mean, counted: Sequence[Message]) -> list[Reply]:
-        """Return a reply for each client in the mean: all have its packet and the same weight."""
-        terms = self._terms[counted[0].metadata.src_node_id]
-        target = self._target_of_round()
-        packet = self._method.decompress(self._packet(mean, terms), target.layout, terms)
-        names = _metrics_of_all(counted, self._settings.metrics)
-        weight = mean.weight / len(counted)
+        """Return a reply for each client in the mean: all have its update and the same weight."""
+        part = Part(SparseUpdate.of_survivors(mean.survivors), mean.weight / len(counted))
+        records = (message.content.metric_records.values() for message in counted)
+        sent = [next(iter(metrics), MetricRecord()) for metrics in records]
+        names = [name for name in self._settings.metrics if all(name in one for one in sent)]
         replies = []
-        for message in counted:
-            metrics = MetricRecord({name: _metrics(message)[name] for name in names})
-            metrics[self._wrapped.weighted_by] = weight
+        for message, metrics in zip(counted, sent, strict=True):
+            kept = MetricRecord({name: metrics[name] for name in names})
+            kept[self._wrapped.weighted_by] = part.weight
             arrays = next(iter(message.content.array_records.values()))
-            message.content = RecordDict({"arrays": arrays, "metrics": metrics})
+            message.content = RecordDict({"arrays": arrays, "metrics": kept})
             told = self._terms[message.metadata.src_node_id]
-            replies.append(Reply(message, "arrays", "metrics", weight, told, packet))
+            replies.append(Reply(message, "arrays", "metrics", told, part))
         return replies
-
-    def _target_of_round(self) -> Target:
-        if self._target is None:
-            raise PacketError("secure aggregation did not come about", Reason.REPLY)
-        return self._target
-
-    def _packet(self, mean: Mean, terms: Terms) -> bytes:
-        """Return the packet that one client would send whose update is the mean."""
-        target = self._target_of_round()
-        survivors = Survivors(
-            layout=target.layout,
-            mask=self._method.mask(terms),
-            numbers=mean.survivors,
-            counts=self._counts,
-            dense=mean.dense,
-            raw=mean.raw,
-            q=terms.q,
-        )
-        return encode(survivors, "fp32", base=target.version, sender=terms.slot)
-
-
-def _metrics(message: Message) -> MetricRecord:
-    """Return the metrics that a reply has in the clear."""
-    return next(iter(message.content.metric_records.values()), MetricRecord())
-
-
-def _metrics_of_all(messages: Sequence[Message], names: Iterable[str]) -> list[str]:
-    """Return which of the metrics that were asked for every client sent."""
-    return [name for name in names if all(name in _metrics(message) for message in messages)]

@@ -14,8 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fl_darex.flower.grids import GridView
-from fl_darex.flower.records import to_arrays, to_record
-from fl_darex.secagg.sealed_packet import is_masked
+from fl_darex.flower.records import SEALED_STYPE, packet_of, to_arrays, to_record
 from fl_darex.strategies import DarexStrategy, SecureAggregation
 
 from .client_app import model
@@ -40,7 +39,8 @@ class Witness(GridView):
         replies = list(self.grid.pull_messages(message_ids))
         for reply in replies:
             if reply.has_content():
-                self.masked += map(is_masked, reply.content.array_records.values())
+                records = reply.content.array_records.values()
+                self.masked += (packet_of(one, SEALED_STYPE) is not None for one in records)
                 self.metrics += map(dict, reply.content.metric_records.values())
         return replies
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apps import DirectGrid
+from federations import Federation
 from flwr.app import Error, Message
 from flwr.clientapp import ClientApp
 
@@ -28,7 +28,7 @@ def participants(rows: list[dict[str, Any]]) -> dict[int, dict[int, bool]]:
     return dict(found)
 
 
-class Replay(DirectGrid):
+class Replay(Federation):
     """Lists in each round the clients of that round, and loses the replies that were lost.
 
     Args:
@@ -42,16 +42,16 @@ class Replay(DirectGrid):
     ) -> None:
         super().__init__(app, clients)
         self._rounds = rounds
-        self._done = 0
+        self._finished = 0
 
     def get_node_ids(self) -> list[int]:
-        now = self._rounds[self._done + 1]
+        now = self._rounds[self._finished + 1]
         return [node for node, partition in self.partitions.items() if partition in now]
 
     def _reply(self, message: Message) -> Message:
         if message.metadata.message_type == "train":
             config = next(iter(message.content.config_records.values()))
-            self._done = int(config["server-round"])  # type: ignore[arg-type]
-            if not self._rounds[self._done][self.partitions[message.metadata.dst_node_id]]:
+            self._finished = int(config["server-round"])  # type: ignore[arg-type]
+            if not self._rounds[self._finished][self.partitions[message.metadata.dst_node_id]]:
                 return Message(Error(code=5, reason="lost"), reply_to=message)
         return super()._reply(message)

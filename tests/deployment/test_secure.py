@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from apps import DirectGrid
 from apps_secure.client_app import LOST, SHAPES, app
 from apps_secure.server_app import CLIENTS, ROUNDS, start
+from federations import Federation
 from flower_project import project_of
-from secure_clients import Stateful
+from secure_clients import Lossy
 from superlink import Deployment
 
 from fl_darex.flower.records import to_arrays
@@ -71,7 +71,7 @@ def finished(tmp_path_factory):
 
 
 def test_the_model_is_that_of_the_same_rounds_without_a_network(finished):
-    grid = DirectGrid(Stateful(app, [(DIES, MASKED)], rounds=[LOST]), CLIENTS)
+    grid = Federation(Lossy(app, [(DIES, MASKED)], rounds=[LOST]), CLIENTS)
     strategy, result = start(grid)
     assert strategy.counted == CLIENTS
     expected = to_arrays(result.arrays)

@@ -22,7 +22,7 @@ from fl_darex.pruning.largest import largest
 from fl_darex.pruning.scores import kept_count
 from fl_darex.seeds import derive
 from fl_darex.survivors import Survivors
-from fl_darex.training.state import exchanged
+from fl_darex.training.exchange import exchanged
 
 Loss = Callable[[Stateless, Batch], torch.Tensor]
 """From the model to call and a batch to a scalar."""

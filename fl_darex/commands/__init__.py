@@ -1,0 +1,1 @@
+"""The commands of `fl-darex`, one file each; only they know everything."""

@@ -1,0 +1,73 @@
+"""`InProcessGrid`: Flower's Grid without an engine, in one process and one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp.typing import ClientAppCallable
+from flwr.serverapp import ServerApp
+
+from fl_darex.registry import load
+from fl_darex.simulation.client import answer, detached
+from fl_darex.simulation.grid import SimulatedGrid
+
+
+class InProcessGrid(SimulatedGrid):
+    """Runs clients one after the other, when messages are pushed, in the caller's process.
+
+    Nothing is started, a debugger and a profiler see everything, and results are those of the
+    other engines, bit for bit. Records are copied both ways, so that clients share none with each
+    other or with the server. A client that raises is one error reply; one that never returns stops
+    everything, because a ``timeout`` cannot cut a client short.
+
+    Args:
+        client_app: A ClientApp, or ``"module:attribute"``.
+        clients: Number of simulated nodes; node i has partition i.
+        run_config: What clients and server see as ``context.run_config``.
+
+    Raises:
+        ValueError: If there is not even one client.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientAppCallable | str,
+        clients: int,
+        run_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(clients, run_config)
+        self._app = load(client_app, "ClientApp") if isinstance(client_app, str) else client_app
+        self._left: dict[int, RecordDict] = {}
+
+    def _hand_out(self, messages: list[Message]) -> None:
+        for message in messages:
+            self._done[message.metadata.message_id] = self._reply(message)
+
+    def _reply(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        context = self._context_of(node, self._left.get(node) or RecordDict())
+        # Copies of records cost little: what an array holds is bytes, which nobody can change.
+        reply, self._left[node] = answer(self._app, detached(message), context)
+        return reply
+
+    def _collect(self) -> None:
+        """Nothing can be on its way."""
+
+    def _states(self) -> dict[int, RecordDict]:
+        return self._left
+
+    def _set_states(self, states: dict[int, RecordDict]) -> None:
+        self._left = states
+
+
+def simulate_in_process(
+    server_app: ServerApp,
+    client_app: ClientAppCallable | str,
+    *,
+    clients: int,
+    run_config: Mapping[str, Any] | None = None,
+) -> Context:
+    """Run a federation in this process; see `fl_darex.simulation.simulate` for the arguments."""
+    return InProcessGrid(client_app, clients, run_config).serve(server_app)

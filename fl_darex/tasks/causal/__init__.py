@@ -1,0 +1,1 @@
+"""Task ``causal-lm``: texts or prompts and answers, and a language model."""

@@ -1,0 +1,1 @@
+"""Task ``digits``: it comes with the package, data and model."""

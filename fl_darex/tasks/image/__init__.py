@@ -1,0 +1,1 @@
+"""Task ``image-classification``: images, and a vision model."""

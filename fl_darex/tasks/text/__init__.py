@@ -1,0 +1,1 @@
+"""Task ``text-classification``: texts or pairs of texts, and an encoder."""

@@ -1,0 +1,91 @@
+"""What a coding is: a way to write float32 numbers as bytes, and to read any part of them back."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fl_darex.errors import PacketError, Reason
+
+Numbers = NDArray[np.float32]
+
+
+@runtime_checkable
+class Coding(Protocol):
+    """A way to write float32 numbers.
+
+    Whoever writes an own one may derive it from this class, or not.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name by which it is chosen."""
+
+    @property
+    def code(self) -> int:
+        """The byte that names it in a packet: 128 to 255 for an own one."""
+
+    @property
+    def bits(self) -> float:
+        """Bits per number, scales included, for many numbers."""
+
+    @abstractmethod
+    def size(self, count: int) -> int:
+        """Return the bytes of ``count`` numbers."""
+
+    def exponent(self, largest: np.float32) -> int:
+        """Return the power of two for the header, in [-128, 127], given the largest magnitude."""
+        return 0
+
+    @abstractmethod
+    def write(self, numbers: Numbers, exponent: int, noise: NDArray[np.uint64]) -> bytes:
+        """Return the bytes of finite numbers.
+
+        Args:
+            numbers: What to write.
+            exponent: From `exponent`.
+            noise: The stream of stochastic rounding, shape ``(1,)`` (`fl_darex.masks.words`).
+        """
+
+    @abstractmethod
+    def largest(self, data: memoryview, count: int, exponent: int) -> float:
+        """Check bytes from a stranger and return a bound of what they can stand for.
+
+        Args:
+            data: As many bytes as `size` says.
+            count: How many numbers they are.
+            exponent: From the header; as strange as the bytes.
+
+        Raises:
+            PacketError: If they are not what `write` writes for finite numbers.
+        """
+
+    @abstractmethod
+    def read(self, data: memoryview, count: int, exponent: int, start: int, end: int) -> Numbers:
+        """Return numbers ``start`` to ``end - 1`` of ``count``, checked by `largest` before.
+
+        They are the caller's own: an array that shares no memory with the packet.
+        """
+
+
+def check_no_exponent(found: int) -> None:
+    """Refuse a power of two where a coding needs none."""
+    if found:
+        raise PacketError(f"the packet's exponent is {found}, allowed: 0 to 0", Reason.VALUES)
+
+
+def noise_of(seed: int, round_: int, sender: int) -> NDArray[np.uint64]:
+    """Return the stream of an update's stochastic rounding, as `Coding.write` takes it.
+
+    Args:
+        seed: The run's seed.
+        round_: The federated round.
+        sender: Who writes, also where a mask is shared, so that clients round independently.
+    """
+    text = f"darex.noise.v1|{seed}|{round_}|{sender}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return np.array([int.from_bytes(digest, "little")], dtype=np.uint64)

@@ -1,0 +1,298 @@
+"""What happens in a round: clients are picked and told, their updates added, the step is sent."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from logging import INFO, WARNING
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fl_darex.change import Arrays
+from fl_darex.compression.terms import Terms
+from fl_darex.compression.uplink import Uplink
+from fl_darex.delta import Layout
+from fl_darex.errors import PacketError
+from fl_darex.flower.grids import FallbackGrid, OrderedGrid, seeded_random
+from fl_darex.flower.ledger import Entry, Ledger, LedgerGrid
+from fl_darex.flower.records import view_arrays
+from fl_darex.flower.roster import Roster
+from fl_darex.rescaling.rules import SERVER_VALIDATION
+from fl_darex.secagg import SecureAggregation
+from fl_darex.seeds import derive
+
+from .aggregation import RoundResult, average, compare
+from .downlink.addressing import Addressing, Setting
+from .downlink.broadcast import Broadcast
+from .intake import Intake, Reply
+from .secure.sum import SecureSum
+from .server_q import Validate, choose_q
+from .wrapped import Wrapped
+
+
+class PackedRounds(Strategy):
+    """A Flower strategy that asks for packets and lets another one take the step.
+
+    Args:
+        wrapped: The strategy that picks clients and takes the step.
+        uplink: What is asked of clients.
+        broadcast: How the model goes to them.
+        clip: Largest norm of a client's update; None: any.
+        max_weight: Largest weight that is believed.
+        secure: Settings of sums of which no part is seen; None: updates come in the clear.
+        validate: Returns the loss by which the server chooses q; None: it does not.
+        on_reply: Called with the ledger's entry as each reply arrives.
+
+    Attributes:
+        ledger: The bytes of every message of the run.
+        q: The number by which survivors are divided; where it is searched, the mean over the
+            last round's clients.
+        counted: Replies that entered the average of the last round.
+    """
+
+    def __init__(
+        self,
+        wrapped: Wrapped,
+        uplink: Uplink,
+        broadcast: Broadcast,
+        clip: float | None,
+        max_weight: float,
+        secure: SecureAggregation | None,
+        validate: Validate | None,
+        on_reply: Callable[[Entry], None] | None,
+    ) -> None:
+        if (validate is None) == (uplink.q == SERVER_VALIDATION):
+            raise ValueError(f"q = {SERVER_VALIDATION!r} and validate need each other")
+        if secure:  # integers, made of fp32
+            uplink = replace(uplink, values="fp32")
+        self.strategy, self._wrapped, self._uplink = wrapped.strategy, wrapped, uplink
+        self._broadcast, self._addressing = broadcast, Addressing(broadcast)
+        self._validate, self._on_reply = validate, on_reply
+        self._secure = SecureSum(secure, uplink, wrapped, clip) if secure else None
+        self.ledger = ledger = Ledger()
+        known, equal = ledger.partition_of, wrapped.private
+        self._intake = Intake(known, wrapped.weighted_by, max_weight, clip, equal)
+        self._roster = Roster(ledger.partition_of, broadcast.heard)
+        self.q, self.counted = uplink.divisor, 0
+        self._counted: dict[int, int] = {}  # by partition: the last round in which it counted
+        self._running = False
+        self._timeout, self._settings = 3600.0, ConfigRecord()
+        self._before, self._layout = dict[str, Any](), Layout(())
+        self._terms: dict[int, Terms] = {}
+
+    def summary(self) -> None:
+        """Log the settings of this strategy and of the wrapped one."""
+        asked = self._uplink
+        p = 1 - asked.keep / 2**32
+        log(INFO, "\t├──> DAREx: %s, p = %g, q = %s", asked.method, p, asked.q)
+        log(INFO, "\t│\t└── values %s, mask %s", asked.values, asked.mask)
+        self.strategy.summary()
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds; see `flwr.serverapp.strategy.Strategy.start` for the arguments."""
+        self._counted = {}  # rounds are numbered anew
+        with self.running(grid, timeout, train_config) as counted:
+            return super().start(
+                counted,
+                initial_arrays,
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                evaluate_fn,
+            )
+
+    @contextmanager
+    def running(
+        self, grid: Grid, timeout: float = 3600, train_config: ConfigRecord | None = None
+    ) -> Iterator[Grid]:
+        """Yield the grid over which rounds go, for whoever drives them one by one.
+
+        Every message over it is counted, and what clients on this machine kept of the run is
+        removed at the end.
+
+        Args:
+            grid: Any Flower Grid.
+            timeout: Seconds to wait for answers to short questions.
+            train_config: What the handshake carries beside its question.
+        """
+        self._timeout, self._settings = timeout, train_config or ConfigRecord()
+        self._running = True
+        counted = LedgerGrid(grid, self.ledger, self._on_reply, self._addressing.plain)
+        try:
+            again = self._addressing.again
+            yield FallbackGrid(counted, lambda m: again(m, self._slot_of(m), self._asked(m)))
+        finally:
+            self._running = False
+            self._broadcast.end()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the wrapped strategy pick clients, and add each one's terms."""
+        if not self._running:
+            raise RuntimeError(
+                "DarexStrategy is called by another strategy, but has to be the outermost: write "
+                "DarexStrategy(Other(FedAvg(...))), not Other(DarexStrategy(FedAvg(...)))"
+            )
+        self._present(arrays)
+        self._before = view_arrays(arrays)
+        self._layout = Layout.of(self._before, self._uplink.dense)
+        with seeded_random(derive(self._uplink.seed, "sample", server_round)):
+            messages = list(
+                self.strategy.configure_train(server_round, arrays, config, self._view(grid))
+            )
+        self.ledger.name_clients()
+        messages.sort(key=self._slot_of)
+        self._terms = {m.metadata.dst_node_id: self._told(m, server_round) for m in messages}
+        if self._secure:
+            messages = self._secure.begin(
+                messages, self._terms, self._before, self._layout, grid, self._timeout
+            )
+        for message in messages:
+            self._addressing.address(message, self._asked(message))
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add the updates and let the wrapped strategy take its step."""
+        self.counted = 0
+        try:
+            result = self._result(server_round, replies)
+        except PacketError as error:
+            log(WARNING, "round %s: %s; the model stays as it is", server_round, error)
+            return None, None
+        self.counted = len(result.used)
+        for reply in result.used:
+            known = self._broadcast.spoke if reply.packed else self._broadcast.holds
+            known(reply.message.metadata.src_node_id)
+            self._counted[reply.terms.slot] = server_round
+        self._intake.note_plain(result.used)
+        if result.arrays is None:
+            return None, result.metrics
+        masks = [mask for reply in result.used if (mask := reply.update.mask) is not None]
+        whole = len(masks) < len(result.used)  # a client without the mod: its change is everywhere
+        after = self._broadcast.advance(result.arrays, None if whole else masks, server_round)
+        return after, result.metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Let the wrapped strategy pick clients for evaluation."""
+        self._present(arrays)
+        self._terms = {}  # an answer to an evaluation is as the app leaves it
+        with seeded_random(derive(self._uplink.seed, "evaluate", server_round)):
+            messages = list(
+                self.strategy.configure_evaluate(server_round, arrays, config, self._view(grid))
+            )
+        for message in messages:
+            self._addressing.address(message, [])
+        return sorted(messages, key=self._slot_of)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Let the wrapped strategy average the metrics, in partition order."""
+        seats = self._roster.partition_of
+        ordered = sorted(replies, key=lambda reply: seats.get(reply.metadata.src_node_id, -1))
+        for reply in ordered:
+            if reply.has_content():
+                self._broadcast.holds(reply.metadata.src_node_id)
+        return self.strategy.aggregate_evaluate(server_round, ordered)
+
+    # --- what the run remembers -------------------------------------------------------------------
+
+    @property
+    def model(self) -> ArrayRecord:
+        """The model that the next round starts from, the one that clients hold."""
+        return self._broadcast.model
+
+    def state(self) -> dict[str, Any]:
+        """Return all that later rounds depend on; see `fl_darex.saveable.Saveable`.
+
+        Clients' own states are the grid's. Between two rounds, with the round's evaluation over.
+        """
+        own = {"q": self.q, "counted": self.counted, "last": dict(self._counted)}
+        return own | {name: holder.state() for name, holder in self._holders().items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was asked for; the next round is given `model`."""
+        for name, holder in self._holders().items():
+            holder.restore(copy.deepcopy(state[name]))
+        self.q, self.counted, self._counted = state["q"], state["counted"], dict(state["last"])
+
+    def _holders(self) -> dict[str, Any]:
+        return {
+            "broadcast": self._broadcast,
+            "ledger": self.ledger,
+            "roster": self._roster,
+            "intake": self._intake,
+            "strategy": self._wrapped,
+        }
+
+    def _result(self, round_: int, replies: Iterable[Message]) -> RoundResult:
+        """Let the wrapped strategy take its step on what counts of the replies."""
+        before, layout, wrapped = self._before, self._layout, self._wrapped
+        if self._secure:
+            mean, used = self._secure.end(replies)
+            return average(wrapped, round_, before, layout, [mean], self._note_q, used)
+        usable = self._intake.usable(replies, self._terms, before, layout)
+        if wrapped.form != "support":
+            return average(wrapped, round_, before, layout, usable, self._note_q)
+        result = compare(wrapped, round_, before, layout, usable)
+        self._note_q(result.used, {})
+        return result
+
+    def _told(self, message: Message, round_: int) -> Terms:
+        """Return what one client is told of its reply."""
+        asked, slot = self._uplink, self._slot_of(message)
+        counted = self._counted.get(slot, 0) if asked.how.remembers else 0
+        version, record = self._broadcast.version, self._addressing.place(message.content)
+        return Terms(asked, round_, slot, version, record, counted)
+
+    def _present(self, arrays: ArrayRecord) -> None:
+        """Make a record the model that messages stand for from now on."""
+        if arrays is not self._addressing.model:
+            self._wrapped.start_from(arrays)
+        self._addressing.present(arrays)
+
+    def _view(self, grid: Grid) -> Grid:
+        question = self._addressing.question(self._settings)
+        return OrderedGrid(grid, self._roster, self._timeout, question)
+
+    def _asked(self, message: Message) -> list[Setting]:
+        """Return what a message says about the reply, if anything."""
+        node = message.metadata.dst_node_id
+        if not self._uplink.how.packs or node not in self._terms:
+            return []
+        stage = self._secure.stage(node) if self._secure else None
+        return [self._terms[node], *([stage] if stage else [])]
+
+    def _slot_of(self, message: Message) -> int:
+        return self._roster.partition_of[message.metadata.dst_node_id]
+
+    def _note_q(self, used: list[Reply], mean: Arrays) -> None:
+        """Set ``q`` to what the round's survivors were divided by; choose it if that is ours."""
+        if self._validate is not None and any(reply.packed for reply in used):
+            first = self._uplink.divisor
+            self.q = choose_q(self._validate, self._before, mean, self._layout, first)
+        elif self._uplink.rule:
+            own = [reply.update.q for reply in used if reply.update.q is not None]
+            self.q = float(np.mean([np.mean(q) for q in own])) if own else self.q
