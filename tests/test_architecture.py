@@ -146,6 +146,40 @@ def test_a_half_imports_the_library_and_itself_but_neither_the_other_half_nor_th
         assert not odd, f"{file.relative_to(ROOT)} imports {sorted(odd)}"
 
 
+# Rooms that are bytes and numbers alone: they would serve another framework as well.
+WITHOUT_FLOWER = (
+    *("errors", "seeds", "registry", "options", "saveable", "change", "masks", "delta"),
+    *("positions", "survivors", "pruning", "rescaling", "optim", "lora", "wire", "compression"),
+    *("secagg", "files", "activations"),
+)
+
+
+@pytest.mark.parametrize("room", WITHOUT_FLOWER)
+def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
+    for file in files_of_room(room):
+        odd = {name for name in imported(file) if name.split(".")[0] == "flwr"}
+        assert not odd, f"{file.relative_to(ROOT)} imports {sorted(odd)}"
+
+
+# The order inside strategies/: each may import those before it, and none after it.
+ORDER = (
+    *("intake", "remembered", "server_q", "wrapped", "shared_support", "aggregation"),
+    *("downlink", "secure", "rounds", "darex_strategy", "server_app"),
+)
+
+
+def test_inside_strategies_nothing_imports_what_comes_after_it():
+    places = {name: place for place, name in enumerate(ORDER)}
+    on_disk = {p.stem if p.suffix else p.name for p in (ROOT / "strategies").iterdir()}
+    assert on_disk - {"__init__", "__pycache__"} == set(ORDER)
+    for file in python_files("strategies"):
+        own = file.relative_to(ROOT / "strategies").parts[0].removesuffix(".py")
+        ours = [name.split(".") for name in imported(file) if own in places]
+        inside = {name[2] for name in ours if name[:2] == ["fl_darex", "strategies"]}
+        late = {name for name in inside if places.get(name, 0) > places[own]}
+        assert not late, f"strategies/{own} imports {sorted(late)}, which come after it"
+
+
 def test_nobody_imports_the_halves_by_their_bare_folder_names():
     folders = ["fl_darex", *sorted(HALVES), "tests", "benchmarks", "examples"]
     for file in (file for folder in folders for file in python_files(folder)):

@@ -31,6 +31,10 @@ class ListedMask(Mask):
     round: int = 0
     slot: int = SHARED
 
+    def in_layout(self, layout: Layout) -> dict[str, Positions]:
+        """Return the positions as they are listed."""
+        return {spec.name: self.where[spec.name] for spec in layout.pruned}
+
     def in_blocks(self, blocks: Blocks, start: Positions) -> list[Positions]:
         """Return the sorted positions in each block, counted from ``start`` of that block."""
         found = []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fl_darex import masks
 from fl_darex.delta import Layout, TensorSpec
 from fl_darex.errors import PacketError, Reason
-from fl_darex.masks import Positions
+from fl_darex.masks import Positions, joined
 
 GENERATORS = {"none": 0, "splitmix64": 1, "splitmix64-exact": 2}
 """How seeded masks are drawn (`fl_darex.masks`), and the bytes that say so."""
@@ -125,6 +125,16 @@ class Mask(ABC):
     def chance(self) -> int:
         """Probability with which every entry survives, in units of 2**-32; 0: there is none."""
         return self.fields.keep
+
+    def in_layout(self, layout: Layout) -> dict[str, Positions]:
+        """Return the sorted flat positions that survive in each pruned tensor."""
+        blocks = Blocks.of(layout)
+        parts = self.in_blocks(blocks, blocks.first)
+        return {name: joined(parts[start:end]) for name, start, end in blocks.by_tensor()}
+
+    def plain_streams(self, blocks: Blocks) -> NDArray[np.uint64] | None:
+        """Return the blocks' streams if every entry is an independent draw; None: it is not."""
+        return None
 
 
 def refuse(what: str, reason: Reason = Reason.POSITIONS) -> NoReturn:

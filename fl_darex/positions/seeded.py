@@ -53,6 +53,10 @@ class SeededMask(Mask):
         keys = self._keys(blocks)
         return masks.draw_exact(keys, streams, blocks.first, start, blocks.length, self.keep)
 
+    def plain_streams(self, blocks: Blocks) -> NDArray[np.uint64] | None:
+        """Return the blocks' streams, unless each tensor keeps an exact number."""
+        return None if self.exact else self.streams(blocks)
+
     def streams(self, blocks: Blocks) -> NDArray[np.uint64]:
         """Return the stream of each block."""
         return masks.streams(self._keys(blocks), blocks.number)

@@ -9,18 +9,12 @@ import numpy as np
 from fl_darex import masks
 from fl_darex.delta import Layout
 from fl_darex.masks import Positions, joined
-from fl_darex.positions.listed import ListedMask
 from fl_darex.positions.mask import Blocks, Mask
-from fl_darex.positions.seeded import SeededMask
 
 
 def positions_in(layout: Layout, mask: Mask) -> dict[str, Positions]:
     """Return the surviving flat positions of every pruned tensor."""
-    if isinstance(mask, ListedMask):
-        return {spec.name: mask.where[spec.name] for spec in layout.pruned}
-    blocks = Blocks.of(layout)
-    parts = mask.in_blocks(blocks, blocks.first)
-    return {name: joined(parts[start:end]) for name, start, end in blocks.by_tensor()}
+    return mask.in_layout(layout)
 
 
 def by_tensor(layout: Layout, mask: Mask) -> Iterator[tuple[str, Positions]]:
@@ -44,13 +38,10 @@ class Draws:
 
     def __init__(self, drawn: Sequence[Mask], blocks: Blocks) -> None:
         self._masks, self._blocks, self._keep = drawn, blocks, drawn[0].chance
-        plain = [
-            mask
-            for mask in drawn
-            if isinstance(mask, SeededMask) and not mask.exact and mask.keep == self._keep
-        ]
-        together = len(plain) == len(drawn)
-        self._streams = np.stack([mask.streams(blocks) for mask in plain]) if together else None
+        alike = all(mask.chance == self._keep for mask in drawn)
+        found = [mask.plain_streams(blocks) if alike else None for mask in drawn]
+        plain = [streams for streams in found if streams is not None]
+        self._streams = np.stack(plain) if len(plain) == len(drawn) else None
 
     def rows(self, start: int, end: int) -> list[list[Positions]]:
         """Return, for each mask, the sorted positions in each of some blocks.
