@@ -42,7 +42,7 @@ class Receiver:
         self._warned = False
 
     def receive(
-        self, record: ArrayRecord, delivery: ModelNote, message: Message, context: Context
+        self, record: ArrayRecord, note: ModelNote, message: Message, context: Context
     ) -> ArrayRecord | None:
         """Return the model that a message's arrays stand for.
 
@@ -53,23 +53,23 @@ class Receiver:
             PacketError: If the packets do not lead to the version that the server named.
         """
         tensors, packets = delivered(record)
-        wanted = bytes.fromhex(delivery.model)
-        cache = ModelCache(delivery.run)
-        if not delivery.start:
+        wanted = bytes.fromhex(note.model)
+        cache = ModelCache(note.run)
+        if not note.start:
             if packets:
                 raise PacketError("packets came without a version to start from", Reason.VERSION)
             model: ArrayRecord | None = ArrayRecord(tensors)
         else:
-            chain = _chain(bytes.fromhex(delivery.start), packets, wanted)
-            model = self._recall(delivery.run, wanted)
-            model = model or self._build(cache, delivery, chain, packets)
+            chain = _chain(bytes.fromhex(note.start), packets, wanted)
+            model = self._recall(note.run, wanted)
+            model = model or self._build(cache, note, chain, packets)
             if model is None and (base := self._first(tensors, chain[0], message, context)):
-                model = _grow(base, delivery, chain, packets)
+                model = _grow(base, note, chain, packets)
         if model is None:
             return None
-        if packets or not delivery.start:  # what the client held before is there already
+        if packets or not note.start:  # what the client held before is there already
             self._remember(cache, _holder(context), wanted, model)
-        self._last = (delivery.run, wanted, model)
+        self._last = (note.run, wanted, model)
         return ArrayRecord(dict(model))  # the app may empty the record that it is given
 
     def held(self, run: str, context: Context) -> bytes | None:
@@ -101,14 +101,14 @@ class Receiver:
             self._warned = True
 
     def _build(
-        self, cache: ModelCache, delivery: ModelNote, chain: Sequence[bytes], packets: list[bytes]
+        self, cache: ModelCache, note: ModelNote, chain: Sequence[bytes], packets: list[bytes]
     ) -> ArrayRecord | None:
         """Return the model from the latest version of the chain that is at hand."""
         for done in reversed(range(len(chain))):
-            recalled = self._recall(delivery.run, chain[done])
+            recalled = self._recall(note.run, chain[done])
             arrays = view_arrays(recalled) if recalled else cache.load(chain[done])
             if arrays is not None:
-                return _grow(arrays, delivery, chain[done:], packets[done:])
+                return _grow(arrays, note, chain[done:], packets[done:])
         return None
 
     def _first(
@@ -141,10 +141,10 @@ def _chain(start: bytes, packets: Sequence[bytes], wanted: bytes) -> list[bytes]
 
 
 def _grow(
-    arrays: Arrays, delivery: ModelNote, chain: Sequence[bytes], packets: Sequence[bytes]
+    arrays: Arrays, note: ModelNote, chain: Sequence[bytes], packets: Sequence[bytes]
 ) -> ArrayRecord:
     """Apply packets, each to the version that it was made for."""
-    layout = Layout.of(arrays, delivery.dense)
+    layout = Layout.of(arrays, note.dense)
     for version, data in zip(chain, packets, strict=False):
         packet = read_packet(data, layout)
         if packet.header.base != version:
