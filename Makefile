@@ -43,7 +43,7 @@ deployment-test: $(VENV)/.ready-dev
 FLOWERS ?= 1.40.0 1.42.0
 PLUG_IN := $(addprefix tests/test_,$(addsuffix .py,handshake strategy wrapped clipping downlink ledger \
     sizes records packet wire_format terms listed block_sum model_cache secagg secagg_wire \
-    secure_strategy superlink_bytes))
+    secure_strategy saveable superlink_bytes))
 
 flower-versions: $(addprefix .venv-flower/,$(addsuffix /.ready,$(FLOWERS)))
 	for version in $(FLOWERS); do \
