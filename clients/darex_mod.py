@@ -101,11 +101,8 @@ class DarexMod:
         config = _own_config(message)
         if greeting := Greeting.detach(config):
             return self._greet(greeting, message, context, call_next)
-        note, terms, stage = (
-            ModelNote.detach(config),
-            Terms.detach(config),
-            Stage.detach(config),
-        )
+        note, terms = ModelNote.detach(config), Terms.detach(config)
+        stage = Stage.detach(config)
         if stage is not None and stage.stage != MASKED:
             return Message(RecordDict({SECURE_KEY: answer(stage, context.state)}), reply_to=message)
         trains = message.metadata.message_type.partition(".")[0] == "train"
