@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_darex.delta import Layout
-from fl_darex.positions import Mask, Positions, positions_in
+from fl_darex.positions import Mask, Positions
 
 Q = float | NDArray[np.float32]
 """One number for all pruned tensors, or one for each in canonical order."""
@@ -48,7 +48,7 @@ class Survivors:
     @cached_property
     def positions(self) -> dict[str, Positions]:
         """For each pruned tensor, the sorted flat positions that survive (int64)."""
-        return positions_in(self.layout, self.mask)
+        return self.mask.in_layout(self.layout)
 
     @cached_property
     def values(self) -> dict[str, NDArray[np.float32]]:

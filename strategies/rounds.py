@@ -108,15 +108,8 @@ class PackedRounds(Strategy):
         """Run the rounds; see `flwr.serverapp.strategy.Strategy.start` for the arguments."""
         self._counted = {}  # rounds are numbered anew
         with self.running(grid, timeout, train_config) as counted:
-            return super().start(
-                counted,
-                initial_arrays,
-                num_rounds,
-                timeout,
-                train_config,
-                evaluate_config,
-                evaluate_fn,
-            )
+            rest = (train_config, evaluate_config, evaluate_fn)
+            return super().start(counted, initial_arrays, num_rounds, timeout, *rest)
 
     @contextmanager
     def running(

@@ -17,7 +17,7 @@ from fl_darex.compression.weighted_sum import Part, mean_counters
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.flower.records import to_arrays, to_record
-from fl_darex.positions import Mask, positions_in
+from fl_darex.positions import Mask
 
 from .intake import Refuse, Reply
 
@@ -33,7 +33,7 @@ class SharedSupport:
 
     def __init__(self, before: Before, layout: Layout, mask: Mask | None) -> None:
         self._before, self._layout = before, layout
-        found = {} if mask is None else positions_in(layout, mask)
+        found = {} if mask is None else mask.in_layout(layout)
         self._drawn = sum(at.size for at in found.values())
         # A tensor without survivors has nothing to compare.
         self._support: Support = {name: at for name, at in found.items() if at.size}

@@ -15,7 +15,7 @@ from fl_darex.compression import SparseUpdate, Terms, Uplink
 from fl_darex.delta import Delta, Layout
 from fl_darex.flower.records import to_record
 from fl_darex.masks import SHARED, keep_threshold
-from fl_darex.positions import SeededMask, positions_in
+from fl_darex.positions import SeededMask
 from fl_darex.pruning import draw
 from fl_darex.secagg import SecureAggregation
 from fl_darex.secagg.messages import MASKED, SECURE_KEY, Stage
@@ -33,7 +33,7 @@ BASE = {
 DENSE = ("head",)
 LAYOUT = Layout.of(BASE, DENSE)
 MASK = SeededMask(seed=3, round=2, slot=SHARED, keep=keep_threshold(0.5))
-SURVIVORS = sum(found.size for found in positions_in(LAYOUT, MASK).values())
+SURVIVORS = sum(found.size for found in MASK.in_layout(LAYOUT).values())
 VERSION = bytes(8)
 
 Arrays = Mapping[str, np.ndarray]

@@ -16,7 +16,7 @@ from fl_darex.delta import Delta, Layout, as_delta
 from fl_darex.errors import DarexError, DeltaError
 from fl_darex.masks import ONE, keep_threshold, mask_key
 from fl_darex.masks import survivors as positions_of
-from fl_darex.positions import SeededMask, positions_in
+from fl_darex.positions import SeededMask
 from fl_darex.pruning import dare
 from fl_darex.rescaling import rescale, resolve_q
 
@@ -518,7 +518,7 @@ def test_rescaling_changes_q_and_nothing_else():
 
 def test_positions_come_from_the_four_numbers_of_the_mask_alone():
     pruned = dare({"b": SKEWED, "a": SKEWED}, 0.9, seed=3, round_=2, slot=1)
-    again = positions_in(pruned.layout, SeededMask(3, 2, 1, keep_threshold(0.9)))
+    again = SeededMask(3, 2, 1, keep_threshold(0.9)).in_layout(pruned.layout)
     assert {n: w.tolist() for n, w in again.items()} == {
         n: w.tolist() for n, w in pruned.positions.items()
     }

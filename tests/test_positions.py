@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fl_darex.delta import Delta, Layout
 from fl_darex.masks import BLOCK, ONE, exact_survivors, keep_threshold, survivors
-from fl_darex.positions import Blocks, ListedMask, SeededMask, UnionMask, positions_in
+from fl_darex.positions import Blocks, ListedMask, SeededMask, UnionMask
 from fl_darex.pruning import dare
 
 SIZES = {"a": 3, "b": 0, "big": 2 * BLOCK + 5, "c": BLOCK, "d": 700}
@@ -35,13 +35,13 @@ def test_blocks_cover_every_pruned_entry_once_and_in_order():
 def test_a_layout_without_pruned_tensors_has_no_blocks_and_no_positions():
     layout = Layout.of({"n": np.arange(3)})
     assert Blocks.of(layout).length.size == 0
-    assert positions_in(layout, PLAIN) == {}
+    assert PLAIN.in_layout(layout) == {}
 
 
 @pytest.mark.parametrize("which", MASKS)
 def test_blocks_drawn_alone_are_parts_of_the_whole(which):
     mask, blocks = MASKS[which], Blocks.of(LAYOUT)
-    whole = positions_in(LAYOUT, mask)
+    whole = mask.in_layout(LAYOUT)
     for row in (5, 3, 0, 2, 1, 4):
         one = blocks.rows(row, row + 1)
         (alone,) = mask.in_blocks(one, one.first)
@@ -65,14 +65,14 @@ def test_positions_are_counted_from_where_it_is_asked(which):
 
 def test_a_seeded_mask_is_that_of_each_tensor():
     for mask, draw in ((PLAIN, survivors), (EXACT, exact_survivors)):
-        for name, positions in positions_in(LAYOUT, mask).items():
+        for name, positions in mask.in_layout(LAYOUT).items():
             expected = draw(mask.key(name), SIZES[name], mask.keep)
             assert positions.tolist() == expected.tolist()
 
 
 def test_a_union_has_what_any_of_its_members_has():
-    members = [positions_in(LAYOUT, member) for member in UNION.members]
-    for name, positions in positions_in(LAYOUT, UNION).items():
+    members = [member.in_layout(LAYOUT) for member in UNION.members]
+    for name, positions in UNION.in_layout(LAYOUT).items():
         expected = set().union(*(set(member[name].tolist()) for member in members))
         assert positions.tolist() == sorted(expected)
 
@@ -87,7 +87,7 @@ def test_every_small_tensor_has_the_positions_of_its_own_name_and_size(sizes, p,
     layout = Layout.of({name: np.zeros(size, np.float32) for name, size in sizes.items()})
     mask = SeededMask(1, 2, 3, keep_threshold(p), exact)
     draw = exact_survivors if exact else survivors
-    found = positions_in(layout, mask)
+    found = mask.in_layout(layout)
     assert list(found) == sorted(sizes)
     for name, size in sizes.items():
         assert found[name].tolist() == draw(mask.key(name), size, mask.keep).tolist()
@@ -119,5 +119,5 @@ def test_a_mask_that_keeps_all_needs_no_draws():
     mask = SeededMask(0, 0, 0, ONE)
     assert all(
         positions.tolist() == list(range(SIZES[name]))
-        for name, positions in positions_in(LAYOUT, mask).items()
+        for name, positions in mask.in_layout(LAYOUT).items()
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fl_darex.delta import Delta, Layout
 from fl_darex.masks import BLOCK, ONE, keep_threshold
-from fl_darex.positions import Blocks, SeededMask, StructuredMask, by_tensor, positions_in
+from fl_darex.positions import Blocks, SeededMask, StructuredMask
 from fl_darex.pruning import dare, structured
 from fl_darex.rescaling import rescale
 from fl_darex.wire import encode
@@ -69,7 +69,7 @@ def test_any_block_alone_gives_the_same_survivors(rows, width, seed, exact, shar
     drawn = SeededMask(seed, 2, 1, kept, exact)
     mask = StructuredMask(drawn, kept + round(share * (ONE - kept)))
     layout = Layout.of({"w": np.zeros((rows, width), np.float32), "z": np.zeros(7, np.float32)})
-    whole, blocks = positions_in(layout, mask), Blocks.of(layout)
+    whole, blocks = mask.in_layout(layout), Blocks.of(layout)
     for row in range(blocks.length.size):
         one = blocks.rows(row, row + 1)
         (alone,) = mask.in_blocks(one, one.first)
@@ -77,7 +77,7 @@ def test_any_block_alone_gives_the_same_survivors(rows, width, seed, exact, shar
         inside = positions[(positions >= one.first[0]) & (positions < one.first[0] + one.length[0])]
         np.testing.assert_array_equal(alone, inside)
         assert (np.diff(alone) > 0).all()
-    assert {name: where.tolist() for name, where in by_tensor(layout, mask)} == {
+    assert {name: where.tolist() for name, where in mask.by_tensor(layout)} == {
         name: where.tolist() for name, where in whole.items()
     }
 
@@ -86,7 +86,7 @@ def test_a_tensor_of_many_blocks_keeps_its_rate():
     layout = Layout.of({"w": np.zeros((3000, 500), np.float32)})
     assert layout.specs[0].numel > 5 * BLOCK
     mask = StructuredMask(SeededMask(1, 2, 3, keep_threshold(0.99)), keep_threshold(0.9))
-    found = positions_in(layout, mask)["w"]
+    found = mask.in_layout(layout)["w"]
     columns = np.unique(found % 500)
     assert columns.size == 50
     assert abs(found.size - 15_000) < 5 * (150_000 * 0.1 * 0.9) ** 0.5

@@ -8,13 +8,12 @@ compares what a packet claims with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
 from fl_darex.compression.methods import METHODS
 from fl_darex.compression.uplink import Uplink
 from fl_darex.errors import PacketError, Reason
-from fl_darex.masks import SHARED
 from fl_darex.positions import ListedMask, SeededMask
 from fl_darex.wire.codings import CODINGS
 from fl_darex.wire.header import NO_VERSION
@@ -22,9 +21,6 @@ from fl_darex.wire.json_notes import COUNT, DIGITS, TEXT, Note, Rule
 
 CONFIG_KEY = "darex"
 """Key of the terms in a message's ConfigRecord."""
-
-# `Uplink` itself says what these may be.
-_ASKED = ("method", "keep", "values", "mask", "count", "seed", "dense")
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,8 @@ class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=2):
     counted: int = 0
 
     rules: ClassVar = {
-        **dict.fromkeys(_ASKED, Rule("", lambda value: True)),
+        # `Uplink` itself says what most of its settings may be.
+        **{one.name: Rule("", lambda value: True) for one in fields(Uplink)},
         "q": Rule("a number or a rule", lambda value: type(value) in (int, float, str)),
         "options": Rule("an object", lambda value: isinstance(value, dict)),
         "round": COUNT,
@@ -62,15 +59,12 @@ class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=2):
     @property
     def drawn(self) -> SeededMask:
         """The entries that this client draws in this round."""
-        asked = self.uplink
-        slot = SHARED if asked.mask == "round" else self.slot
-        return SeededMask(asked.seed, self.round, slot, asked.keep, asked.count == "exact")
+        return self.uplink.drawn(self.round, self.slot)
 
     @property
     def listed(self) -> ListedMask:
         """The name of positions that the client chooses by value; there are none in it yet."""
-        drawn = self.drawn
-        return ListedMask({}, drawn.seed, drawn.round, drawn.slot)
+        return ListedMask({}, self.uplink.seed, self.round, self.drawn.slot)
 
     def fields(self) -> dict[str, Any]:
         """Return what is asked of all, and what this client alone is told."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fl_darex.change import Array, Arrays, added, square
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
-from fl_darex.positions import Mask, Positions, by_tensor
+from fl_darex.positions import Mask, Positions
 from fl_darex.survivors import Q, Survivors
 from fl_darex.wire.reader import Packet
 
@@ -133,7 +133,7 @@ class SparseUpdate(Update):
         """Return the whole model after this update; see `Update.values`."""
         result, start = dict(before), 0
         # Tensor by tensor: positions of a wide union take twice the memory of the model.
-        for index, (name, positions) in enumerate(by_tensor(self.layout, self.mask)):
+        for index, (name, positions) in enumerate(self.mask.by_tensor(self.layout)):
             end = start + positions.size
             if end > self.count:
                 self.check_count(end)
@@ -167,7 +167,7 @@ class SparseUpdate(Update):
             parts = (self.numbers(at, min(at + _AT_ONCE, self.count)) for at in ends)
             return math.sqrt(total + square(parts) / self.q**2)
         start = 0  # which tensor an entry is in follows from the mask alone
-        for index, (_, positions) in enumerate(by_tensor(self.layout, self.mask)):
+        for index, (_, positions) in enumerate(self.mask.by_tensor(self.layout)):
             end = start + positions.size
             if end > self.count:
                 self.check_count(end)

@@ -10,8 +10,9 @@ from typing import Any
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
 from fl_darex.errors import nearest
-from fl_darex.masks import ONE, keep_threshold
+from fl_darex.masks import ONE, SHARED, keep_threshold
 from fl_darex.options import Scalar, checked_options
+from fl_darex.positions import SeededMask
 from fl_darex.rescaling import resolve_q
 from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
 from fl_darex.wire.codings import CODINGS, Coding
@@ -109,6 +110,11 @@ class Uplink:
     def rule(self) -> str:
         """How clients choose q; empty: they do not."""
         return self.q if isinstance(self.q, str) and self.q in RULES else ""
+
+    def drawn(self, round_: int, slot: int) -> SeededMask:
+        """Return the entries that a client draws in a round."""
+        slot = SHARED if self.mask == "round" else slot
+        return SeededMask(self.seed, round_, slot, self.keep, self.count == "exact")
 
     @cached_property
     def divisor(self) -> float:

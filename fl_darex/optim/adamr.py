@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fl_darex.errors import AnchorError
 from fl_darex.optim.groups import Track, check_group, fingerprint, model_groups, resolve
-from fl_darex.optim.passes import pull_l1, square_sums
 
+_ROW = 1024  # a CPU norm adds float32 naively: 1e-3 off at 23 M elements, 1e-6 at this many
+_PIECE = 2**18  # elements: on a CPU a large temporary costs more than the arithmetic
 _FINGERPRINT, _SQUARE_SUM = "anchor_fingerprint", "square_sum"
 # torch wraps the public step in the hooks of AdamW; calling that could run user hooks twice.
 _adamw_step: Callable[..., Any] = inspect.unwrap(torch.optim.AdamW.step)
@@ -206,7 +207,7 @@ class AdamR(torch.optim.AdamW):
     def _mean_second_moment(self, rows: list[tuple[Tensor, dict[str, Any]]]) -> Tensor:
         """Advance every recursion by one step and return v_bar, float64, shape ()."""
         # sum(v_t) = b2 sum(v_{t-1}) + (1 - b2) |g_t|^2: no pass over v, no value on the host.
-        squares = square_sums([p.grad for p, _ in rows if p.grad is not None])
+        squares = _square_sums([p.grad for p, _ in rows if p.grad is not None])
         tracks = [self._track(p) for p, _ in rows]
         betas = [float(group["betas"][1]) for _, group in rows]
         for track in tracks:
@@ -228,7 +229,7 @@ class AdamR(torch.optim.AdamW):
         weight = pull.clamp(max=1.0) if group["norm"] == "l2" else pull
         cast = {k: weight.reshape(()).to(*k) for k in {(p.device, p.dtype) for p in params}}
         weights = [cast[p.device, p.dtype] for p in params]
-        move = torch._foreach_lerp_ if group["norm"] == "l2" else pull_l1
+        move = torch._foreach_lerp_ if group["norm"] == "l2" else _pull_l1
         move(params, [self._track(p).anchor for p in params], weights)
         return pull
 
@@ -246,3 +247,28 @@ def _with_gradient(group: dict[str, Any]) -> list[Tensor]:
     if any(p.grad.layout is not torch.strided for p in params):
         raise RuntimeError("AdamR does not support sparse gradients; use sparse=False")
     return params
+
+
+def _square_sums(grads: list[Tensor]) -> list[Tensor]:
+    """Return the sum of squares of each gradient, float64, shape (), on one device."""
+    wide = torch.float64 if any(g.dtype == torch.float64 for g in grads) else torch.float32
+    if any(not g.is_cpu for g in grads):
+        norms = torch._foreach_norm(grads, 2, dtype=wide)
+        home = "cpu" if norms[0].device.type == "mps" else norms[0].device  # MPS has no float64
+        return list(torch.stack([norm.to(home) for norm in norms]).double().square_().unbind())
+    sums = []
+    for flat in (g.reshape(-1) for g in grads):
+        whole = flat.numel() // _ROW * _ROW
+        rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=wide)
+        rest = torch.linalg.vector_norm(flat[whole:], dtype=wide)
+        sums.append(rows.double().square_().sum() + rest.double().square_())
+    return sums
+
+
+def _pull_l1(params: list[Tensor], anchors: list[Tensor], steps: list[Tensor]) -> None:
+    """Move each entry towards its anchor by a distance, or onto it if it is nearer, in place."""
+    for p, anchor, step in zip(params, anchors, steps, strict=True):
+        both = (t.view(t.shape or (1,)).chunk(1 + t.numel() // _PIECE) for t in (p, anchor))
+        for theta, goal in zip(*both, strict=True):
+            lowest = theta - step  # the goal clamped to theta +- step: hit to the bit if near
+            torch.clamp(goal, lowest, theta.add_(step), out=theta)

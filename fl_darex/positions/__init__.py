@@ -6,12 +6,12 @@ clients without holding any delta in full.
 """
 
 from fl_darex.masks import Positions, joined
+from fl_darex.positions.draws import Draws
 from fl_darex.positions.listed import ListedMask
 from fl_darex.positions.mask import Blocks, Mask
 from fl_darex.positions.seeded import SeededMask
 from fl_darex.positions.structured import StructuredMask
 from fl_darex.positions.union import UnionMask, united
-from fl_darex.positions.whole import Draws, by_tensor, positions_in
 
 __all__ = [
     "KINDS",
@@ -23,9 +23,7 @@ __all__ = [
     "SeededMask",
     "StructuredMask",
     "UnionMask",
-    "by_tensor",
     "joined",
-    "positions_in",
     "united",
 ]
 

@@ -132,6 +132,13 @@ class Mask(ABC):
         parts = self.in_blocks(blocks, blocks.first)
         return {name: joined(parts[start:end]) for name, start, end in blocks.by_tensor()}
 
+    def by_tensor(self, layout: Layout) -> Iterator[tuple[str, Positions]]:
+        """Yield what `in_layout` returns, drawing one tensor at a time."""
+        blocks = Blocks.of(layout)
+        for name, start, end in blocks.by_tensor():
+            rows = blocks.rows(start, end)
+            yield name, joined(self.in_blocks(rows, rows.first))
+
     def plain_streams(self, blocks: Blocks) -> NDArray[np.uint64] | None:
         """Return the blocks' streams if every entry is an independent draw; None: it is not."""
         return None

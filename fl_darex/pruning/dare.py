@@ -11,7 +11,7 @@ from typing import Any
 
 from fl_darex import masks
 from fl_darex.delta import Delta, as_delta
-from fl_darex.positions import SeededMask, positions_in
+from fl_darex.positions import SeededMask
 from fl_darex.pruning.gather import gather
 from fl_darex.survivors import Survivors
 
@@ -57,7 +57,7 @@ def _positions(delta: Delta, mask: SeededMask) -> dict[str, Any]:
     """Return positions by tensor, drawn where the tensors are."""
     devices = {spec.name: delta.accelerator(spec.name) for spec in delta.layout.pruned}
     if mask.exact or not any(devices.values()):
-        return dict(positions_in(delta.layout, mask))
+        return mask.in_layout(delta.layout)
     from fl_darex.masks import on_torch
 
     return {

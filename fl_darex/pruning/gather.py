@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_darex.delta import Delta
-from fl_darex.positions import Mask, by_tensor
+from fl_darex.positions import Mask
 from fl_darex.survivors import Q, Survivors
 
 
@@ -24,7 +24,7 @@ def gather(delta: Delta, mask: Mask, q: Q, where: Mapping[str, Any] | None = Non
             None: they are drawn tensor by tensor and forgotten.
     """
     layout = delta.layout
-    drawn = by_tensor(layout, mask) if where is None else where.items()
+    drawn = mask.by_tensor(layout) if where is None else where.items()
     taken = {name: delta.take(name, positions) for name, positions in drawn}
     counts = tuple(taken[spec.name].size for spec in layout.pruned)
     return Survivors(
@@ -47,7 +47,7 @@ def gather_from(whole: Mapping[str, NDArray[np.float32]], delta: Delta, mask: Ma
         mask: Where the survivors are; q is 1.
     """
     layout = delta.layout
-    parts = [whole[name][positions] for name, positions in by_tensor(layout, mask)]
+    parts = [whole[name][positions] for name, positions in mask.by_tensor(layout)]
     counts = tuple(part.size for part in parts)
     return Survivors(
         layout=layout,

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from fl_darex.simulation.in_process import InProcessGrid as InProcessGrid
     from fl_darex.simulation.in_process import simulate_in_process as simulate_in_process
     from fl_darex.simulation.ray_grid import RayGrid as RayGrid
-    from fl_darex.simulation.simulate import simulate as simulate
+    from fl_darex.simulation.ray_grid import simulate as simulate
 
 _LAZY = {
     "InProcessGrid": "fl_darex.simulation.in_process",
     "RayGrid": "fl_darex.simulation.ray_grid",
     "Resources": "fl_darex.simulation.cluster",
-    "simulate": "fl_darex.simulation.simulate",
+    "simulate": "fl_darex.simulation.ray_grid",
     "simulate_in_process": "fl_darex.simulation.in_process",
 }
 
@@ -25,7 +25,5 @@ __all__ = ["InProcessGrid", "RayGrid", "Resources", "simulate", "simulate_in_pro
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        # The function has its module's name, which an import of that module would put here.
-        found = globals()[name] = getattr(import_module(_LAZY[name]), name)
-        return found
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`RayGrid`: Flower's Grid on Ray actors, for any ServerApp and any ClientApp."""
+"""`RayGrid`: Flower's Grid on Ray actors, for any ServerApp and any ClientApp; `simulate`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
+from flwr.serverapp import ServerApp
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
@@ -168,6 +169,30 @@ class RayGrid(SimulatedGrid):
 
     def _set_states(self, states: dict[int, RecordDict]) -> None:
         self._left = {node: ray.put(state) for node, state in states.items()}
+
+
+def simulate(
+    server_app: ServerApp,
+    client_app: ClientAppCallable | str,
+    *,
+    clients: int,
+    resources: Resources | None = None,
+    run_config: Mapping[str, Any] | None = None,
+) -> Context:
+    """Run a whole federation with Ray and return the server's context.
+
+    Args:
+        server_app: Any Flower ServerApp.
+        client_app: Any Flower ClientApp, or ``"module:attribute"``.
+        clients: Number of simulated nodes; node i has ``node_config["partition-id"] == i``.
+        resources: What one client may use; default one core, no GPU.
+        run_config: What both apps see as ``context.run_config``.
+
+    Raises:
+        ConfigError: If not even one client fits into the cluster.
+    """
+    with RayGrid(client_app, clients, resources, run_config) as grid:
+        return grid.serve(server_app)
 
 
 def _share(message: Message, put: dict[int, tuple[ArrayRecord, ObjectRef[Any]]]) -> _Task:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
-from fl_darex.positions import KINDS, Mask, positions_in
+from fl_darex.positions import KINDS, Mask
 from fl_darex.positions.mask import refuse
 from fl_darex.survivors import Q, Survivors, split
 from fl_darex.wire.codings import CODINGS, Coding, Numbers, coding_of, dense_coding
@@ -81,7 +81,7 @@ class Packet:
         Raises:
             PacketError: If the mask keeps another number of entries.
         """
-        where = positions_in(self.layout, self.mask)
+        where = self.mask.in_layout(self.layout)
         counts = tuple(where[spec.name].size for spec in self.layout.pruned)
         if sum(counts) != self.header.survivors:
             refuse(f"has {self.header.survivors} survivors, the mask {sum(counts)}")

@@ -17,7 +17,6 @@ from fl_darex.compression.uplink import Uplink
 from fl_darex.compression.weighted_sum import Part
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
-from fl_darex.positions import positions_in
 from fl_darex.secagg import SecureAggregation
 from fl_darex.secagg.messages import Stage
 from fl_darex.secagg.numbers import Mean, Target
@@ -103,7 +102,7 @@ class SecureSum:
 
     def _target(self, base: Arrays, layout: Layout, terms: Terms) -> Target:
         """Return what this round's sealed packets must be; the mask is drawn for that."""
-        where = positions_in(layout, terms.uplink.how.mask(terms))
+        where = terms.uplink.how.mask(terms).in_layout(layout)
         counts = tuple(where[spec.name].size for spec in layout.pruned)
         weight = "" if self._wrapped.private else self._wrapped.weighted_by
         return Target(base, layout, terms, counts, weight, self._norm)

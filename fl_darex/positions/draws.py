@@ -1,28 +1,14 @@
-"""Positions of a layout: of all tensors, tensor by tensor, or of many masks in the same blocks."""
+"""Many masks over the same blocks, drawn together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from fl_darex import masks
-from fl_darex.delta import Layout
-from fl_darex.masks import Positions, joined
+from fl_darex.masks import Positions
 from fl_darex.positions.mask import Blocks, Mask
-
-
-def positions_in(layout: Layout, mask: Mask) -> dict[str, Positions]:
-    """Return the surviving flat positions of every pruned tensor."""
-    return mask.in_layout(layout)
-
-
-def by_tensor(layout: Layout, mask: Mask) -> Iterator[tuple[str, Positions]]:
-    """Yield each pruned tensor's name and surviving flat positions, one tensor at a time."""
-    blocks = Blocks.of(layout)
-    for name, start, end in blocks.by_tensor():
-        rows = blocks.rows(start, end)
-        yield name, joined(mask.in_blocks(rows, rows.first))
 
 
 class Draws:
