@@ -255,7 +255,8 @@ def controlled_app() -> Any:
 @pytest.mark.parametrize("downlink", ["dense", "update"])
 def test_a_strategy_of_ones_own_sees_every_reply_and_all_of_its_records(downlink: str) -> None:
     own = Controlled(min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, fraction_evaluate=0.0)
-    strategy = DarexStrategy(own, 0.9, seed=SEED, downlink=downlink, values="fp32")
+    options: dict[str, Any] = {"replies": "each", "seed": SEED, "values": "fp32"}
+    strategy = DarexStrategy(own, 0.9, downlink=downlink, **options)
     found = to_arrays(rounds(strategy, Federation(controlled_app(), CLIENTS), 3).arrays)
     assert strategy.counted == CLIENTS
     assert own.seen == [(i + 1.0, float(i)) for i in range(CLIENTS)] * 3
@@ -277,7 +278,7 @@ def test_the_dense_column_of_several_records_is_what_plain_flower_sends() -> Non
             min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, fraction_evaluate=0.0
         )
         if mods:
-            strategy = DarexStrategy(own, 0.9, seed=SEED)
+            strategy = DarexStrategy(own, 0.9, replies="each", seed=SEED)
             rounds(strategy, Federation(controlled_app(), CLIENTS), 1)
             ledger = strategy.ledger
         else:
