@@ -132,18 +132,7 @@ class Intake:
     def _read(self, message: Message, asked: Asked, others: dict[Any, Sent]) -> Reply:
         metrics, weight = weight_of(message, self.weighted_by, self.max_weight)
         model = _model_of(message, asked.terms)
-        record, sent = message.content.array_records[model], asked.sent
-        packet = packet_of(record)
-        update: Update
-        if packet is not None:
-            if not asked.told:
-                _refuse("a packet came where none was asked for", Reason.UNEXPECTED)
-            update = asked.terms.uplink.how.open(packet, sent.layout, asked.terms)
-        else:
-            if structure(record) != sent.structure:
-                sent = _restructured(record, sent, others)
-            _check_whole(record, sent.arrays)
-            update = WholeUpdate(sent.layout, lambda: to_arrays(record))
+        update, sent = opened(message.content.array_records[model], asked, others)
         part = Part(update, 1.0 if self.equal else weight)
         if self.clip is not None:
             part = clipped(part, sent.arrays, self.clip, asked.terms.slot)
@@ -184,6 +173,28 @@ def _model_of(message: Message, terms: Terms) -> str:
             Reason.RECORDS,
         )
     return found
+
+
+def opened(record: ArrayRecord, asked: Asked, others: dict[Any, Sent]) -> tuple[Update, Sent]:
+    """Return what a record says, checked, and what that is a change of.
+
+    Args:
+        record: From a stranger.
+        asked: What this client was asked for.
+        others: What replies of another structure are changes of, by what they are; filled in.
+
+    Raises:
+        PacketError: If its packet or its tensors cannot be used.
+    """
+    sent, packet = asked.sent, packet_of(record)
+    if packet is not None:
+        if not asked.told:
+            _refuse("a packet came where none was asked for", Reason.UNEXPECTED)
+        return asked.terms.uplink.how.open(packet, sent.layout, asked.terms), sent
+    if structure(record) != sent.structure:
+        sent = _restructured(record, sent, others)
+    _check_whole(record, sent.arrays)
+    return WholeUpdate(sent.layout, lambda: to_arrays(record)), sent
 
 
 def _restructured(record: ArrayRecord, sent: Sent, others: dict[Any, Sent]) -> Sent:
