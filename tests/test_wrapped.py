@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fl_darex.clients import DarexMod
 from fl_darex.delta import Delta
+from fl_darex.errors import DeltaError
 from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.masks import SHARED
 from fl_darex.pruning import dare
@@ -315,6 +316,14 @@ def test_two_records_of_which_none_is_the_model_are_an_error_of_that_client(capl
         reply.content["b"] = to_record({"y": arrays["layer.bias"]})
         return reply
 
+    def some(message: Message, context: Any, call_next: Any) -> Message:
+        odd = context.node_config["partition-id"] == 1
+        return rename(message, context, call_next) if odd else call_next(message, context)
+
     strategy = DarexStrategy(made(LINEAR["FedAvg"]), 0.9)
-    run(strategy, mods=[DarexMod(), rename])
-    assert strategy.counted == 0
+    with listening(caplog):
+        run(strategy, mods=[DarexMod(), some])
+    assert strategy.counted == CLIENTS - 1
+    assert "client 1 does not count this round: DeltaError: the reply holds 2" in caplog.text
+    with pytest.raises(DeltaError, match="which one is the model"):
+        run(DarexStrategy(made(LINEAR["FedAvg"]), 0.9), mods=[DarexMod(), rename])
