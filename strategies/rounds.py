@@ -214,6 +214,7 @@ class PackedRounds(Front):
             node = reply.metadata.src_node_id
             if reply.has_content() and self._addressing.informed(node):
                 self._broadcast.holds(node)
+        self._intake.note_arrays(ordered)
         if not self._wrapped.evaluates_itself:
             ordered = self._intake.comparable(ordered)
         with self._wrapped.itself() as strategy:

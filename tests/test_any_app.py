@@ -651,3 +651,19 @@ def test_no_step_makes_the_model_infinite(caplog) -> None:
         found = rounds(strategy, Federation(app(lambda a, p, r: plus(a, 1.0)), CLIENTS), 3, ONE)
     np.testing.assert_allclose(to_arrays(found.arrays)["w"], 3.0)
     assert "round 2: the step makes 'w' NaN or infinite; the model stays as it is" in caplog.text
+
+
+def test_an_evaluation_that_sends_the_model_back_is_said_once(caplog) -> None:
+    made = app(step)
+
+    def call(message: Message, context: Any) -> Message:
+        answer = made(message, context)
+        if message.metadata.message_type == "evaluate":
+            answer.content["arrays"] = message.content["arrays"]
+        return answer
+
+    strategy = DarexStrategy(three(fraction_evaluate=1.0, min_evaluate_nodes=CLIENTS), **EXACT)
+    with listening(caplog):
+        rounds(strategy, Federation(call, CLIENTS), 3, ONE)
+    said = {one.getMessage() for one in caplog.records if "evaluation carry" in one.getMessage()}
+    assert said == {"answers to an evaluation carry 624 bytes of arrays; leave them out in the app"}
