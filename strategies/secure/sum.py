@@ -58,10 +58,8 @@ class SecureSum:
                 "choose its own: use 'dare', a number or 'server-validation'"
             )
         if wrapped.form in ("support", "own"):
-            raise ValueError(
-                f"{wrapped.name} needs each client's own reply, and secure aggregation opens their "
-                "sum alone"
-            )
+            does = "compares clients" if wrapped.form == "support" else "needs each client's arrays"
+            raise ValueError(f"{wrapped.name} {does}, and secure aggregation opens their sum alone")
         self._settings, self._wrapped, self._norm = settings, wrapped, norm or 0.0
         self._round: SecureRound | None = None
         self._asked: Mapping[int, Asked] = {}
