@@ -238,6 +238,7 @@ class PackedRounds(Strategy):
             "roster": self._roster,
             "intake": self._intake,
             "strategy": self._wrapped,
+            **({"secure": self._secure} if self._secure else {}),
         }
 
     def _result(self, round_: int, replies: Iterable[Message]) -> RoundResult:

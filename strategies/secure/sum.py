@@ -24,6 +24,7 @@ from fl_darex.secagg.numbers import Mean, Target
 from ..intake import Reply
 from ..wrapped import Wrapped
 from .round import SecureRound
+from .suspects import Suspects
 
 _MANY = 0.01  # of a round's numbers: then the range is worth a warning
 
@@ -63,6 +64,7 @@ class SecureSum:
             )
         self._settings, self._wrapped, self._norm = settings, wrapped, norm or 0.0
         self._round: SecureRound | None = None
+        self._suspects = Suspects()
         self._terms: Mapping[int, Terms] = {}
 
     def begin(
@@ -89,16 +91,19 @@ class SecureSum:
             return []
         any_terms = next(iter(terms.values()))
         slots = {node: told.slot for node, told in terms.items()}
+        out = self._suspects.left_out(slots.values(), self._settings.suits)
+        some = [one for one in messages if slots[one.metadata.dst_node_id] not in out]
         target = self._target(base, layout, any_terms)
         try:
-            opened = SecureRound(self._settings, grid, messages, slots, target, timeout)
+            opened = SecureRound(self._settings, grid, some, slots, target, timeout)
             opened.open()
         except PacketError as error:
-            log(WARNING, "round %s: %s", any_terms.round, error)
+            without = f"; clients {sorted(out)} are left out" if out else ""
+            log(WARNING, "round %s: %s%s", any_terms.round, error, without)
             return []
         self._round = opened
         log(INFO, "secure aggregation: ring of %s bits", 8 * opened.ring.width)
-        return [message for message in messages if self.stage(message.metadata.dst_node_id)]
+        return [message for message in some if self.stage(message.metadata.dst_node_id)]
 
     def _target(self, base: Arrays, layout: Layout, terms: Terms) -> Target:
         """Return what this round's sealed packets must be; the mask is drawn for that."""
@@ -120,7 +125,15 @@ class SecureSum:
         if self._round is None:
             raise PacketError("secure aggregation did not come about", Reason.REPLY)
         done, self._round = self._round, None
-        mean, counted = done.close(replies)
+        try:
+            mean, counted = done.close(replies)
+        except PacketError as error:
+            self._suspects.catch(done.caught)
+            if error.reason is Reason.VALUES and not done.caught:
+                self._suspects.summed(done.summed, sound=False)
+            raise
+        self._suspects.catch(done.caught)
+        self._suspects.summed(done.summed, sound=True)
         if mean.clipped > _MANY:
             log(
                 WARNING,
@@ -129,6 +142,14 @@ class SecureSum:
             )
         used = self._replies(mean, counted)
         return used[0], used
+
+    def state(self) -> dict[str, Any]:
+        """Return whom later rounds do without; see `fl_darex.saveable.Saveable`."""
+        return self._suspects.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Do without those that `state` said."""
+        self._suspects.restore(state)
 
     def _replies(self, mean: Mean, counted: Sequence[Message]) -> list[Reply]:
         """Return a reply for each client in the mean: all have its update and the same weight."""
