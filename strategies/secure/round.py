@@ -37,6 +37,7 @@ from fl_darex.secagg.settings import LEAST_CLIENTS
 from fl_darex.secagg.shares import SHARE_BYTES
 
 from ..intake import log_refused
+from . import metrics
 
 Found = TypeVar("Found")
 
@@ -209,13 +210,16 @@ class SecureRound:
 
     def _added(self, replies: Iterable[Message]) -> tuple[Vector, dict[int, Message]]:
         """Return the sum of all sound sealed packets, and their messages by slot."""
-        total, counted = self._shape.zeros(), dict[int, Message]()
-        for reply in replies:
+        total, counted, came = self._shape.zeros(), dict[int, Message](), list(replies)
+        names = metrics.usual(came, self._settings.metrics)
+        for reply in came:
             slot = self._slots.get(reply.metadata.src_node_id, -1)
             try:
                 if slot not in self.stages or slot in counted:
                     raise PacketError("nobody asked for this reply, or it came twice", Reason.REPLY)
-                total.add(self._opened(reply, self.stages[slot]))
+                vector = self._opened(reply, self.stages[slot])
+                metrics.check(reply, names)
+                total.add(vector)
                 counted[slot] = reply
             except PacketError as error:
                 log_refused(slot, error)

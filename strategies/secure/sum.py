@@ -23,6 +23,7 @@ from fl_darex.secagg.numbers import Mean, Target
 
 from ..intake import Reply
 from ..wrapped import Wrapped
+from .metrics import metrics_of
 from .round import SecureRound
 from .suspects import Suspects
 
@@ -154,8 +155,7 @@ class SecureSum:
     def _replies(self, mean: Mean, counted: Sequence[Message]) -> list[Reply]:
         """Return a reply for each client in the mean: all have its update and the same weight."""
         part = Part(SparseUpdate.of_survivors(mean.survivors), mean.weight / len(counted))
-        records = (message.content.metric_records.values() for message in counted)
-        sent = [next(iter(metrics), MetricRecord()) for metrics in records]
+        sent = [metrics_of(message) for message in counted]
         names = [name for name in self._settings.metrics if all(name in one for one in sent)]
         replies = []
         for message, metrics in zip(counted, sent, strict=True):
