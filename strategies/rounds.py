@@ -249,6 +249,7 @@ class PackedRounds(Front):
             "roster": self._roster,
             "intake": self._intake,
             "strategy": self._wrapped,
+            **({"secure": self._secure} if self._secure else {}),
         }
 
     def _result(self, round_: int, replies: list[Message]) -> RoundResult:

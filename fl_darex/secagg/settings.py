@@ -110,6 +110,13 @@ class SecureAggregation:
             )
         return self.threshold
 
+    def suits(self, clients: int) -> bool:
+        """Return whether a round of so many clients can be."""
+        try:
+            return LEAST_CLIENTS <= clients and bool(self.needed(clients))
+        except PacketError:
+            return False
+
     def least(self, clients: int) -> int:
         """Return how many of ``clients`` must stay for their sum to be opened."""
         holders = self.degree(clients) + 1
