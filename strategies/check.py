@@ -99,7 +99,9 @@ def check(
     plain = ENVELOPE_BYTES + sum(record.objects.values()) + record.tree_bytes
     up = plain if not uplink.how.packs else up_bytes(layout, uplink, secure, clients)
     if layout.pruned and uplink.how.packs and up > 0.9 * plain:
-        problems.append(f"a packet of {up:,} bytes is hardly smaller than the model; use a larger p")
+        problems.append(
+            f"a packet of {up:,} bytes is hardly smaller than the model; use a larger p"
+        )
     return Check(
         clients=clients,
         plain_bytes=plain,
