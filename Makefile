@@ -43,18 +43,30 @@ deployment-test: $(VENV)/.ready-dev
 FLOWERS ?= 1.40.0 1.42.0
 PLUG_IN := $(addprefix tests/test_,$(addsuffix .py,handshake strategy wrapped clipping downlink ledger \
     sizes records packet wire_format terms listed block_sum model_cache secagg secagg_wire \
-    secure_strategy saveable superlink_bytes))
+    secure_strategy saveable superlink_bytes arguments check flowers_own))
+# Flower's own tests of its strategies, which test_flowers_own runs, are in its repository alone.
+FLOWER_REPOSITORY ?= https://github.com/adap/flower
+OWN_TESTS := framework/py/flwr/serverapp/strategy
 
 flower-versions: $(addprefix .venv-flower/,$(addsuffix /.ready,$(FLOWERS)))
 	for version in $(FLOWERS); do \
 	    echo "== flwr $$version"; \
-	    PYTHONPATH=$$PWD .venv-flower/$$version/bin/python -m pytest $(PLUG_IN) $(ARGS) || exit; \
+	    source=$$PWD/.venv-flower/$$version/source; \
+	    [ -d $$source/$(OWN_TESTS) ] || { rm -rf $$source; \
+	        git clone --quiet --depth 1 --filter=blob:none --sparse \
+	            --branch framework-$$version $(FLOWER_REPOSITORY) $$source && \
+	        git -C $$source sparse-checkout set $(OWN_TESTS); } || \
+	        echo "Flower's own tests are skipped: $(FLOWER_REPOSITORY) or its framework-$$version" \
+	            "cannot be had; name a clone with FLOWER_REPOSITORY=/path/to/flower" >&2; \
+	    tests=; [ ! -d $$source/$(OWN_TESTS) ] || tests=$$source/$(OWN_TESTS); \
+	    PYTHONPATH=$$PWD FLOWER_TESTS=$$tests \
+	        .venv-flower/$$version/bin/python -m pytest $(PLUG_IN) $(ARGS) || exit; \
 	done
 
 .venv-flower/%/.ready:
 	$(PYTHON) -m venv --clear .venv-flower/$*
 	.venv-flower/$*/bin/python -m pip install --disable-pip-version-check --quiet \
-	    flwr==$* numpy hypothesis pytest pytest-timeout
+	    flwr==$* numpy hypothesis parameterized pytest pytest-timeout
 	@touch $@
 
 lint: $(VENV)/.ready-dev

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
+from logging import INFO, WARNING
 from typing import Any
 
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.common.logger import log
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl_darex import checks
@@ -13,11 +17,14 @@ from fl_darex.compression.downlink import DownlinkPolicy
 from fl_darex.compression.method import Method
 from fl_darex.compression.uplink import Uplink
 from fl_darex.flower.ledger import Entry
+from fl_darex.masks import keep_threshold
 from fl_darex.options import Scalar
 from fl_darex.secagg import SecureAggregation
 from fl_darex.wire.codings import Coding
 
+from .check import Check, check
 from .downlink import broadcast_for
+from .expected import Downlink
 from .forms import check_form
 from .intake import LARGEST_WEIGHT, tightest
 from .rounds import PackedRounds
@@ -148,6 +155,43 @@ class DarexStrategy(PackedRounds):
         clip = tightest(clip, wrapped.clipping_norm)
         super().__init__(wrapped, uplink, broadcast, clip, max_weight, secure, validate, on_reply)
         self._roster.asks = checks.flag("handshake", handshake)
+        self._asks_for_sum = secure
+        self._downlink = Downlink(
+            policy=_named(downlink) or "",
+            keep=uplink.keep if downlink_p is None else keep_threshold(downlink_p),
+            values=_named(downlink_values) or uplink.values,
+            held=base_held,
+        )
+        self._checked = False
+
+    def check(self, initial_arrays: ArrayRecord, clients: int | None = None) -> Check:
+        """Return what is expected of a run, before it: bytes, what is sent whole, what fails.
+
+        ``print(strategy.check(arrays))`` shows a line for each; the first round logs the same.
+
+        Args:
+            initial_arrays: The model that the run starts from.
+            clients: How many take part in a round; None: the least that the wrapped strategy asks.
+        """
+        if clients is None:
+            clients = int(getattr(self._wrapped.having("min_train_nodes"), "min_train_nodes", 2))
+        known = (self._wrapped, self._uplink, self._downlink, self._asks_for_sum)
+        with self._wrapped.itself():
+            return check(*known, initial_arrays, clients)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """See `PackedRounds.configure_train`; the first one logs what is expected."""
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        if messages and not self._checked:
+            self._checked = True
+            found = self.check(arrays, len(messages))
+            for line in found.lines():
+                log(INFO, "DAREx: %s", line)
+            for line in found.problems:
+                log(WARNING, "DAREx: %s", line)
+        return messages
 
 
 def _uplink(uplink: Uplink | None, said: dict[str, Any], options: Mapping[str, Scalar]) -> Uplink:
@@ -172,6 +216,10 @@ def _uplink(uplink: Uplink | None, said: dict[str, Any], options: Mapping[str, S
     p = checks.real("p", said.pop("p"), "a number in [0, 1)")
     method = said.pop("method")
     return Uplink.of(method, p, seed=seed, dense=tuple(dense), options=options, **said)
+
+
+def _named(chosen: str | Coding | DownlinkPolicy | None) -> str | None:
+    return chosen if isinstance(chosen, str | None) else chosen.name
 
 
 def _check_strategy(strategy: Any) -> None:

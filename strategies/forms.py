@@ -59,10 +59,11 @@ def layers(strategy: Strategy) -> list[Strategy]:
 
 def own_methods(strategy: Strategy, *names: str) -> list[str]:
     """Return which of these methods Flower does not come with, in a strategy or one inside it."""
-    return [name for name in names if any(_is_own(one, name) for one in layers(strategy))]
+    return [name for name in names if any(is_own(one, name) for one in layers(strategy))]
 
 
-def _is_own(strategy: Strategy, name: str) -> bool:
+def is_own(strategy: Strategy, name: str) -> bool:
+    """Return whether Flower does not come with a strategy's method of this name."""
     if name in vars(strategy):
         return True
     defined = next(kind for kind in type(strategy).__mro__ if name in vars(kind))

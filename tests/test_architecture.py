@@ -151,7 +151,7 @@ def test_a_half_imports_the_library_and_itself_but_neither_the_other_half_nor_th
 WITHOUT_FLOWER = (
     *("errors", "seeds", "registry", "options", "saveable", "change", "masks", "delta"),
     *("positions", "survivors", "pruning", "rescaling", "optim", "lora", "wire", "compression"),
-    *("secagg", "files", "activations"),
+    *("secagg", "files", "activations", "checks"),
 )
 
 
@@ -165,8 +165,8 @@ def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
 # The order inside strategies/: each may import those before it, and none after it.
 ORDER = (
     *("forms", "sent", "reply", "agreement", "intake", "remembered", "server_q", "wrapped"),
-    *("front", "shared_support", "aggregation", "downlink", "asking", "secure", "rounds"),
-    *("darex_strategy", "server_app"),
+    *("expected", "check", "front", "shared_support", "aggregation", "downlink", "asking"),
+    *("secure", "rounds", "darex_strategy", "server_app"),
 )
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 
 import numpy as np
 import pytest
 
+from fl_darex.errors import ConfigError
 from fl_darex.files.atomic import (
     PRIVATE,
+    UNFINISHED_SECONDS,
     open_atomically,
     write_atomically,
     write_text_atomically,
 )
+from fl_darex.files.tensors import open_tensors
 
 
 def test_parts_are_written_one_after_the_other(tmp_path):
@@ -67,3 +71,33 @@ def test_others_may_read_what_the_umask_allows_unless_it_is_private(tmp_path):
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     assert modes == {"shared": 0o640, "private": 0o600}
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_of_the_same_file(tmp_path):
+    past = time.time() - UNFINISHED_SECONDS - 10
+    for name in ("a[1].0123.part", "a[1].4567.part", "a1.0123.part"):
+        (tmp_path / name).write_bytes(b"half")
+    for name in ("a[1].0123.part", "a1.0123.part"):
+        os.utime(tmp_path / name, (past, past))
+    write_atomically(tmp_path / "a[1]", [b"whole"])
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["a1.0123.part", "a[1]", "a[1].4567.part"]
+
+
+@pytest.mark.timeout(20)  # whoever opens a pipe waits for ever
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no such pipes")
+def test_a_pipe_is_neither_replaced_nor_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    with pytest.raises(OSError, match=r"a\.npz' is there and is no file; remove it"):
+        write_atomically(tmp_path / "a.npz", [b"x"])
+    with pytest.raises(ConfigError, match=r"a\.npz' is there and is no file"):
+        open_tensors(tmp_path / "a.npz")
+
+
+def test_what_cannot_be_cleared_away_does_not_hide_what_went_wrong(tmp_path, monkeypatch):
+    def busy(*_: object, **__: object) -> None:
+        raise OSError("device or resource busy")
+
+    monkeypatch.setattr(os, "unlink", busy)
+    with pytest.raises(ValueError, match="the reason"), open_atomically(tmp_path / "a"):
+        raise ValueError("the reason")

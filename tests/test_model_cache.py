@@ -11,8 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from apps import BASE, numpy_app
+from federations import Federation, fedavg, listening, rounds
 
+from fl_darex.clients import DarexMod
+from fl_darex.files.atomic import UNFINISHED_SECONDS
 from fl_darex.files.model_cache import FORGOTTEN_DAYS, KEPT, ModelCache
+from fl_darex.strategies import DarexStrategy
 
 RUN = "0123456789abcdef"
 ONE, TWO, THREE = (bytes([i] * 8) for i in (1, 2, 3))
@@ -226,3 +231,93 @@ def test_a_write_that_fails_leaves_nothing(cache, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         cache.store(ONE, MODEL)
     assert [path.name for path in cache.folder.iterdir()] == [f"{TWO.hex()}.model"]
+
+
+def test_a_file_under_another_versions_name_is_a_damaged_one(cache):
+    cache.store(ONE, MODEL)
+    os.rename(cache._path(ONE), cache._path(TWO))
+    assert cache.load(TWO) is None
+    assert not cache._path(TWO).exists()
+
+
+OBJECTS = [os.mkdir, *([os.mkfifo] if hasattr(os, "mkfifo") else [])]
+
+
+@pytest.mark.timeout(20)  # whoever opens a pipe waits for ever
+@pytest.mark.parametrize("make", OBJECTS)
+def test_a_pipe_or_a_folder_in_a_files_place_is_an_error_and_nobody_waits(cache, make):
+    cache.store(TWO, MODEL)
+    cache.hold(7, TWO)
+    make(cache._path(ONE))
+    make(cache.folder / "5.held")
+    assert cache.load(ONE) is None and cache.held_by(5) is None
+    with pytest.raises(OSError, match=r"\.model' is there and is no file; remove it"):
+        cache.store(ONE, MODEL)
+    with pytest.raises(OSError, match=r"5\.held' is there and is no file; remove it"):
+        cache.hold(5, TWO)
+    (cache.folder / "7.held").write_text(ONE.hex())
+    assert cache.held_by(7) is None  # there is something, but no model
+    assert same(cache.load(TWO), MODEL)
+
+
+def test_what_killed_writers_left_goes_and_what_is_being_written_stays(cache):
+    cache.store(ONE, MODEL)
+    old, young = (cache.folder / f"{name}.model.0123456789abcdef.part" for name in "ab")
+    past = time.time() - UNFINISHED_SECONDS - 10
+    for part in (old, young):
+        part.write_bytes(b"half")
+    os.utime(old, (past, past))
+    cache.store(TWO, MODEL)
+    assert not old.exists() and young.exists()
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """As in a container whose user is in no list of users."""
+    for name in ("FL_DAREX_CACHE", "XDG_CACHE_HOME", "HOME", "USERPROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    if os.name != "nt":
+        import pwd
+
+        def nobody(_: int) -> None:
+            raise KeyError("no such user")
+
+        monkeypatch.setattr(pwd, "getpwuid", nobody)
+
+
+def test_without_a_home_folder_the_cache_holds_nothing_and_cannot_be_written(homeless):
+    cache = ModelCache(RUN)
+    assert cache.load(ONE) is None and cache.held_by(5) is None
+    with pytest.raises(FileNotFoundError, match="there is none; set FL_DAREX_CACHE to a folder"):
+        cache.store(ONE, MODEL)
+    with pytest.raises(FileNotFoundError, match="set FL_DAREX_CACHE"):
+        cache.hold(5, ONE)
+    cache.remove()
+
+
+def test_a_run_without_a_home_folder_comes_to_its_end_and_says_so_once(homeless, caplog):
+    strategy = DarexStrategy(fedavg(clients=2), p=0.9)
+    with listening(caplog):
+        rounds(strategy, Federation(numpy_app([DarexMod()]), 2), 3)
+    assert strategy.counted == 2
+    lines = {id(one): one.getMessage() for one in caplog.records}
+    said = [line for line in lines.values() if "models cannot be kept in" in line]
+    assert len(said) == 1 and "set FL_DAREX_CACHE" in said[0]
+
+
+def test_a_cache_that_cannot_be_removed_does_not_hide_the_result(tmp_path, monkeypatch):
+    monkeypatch.setenv("FL_DAREX_CACHE", str(tmp_path))
+
+    def busy(*_: object, **__: object) -> None:
+        raise OSError("device or resource busy")
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    monkeypatch.setattr(os, "unlink", busy)
+    strategy = DarexStrategy(fedavg(clients=2), p=0.9)
+    result = rounds(strategy, Federation(numpy_app([DarexMod()]), 2), 1)
+    assert set(result.arrays) == set(BASE)
+    with (
+        pytest.raises(ValueError, match="the app's own"),
+        strategy.running(Federation(numpy_app(), 2)),
+    ):
+        raise ValueError("the app's own")

@@ -239,10 +239,13 @@ def test_a_client_that_holds_the_checkpoint_is_never_sent_it(tmp_path, as_path):
     assert first_download(DarexMod(as_path(tmp_path / "base.npz"))) < whole / 8
 
 
-def test_a_path_that_is_not_there_does_not_keep_a_client_out(tmp_path):
+def test_a_file_that_goes_after_the_app_was_loaded_does_not_keep_a_client_out(tmp_path):
+    np.savez(tmp_path / "no.npz", **BASE)
+    mod = DarexMod(tmp_path / "no.npz")
+    (tmp_path / "no.npz").unlink()
     flower = FedAvg(min_train_nodes=2, min_available_nodes=2, fraction_evaluate=0.0)
     strategy = DarexStrategy(flower, 0.9)
-    rounds(strategy, Federation(numpy_app([DarexMod(tmp_path / "no.npz")]), 2), 1)
+    rounds(strategy, Federation(numpy_app([mod]), 2), 1)
     assert strategy.counted == 2
 
 

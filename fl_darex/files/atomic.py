@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import secrets
+import stat
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,16 +16,30 @@ PRIVATE = 0o600
 """The mode of a file that only its owner may read."""
 
 
+UNFINISHED_SECONDS = 3600.0
+"""After so long without a write to it, nobody is at work on an unfinished file any more."""
+
+
 def cache_root() -> Path:
     """Return the folder for what can be made again; it need not exist.
 
     ``FL_DAREX_CACHE`` where it is set, else ``fl-darex`` in ``XDG_CACHE_HOME``, else
     ``~/.cache/fl-darex``.
+
+    Raises:
+        FileNotFoundError: If there is no home folder to begin from, as in a container whose user
+            is in no list of users: whoever can do without a cache takes it for one that cannot be
+            written.
     """
-    if own := os.environ.get("FL_DAREX_CACHE"):
-        return Path(own).expanduser()
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(shared).expanduser() / "fl-darex"
+    own = os.environ.get("FL_DAREX_CACHE")
+    folder = own or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "fl-darex")
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError:  # no HOME, and no such user
+        raise FileNotFoundError(
+            f"{folder!r} begins from a home folder, and there is none; set FL_DAREX_CACHE to a "
+            "folder that can be written"
+        ) from None
 
 
 @contextmanager
@@ -31,23 +48,45 @@ def open_atomically(path: Path, mode: int = 0o666) -> Iterator[IO[Any]]:
 
     Until then they see the old one, and for ever if the block raises. Of several writers the last
     one wins. A process that is killed leaves a file whose name starts with the final one and ends
-    with ``.part``, and nobody reads that.
+    with ``.part``; nobody reads that, and after `UNFINISHED_SECONDS` the next writer removes it.
 
     Args:
         path: The file; its folder must exist.
         mode: Who may do what with it, as `os.open` takes it: the process's umask is subtracted.
 
     Raises:
-        OSError: If it cannot be written; nothing is left behind.
+        OSError: If it cannot be written, or a folder, a pipe or a device is in its place; nothing
+            is left behind.
     """
+    refuse_no_file(path)
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
         with open(fresh, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
         os.replace(fresh, path)
     except BaseException:
-        fresh.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first is what has to be told
+            fresh.unlink(missing_ok=True)
         raise
+    remove_unfinished(path.parent, path.name)
+
+
+def refuse_no_file(path: Path) -> None:
+    """Raise `OSError` if something is there that is no file: a pipe would be waited on for ever."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            raise OSError(f"{str(path)!r} is there and is no file; remove it")
+
+
+def remove_unfinished(folder: Path, name: str = "") -> None:
+    """Remove what killed processes left half written in a folder, for one file's name or all."""
+    pattern = f"{glob.escape(name)}.*.part" if name else "*.part"
+    oldest = time.time() - UNFINISHED_SECONDS
+    for part in folder.glob(pattern):
+        with suppress(OSError):  # another process was faster, or it is not ours
+            if part.lstat().st_mtime < oldest:
+                part.unlink()
 
 
 def write_atomically(path: Path, parts: Iterable[Any], mode: int = 0o666) -> None:

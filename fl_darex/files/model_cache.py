@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import struct
 import time
@@ -22,7 +23,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_darex.files.atomic import PRIVATE, cache_root, write_atomically
+from fl_darex.files.atomic import (
+    PRIVATE,
+    cache_root,
+    refuse_no_file,
+    remove_unfinished,
+    write_atomically,
+)
 from fl_darex.wire.json_notes import is_hex
 
 KEPT = 2
@@ -31,16 +38,20 @@ KEPT = 2
 FORGOTTEN_DAYS = 7
 """Days after which what a run left here is removed by the next one."""
 
-# magic, CRC-32 of all that follows these two, length of the table
+# magic, CRC-32 of the version and all that follows these two, length of the table
 _PREFIX = struct.Struct("<8sQQ")
-_MAGIC = b"DARXMDL1"
+_MAGIC = b"DARXMDL2"
 _ALIGN = 64
+
+_NOWHERE = Path(os.devnull, "fl-darex")  # below a device there is nothing
 
 Arrays = dict[str, NDArray[Any]]
 
 
 class ModelCache:
     """The versions of one run's model.
+
+    Where no folder can be had, it is one that holds nothing and cannot be written.
 
     Args:
         run: The run's own 16 hexadecimal digits.
@@ -53,15 +64,21 @@ class ModelCache:
     def __init__(self, run: str, root: Path | None = None) -> None:
         if not is_hex(run, 16):
             raise ValueError(f"a run is named by 16 hexadecimal digits, got {run!r}")
-        self._root = root or cache_root() / "models"
+        self._homeless: OSError | None = None
+        try:
+            self._root = root or cache_root() / "models"
+        except OSError as error:
+            self._root, self._homeless = _NOWHERE, error
         self.folder = self._root / run
 
     def load(self, version: bytes) -> Arrays | None:
         """Return a version's tensors, read-only; None where it is missing or damaged."""
         path = self._path(version)
         with suppress(OSError):
+            if not path.is_file():  # to open a pipe is to wait for ever
+                return None
             try:
-                return _read(np.memmap(path, dtype=np.uint8, mode="r"))
+                return _read(np.memmap(path, dtype=np.uint8, mode="r"), version)
             except (ValueError, KeyError, TypeError, struct.error):
                 path.unlink()  # damaged; an empty file is a ValueError of np.memmap
         return None
@@ -70,9 +87,11 @@ class ModelCache:
         """Write a version, if it is not there, and forget all but the `KEPT` newest.
 
         Raises:
-            OSError: If the disk is full or the folder cannot be written.
+            OSError: If the disk is full, the folder cannot be written, or something that is no
+                file is in the version's place.
         """
         path = self._path(version)
+        self._check(path)
         if path.exists():
             return
         if not self.folder.exists():
@@ -81,17 +100,19 @@ class ModelCache:
                 if is_hex(run.name, 16) and _modified(run) < oldest:
                     shutil.rmtree(run, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _parts(arrays), PRIVATE)
+        write_atomically(path, _parts(arrays, version), PRIVATE)
+        remove_unfinished(self.folder)
         for old in sorted(self.folder.glob("*.model"), key=_modified)[:-KEPT]:
             old.unlink(missing_ok=True)
 
     def held_by(self, node: int) -> bytes | None:
         """Return the version that a client was brought to last, if it is still here."""
+        path = self.folder / f"{node}.held"
         try:
-            version = bytes.fromhex((self.folder / f"{node}.held").read_text("ascii"))
+            version = bytes.fromhex(path.read_text("ascii")) if path.is_file() else b""
         except (OSError, ValueError):
             return None
-        return version if self._path(version).exists() else None
+        return version if version and self._path(version).is_file() else None
 
     def hold(self, node: int, version: bytes) -> None:
         """Remember which version a client was brought to.
@@ -99,11 +120,20 @@ class ModelCache:
         Raises:
             OSError: If it cannot be written.
         """
-        write_atomically(self.folder / f"{node}.held", [version.hex().encode()], PRIVATE)
+        path = self.folder / f"{node}.held"
+        self._check(path)
+        write_atomically(path, [version.hex().encode()], PRIVATE)
 
     def remove(self) -> None:
-        """Remove everything of this run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove everything of this run that can be removed; never an error."""
+        if self._homeless is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check(self, path: Path) -> None:
+        """Refuse to write where there is no folder, or something else than a file."""
+        if self._homeless is not None:
+            raise self._homeless
+        refuse_no_file(path)
 
     def _path(self, version: bytes) -> Path:
         return self.folder / f"{version.hex()}.model"
@@ -116,8 +146,11 @@ def _modified(path: Path) -> float:
         return 0.0
 
 
-def _parts(arrays: Mapping[str, NDArray[Any]]) -> list[Any]:
-    """Return what a file consists of: a prefix, a table, and the tensors, aligned."""
+def _parts(arrays: Mapping[str, NDArray[Any]], version: bytes) -> list[Any]:
+    """Return what a file consists of: a prefix, a table, and the tensors, aligned.
+
+    The checksum says the version, too: under another one's name the file is a damaged one.
+    """
     table: list[Any] = []
     body: list[Any] = []
     end = 0
@@ -130,16 +163,16 @@ def _parts(arrays: Mapping[str, NDArray[Any]]) -> list[Any]:
     header = json.dumps(table).encode()
     header += b" " * (-(_PREFIX.size + len(header)) % _ALIGN)
     parts = [len(header).to_bytes(8, "little"), header, *body]
-    checksum = 0
+    checksum = zlib.crc32(version)
     for part in parts:
         checksum = zlib.crc32(part, checksum)
     return [_MAGIC, checksum.to_bytes(8, "little"), *parts]
 
 
-def _read(data: NDArray[np.uint8]) -> Arrays:
+def _read(data: NDArray[np.uint8], version: bytes) -> Arrays:
     """Read what `_parts` writes; raise an error where it does not."""
     magic, checksum, length = _PREFIX.unpack_from(data.data)
-    if magic != _MAGIC or zlib.crc32(data[16:].data) != checksum:
+    if magic != _MAGIC or zlib.crc32(data[16:].data, zlib.crc32(version)) != checksum:
         raise ValueError("damaged")
     rest, arrays = data[_PREFIX.size :], {}
     for name, dtype, shape, first in json.loads(rest[:length].tobytes()):

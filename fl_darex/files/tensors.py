@@ -127,6 +127,8 @@ def _format(file: Path) -> str:
 
 def _in_file(file: Path) -> dict[str, StoredTensor]:
     read = _READERS[_format(file)]
+    if file.exists() and not file.is_file():  # to open a pipe is to wait for ever
+        raise ConfigError(f"{str(file)!r} is there and is no file")
     with reading(file):
         return read(file)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from logging import WARNING
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ import ray
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
+from flwr.common.logger import log
 from flwr.serverapp import ServerApp
 from ray import ObjectRef
 from ray.actor import ActorHandle
@@ -96,7 +98,10 @@ class RayGrid(SimulatedGrid):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception as trouble:  # what the run came to, or failed of, is what matters
+            log(WARNING, "Ray could not be left in order: %s", trouble)
 
     def close(self) -> None:
         """Stop the workers, and Ray if this grid started it. May be called twice."""

@@ -1,0 +1,153 @@
+"""What a run is going to be: bytes, what is sent whole, what is the strategy's own, what fails.
+
+Said before round 1, from the settings and the model alone; the ledger counts what it came to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord
+from flwr.serverapp import strategy as flower
+
+from fl_darex.compression.uplink import Uplink
+from fl_darex.delta import Layout
+from fl_darex.flower.records import view_arrays
+from fl_darex.flower.sizes import describe
+from fl_darex.secagg import SecureAggregation
+
+from .expected import ENVELOPE_BYTES, Downlink, down_bytes, up_bytes
+from .forms import is_own
+from .wrapped import HOOKS, Wrapped
+
+_MOVING = (flower.FedAvgM, flower.FedAdam, flower.FedYogi)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """What is expected of a run; its text has a line for each.
+
+    Attributes:
+        clients: How many take part in a round.
+        plain_bytes: A message with the whole model, as plain Flower sends it.
+        up_bytes: A client's reply, about; as `plain_bytes` where nothing is packed.
+        first_down_bytes: The first message to a client.
+        down_bytes: A later one, about; None: an own policy decides.
+        whole: Names of the tensors whose whole change is sent each time.
+        overrides: What the wrapped strategy defines itself, by class.
+        problems: What will not work, or not as one may think.
+    """
+
+    clients: int
+    plain_bytes: int
+    up_bytes: int
+    first_down_bytes: int
+    down_bytes: int | None
+    whole: tuple[str, ...]
+    overrides: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return it all but the problems, a line for each."""
+        later = "as the policy decides" if self.down_bytes is None else f"about {self.down_bytes:,}"
+        found = [
+            f"bytes up, a client and round: about {self.up_bytes:,} (plain: {self.plain_bytes:,})",
+            f"bytes down, a client: {self.first_down_bytes:,} once, then {later} a round with "
+            f"{self.clients} clients",
+        ]
+        if self.whole:
+            more = f" and {len(self.whole) - 5} more" if len(self.whole) > 5 else ""
+            found.append(f"tensors sent whole: {', '.join(self.whole[:5])}{more}")
+        return found + [f"the wrapped strategy's own: {own}" for own in self.overrides]
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines(), *(f"problem: {one}" for one in self.problems)])
+
+
+def check(
+    wrapped: Wrapped,
+    uplink: Uplink,
+    downlink: Downlink,
+    secure: SecureAggregation | None,
+    model: ArrayRecord,
+    clients: int,
+) -> Check:
+    """Return what is expected of a run.
+
+    Args:
+        wrapped: The strategy inside.
+        uplink: What is asked of clients.
+        downlink: How the model goes to them.
+        secure: Settings of sums of which no part is seen; None: updates come in the clear.
+        model: That before round 1.
+        clients: How many take part in a round.
+    """
+    arrays, record = view_arrays(model), describe(model)
+    problems = list(_problems(wrapped, uplink, downlink, secure, arrays, clients))
+    known = tuple(name for name in uplink.dense if name in arrays)
+    try:
+        layout = Layout.of(arrays, known)
+    except ValueError:  # it is among the problems
+        layout = Layout(())
+    plain = ENVELOPE_BYTES + sum(record.objects.values()) + record.tree_bytes
+    up = plain if not uplink.how.packs else up_bytes(layout, uplink, secure, clients)
+    if layout.pruned and uplink.how.packs and up > 0.9 * plain:
+        problems.append(
+            f"a packet of {up:,} bytes is hardly smaller than the model; use a larger p"
+        )
+    return Check(
+        clients=clients,
+        plain_bytes=plain,
+        up_bytes=up,
+        first_down_bytes=ENVELOPE_BYTES if downlink.held else plain,
+        down_bytes=down_bytes(layout, uplink, downlink, clients, plain),
+        whole=tuple(spec.name for spec in (*layout.dense, *layout.raw)),
+        overrides=tuple(_overrides(wrapped)),
+        problems=tuple(problems),
+    )
+
+
+def _overrides(wrapped: Wrapped) -> Iterator[str]:
+    """Yield what each class of somebody's own defines of a strategy, in words."""
+    for one in wrapped.layers:
+        if own := [name for name in ("start", *HOOKS) if is_own(one, name)]:
+            yield f"{type(one).__name__}.{', '.join(own)}"
+
+
+def _problems(
+    wrapped: Wrapped,
+    uplink: Uplink,
+    downlink: Downlink,
+    secure: SecureAggregation | None,
+    arrays: Mapping[str, Any],
+    clients: int,
+) -> Iterator[str]:
+    """Yield what will not work, or not as one may think, in words."""
+    try:
+        if not Layout.of(arrays, uplink.dense).pruned:
+            yield "no tensor of this model is pruned, so nothing is saved on the way up"
+    except ValueError as error:
+        yield str(error)
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.kind == "f" and not np.isfinite(array).all():
+            yield f"{name!r} of the initial model holds NaN or infinite values"
+    if uplink.rule:
+        yield f"clients without DarexMod(search=...): q = {uplink.q!r} is theirs to choose"
+    if uplink.method == "wanda":
+        yield "clients without DarexMod(norms=...): method 'wanda' asks for their inputs' norms"
+    if secure is not None:
+        try:
+            secure.ring_for(clients)
+        except ValueError as error:
+            yield str(error)
+    moves = "its noise moves" if wrapped.private else "its momentum moves"
+    if downlink.policy == "update" and (
+        wrapped.private or any(isinstance(one, _MOVING) for one in wrapped.layers)
+    ):
+        yield (
+            f"downlink 'update' with {wrapped.name}: {moves} every entry sooner or later, and "
+            "the way down grows to the whole model; take downlink='server'"
+        )

@@ -1,0 +1,104 @@
+"""The bytes that a run is expected to take, from its settings and the model alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from fl_darex.compression.uplink import Uplink
+from fl_darex.delta import Layout
+from fl_darex.masks import ONE
+from fl_darex.secagg import SecureAggregation
+from fl_darex.wire.codings import CODINGS, dense_coding
+from fl_darex.wire.header import HEADER_BYTES
+
+ENVELOPE_BYTES = 1400
+"""Of a message beside its arrays: metrics, settings and ids; some 1.2 to 1.6 kB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Downlink:
+    """How the model goes to the clients, as far as bytes depend on it.
+
+    Attributes:
+        policy: Name of a row of `fl_darex.compression.downlink.POLICIES`.
+        keep: Fraction of a step that ``"server"`` sends, in units of 2**-32.
+        values: How a step's numbers are written.
+        held: Whether clients are taken to hold the first model.
+    """
+
+    policy: str
+    keep: int
+    values: str
+    held: bool
+
+
+def up_bytes(layout: Layout, uplink: Uplink, secure: SecureAggregation | None, clients: int) -> int:
+    """Return the bytes of a client's reply with a packet, about.
+
+    Args:
+        layout: The model's.
+        uplink: What is asked of clients.
+        secure: Settings of sums of which no part is seen; None: updates come in the clear.
+        clients: How many take part in a round.
+    """
+    if secure is None:
+        listed = 0.0 if uplink.how.seeded else uplink.keep / ONE
+        return _sparse(layout, uplink.keep / ONE, uplink.values, listed)
+    numbers = sum(spec.numel for spec in layout.pruned) * uplink.keep / ONE
+    numbers += sum(spec.numel for spec in (*layout.dense, *layout.raw))
+    try:
+        width = secure.ring_for(clients).width
+    except ValueError:  # it is among the problems
+        width = 4
+    return ENVELOPE_BYTES + HEADER_BYTES + round(numbers) * width
+
+
+def _sparse(layout: Layout, share: float, values: str, listed: float) -> int:
+    """Return the bytes of a message with a packet.
+
+    Args:
+        layout: The model's.
+        share: Of the entries of pruned tensors that are in it.
+        values: How numbers are written.
+        listed: The share by which positions are listed, at the entropy of their gaps; 0: they
+            follow from seeds.
+    """
+    entries = sum(spec.numel for spec in layout.pruned)
+    bits = 0.0
+    if 0 < listed < 1:
+        bits = -listed * math.log2(listed) - (1 - listed) * math.log2(1 - listed)
+    raw = sum(spec.numel * np.dtype(spec.dtype).itemsize for spec in layout.raw)
+    numbers = CODINGS[values].size(round(entries * share))
+    whole = dense_coding(values).size(sum(spec.numel for spec in layout.dense))
+    positions = math.ceil(entries * bits / 8)
+    return ENVELOPE_BYTES + HEADER_BYTES + positions + numbers + whole + raw
+
+
+def down_bytes(
+    layout: Layout, uplink: Uplink, downlink: Downlink, clients: int, plain: int
+) -> int | None:
+    """Return the bytes of a later message to a client, about; None: an own policy decides.
+
+    Args:
+        layout: The model's.
+        uplink: What is asked of clients.
+        downlink: How the model goes to them.
+        clients: How many take part in a round.
+        plain: Bytes of a message with the whole model.
+    """
+    keep = uplink.keep / ONE
+    if downlink.policy == "dense":
+        return plain
+    if downlink.policy == "server":
+        share = downlink.keep / ONE
+        return min(plain, _sparse(layout, share, downlink.values, share))
+    if downlink.policy != "update":
+        return None
+    share = keep if uplink.mask == "round" else 1 - (1 - keep) ** clients
+    if not uplink.how.packs:
+        share = 1.0
+    listed = 0.0 if uplink.how.seeded else share
+    return min(plain, _sparse(layout, share, downlink.values, listed))
