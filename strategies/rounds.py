@@ -34,6 +34,7 @@ from .downlink.broadcast import Broadcast
 from .intake import Intake, Reply
 from .secure.sum import SecureSum
 from .server_q import Validate, choose_q
+from .weights import note_one_is_all
 from .wrapped import Wrapped
 
 
@@ -178,6 +179,7 @@ class PackedRounds(Strategy):
             known(reply.message.metadata.src_node_id)
             self._counted[reply.terms.slot] = server_round
         self._intake.note_plain(result.used)
+        note_one_is_all(server_round, result.used)
         if result.arrays is None:
             return None, result.metrics
         masks = [mask for reply in result.used if (mask := reply.update.mask) is not None]
