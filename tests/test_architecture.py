@@ -163,7 +163,7 @@ def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
 
 # The order inside strategies/: each may import those before it, and none after it.
 ORDER = (
-    *("intake", "remembered", "server_q", "wrapped", "shared_support", "aggregation"),
+    *("intake", "weights", "remembered", "server_q", "wrapped", "shared_support", "aggregation"),
     *("downlink", "secure", "rounds", "darex_strategy", "server_app"),
 )
 
