@@ -35,15 +35,32 @@ class Reason(StrEnum):
     VERSION = "version"  # changes to a model that the receiver does not hold
 
 
+_MOST_TEXT = 600
+
+
+def one_line(text: str) -> str:
+    """Return a text as a line of a log, cut where it is long.
+
+    Strangers choose what stands in it, and must neither fill a log nor write lines of their own.
+    """
+    start = text[:_MOST_TEXT]
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in start)
+    if max(len(text), len(shown)) > _MOST_TEXT:
+        shown = f"{shown[: _MOST_TEXT - 40]}... ({len(text):,} characters)"
+    return shown
+
+
 class PacketError(DarexError, ValueError):
     """Bytes from outside are not something that this receiver can accept.
+
+    Its message is one line, and cut where it is long.
 
     Attributes:
         reason: Which kind of refusal, for programs; the message is for people.
     """
 
     def __init__(self, message: str, reason: Reason = Reason.FORMAT) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[PacketError], tuple[str, Reason]]:

@@ -78,7 +78,8 @@ class DarexStrategy(PackedRounds):
             longer ones are scaled down. None: as long as they are, unless the wrapped strategy
             adds noise for a norm.
         max_weight: Largest weight that is believed, such as the most examples that a client can
-            have; a client that claims more does not count.
+            have; a client that claims more does not count. The default believes any number of
+            examples, so that one client may be the mean; the log then names it.
         replies: What the wrapped strategy is given: ``"mean"``: one reply that stands for all;
             ``"each"``: all replies with their own metrics and records, the mean in place of their
             arrays; ``"support"``: all replies with their own values, where all have some;

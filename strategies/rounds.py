@@ -37,6 +37,7 @@ from .reply import Came, Reply
 from .secure.sum import SecureSum
 from .sent import Asked, Sent
 from .server_q import Validate, choose_q
+from .weights import note_one_is_all
 from .wrapped import Wrapped, explodes
 
 
@@ -174,8 +175,10 @@ class PackedRounds(Front):
             if self._addressing.informed(node):
                 (self._broadcast.spoke if reply.packed else self._broadcast.holds)(node)
         self._intake.note_plain(result.used)
-        after = result.arrays
-        if after is not None and (name := explodes(after, view_arrays(self._addressing.model))):
+        note_one_is_all(server_round, result.used)
+        if (after := result.arrays) is not None and (
+            name := explodes(after, view_arrays(self._addressing.model))
+        ):
             text = "round %s: the step makes %r NaN or infinite; the model stays as it is"
             log(WARNING, text, server_round, name)
             after = None

@@ -165,7 +165,16 @@ def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
 # The order inside strategies/: each may import those before it, and none after it.
 ORDER = (
     *("forms", "sent", "reply", "agreement", "intake", "remembered", "server_q", "wrapped"),
-    *("expected", "check", "front", "shared_support", "aggregation", "downlink", "asking"),
+    *(
+        "expected",
+        "check",
+        "front",
+        "weights",
+        "shared_support",
+        "aggregation",
+        "downlink",
+        "asking",
+    ),
     *("secure", "rounds", "darex_strategy", "server_app"),
 )
 

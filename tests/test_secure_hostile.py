@@ -270,7 +270,7 @@ def misdealt(wrong: int) -> Change:
         peers = known["peers"]
         slot = int(context.node_config["partition-id"])
         letters = record["shares"]
-        for at in range(wrong):
+        for at in range(min(wrong, len(peers) // 72)):
             row = peers[72 * at : 72 * (at + 1)]
             peer, public = int.from_bytes(row[:8], "little"), row[8:40]
             new = keys.seal(known["channel"], public, session, slot, peer, os.urandom(32))
@@ -329,6 +329,39 @@ def test_who_is_left_out_is_remembered(caplog: pytest.LogCaptureFixture) -> None
 
 
 # --- More attacks ---
+
+
+@pytest.mark.parametrize("liar", [0, 3])
+def test_a_client_that_deals_wrong_shares_and_drops_out_is_found(liar: int) -> None:
+    """Its key has to be rebuilt, to take masks off that nobody else can: and it is not there."""
+
+    def gone(reply: Message, context: Context) -> None:
+        raise TimeoutError("gone")
+
+    app = Liar({SHARES: misdealt(5), MASKED: gone}, [liar])
+    counted, _ = go(secure(clients=6), app, 9, 6)
+    assert counted[-1] == 5 and counted.count(0) <= 4 and app.took_part(9) != list(range(6))
+
+
+def test_the_neighbours_of_a_client_with_bad_letters_find_it_out() -> None:
+    app = Liar({SHARES: garbage("shares")}, [7])
+    counted, _ = go(secure(clients=12, neighbours=6), app, 2, 12)
+    assert counted == [0, 11] and 7 not in app.took_part(2)
+
+
+def test_two_that_lie_about_one_dealer_do_not_get_it_left_out() -> None:
+    def complain(reply: Message, context: Context) -> None:
+        reply.content[SECURE_KEY]["unread"] = (4).to_bytes(8, "little")
+
+    app = Liar({UNMASK: complain}, [2, 9])
+    assert go(secure(clients=10), app, 2, 10)[0] == [10, 10]
+
+
+def test_another_seed_than_the_one_that_was_shared_spoils_sums_and_is_found() -> None:
+    """Shares and commitment fit each other, and the mask is of neither."""
+    app = Liar({MASKED: rewritten(lambda data: data.__setitem__(-1, data[-1] ^ 0x40))}, [0])
+    counted, _ = go(secure(), app, 8)
+    assert counted[-1] == 4 and 0 not in app.took_part(8)
 
 
 def test_a_key_that_is_written_in_another_way_is_refused(

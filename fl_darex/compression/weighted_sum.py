@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fl_darex.change import Array, Arrays, added, moved, shortened, steps, wide
 from fl_darex.compression.update import Before, Update
 from fl_darex.delta import Layout
+from fl_darex.masks import ONE
 from fl_darex.positions import Blocks, Draws, Mask, Positions, joined
 
 _SPAN = 1 << 20  # entries of a stretch: 4 MB of accumulator
@@ -255,8 +256,10 @@ def _batches(shares: Sequence[Share], blocks: Blocks) -> list[_Apart | _Together
     ]
     alone = [group[0] for group in groups.values() if len(group) == 1]
     if alone:
-        numel = int(blocks.length.sum())
-        each = alone[0].part.update.count * min(_SPAN, numel) // max(1, numel)
+        numel, drawn = int(blocks.length.sum()), alone[0].mask.chance
+        # What is drawn follows from the mask; how many survivors there are is a stranger's word.
+        count = numel * drawn // ONE if drawn else alone[0].part.update.count
+        each = count * min(_SPAN, numel) // max(1, numel)
         size = max(1, _AT_ONCE // max(1, each))
         batches += [_Apart(alone[i : i + size], blocks) for i in range(0, len(alone), size)]
     return batches

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl_darex.delta import Layout
-from fl_darex.masks import SHARED, Positions
+from fl_darex.masks import ONE, SHARED, Positions
 from fl_darex.positions.mask import Blocks, Mask, MaskFields, refuse
 from fl_darex.positions.rice import ListedPositions, write_positions
 
@@ -22,6 +22,8 @@ class ListedMask(Mask):
         seed: The run's seed, in [0, 2**64).
         round: The federated round, from 0.
         slot: Who pruned: the client's partition, or `fl_darex.masks.SHARED` for the server.
+        share: Largest part of the entries that it may list, in units of 2**-32, but for rounding
+            in each row of each tensor.
     """
 
     kind, code = "listed", 2
@@ -30,6 +32,14 @@ class ListedMask(Mask):
     seed: int = 0
     round: int = 0
     slot: int = SHARED
+    share: int = ONE
+
+    def bounds(self, layout: Layout) -> tuple[int, int]:
+        """Return the fewest and the most entries that it may list."""
+        specs = layout.pruned
+        rows = sum(spec.shape[0] if len(spec.shape) > 1 else 1 for spec in specs)
+        numel = sum(spec.numel for spec in specs)
+        return 0, min(numel, numel * self.share // ONE + rows)
 
     def in_layout(self, layout: Layout) -> dict[str, Positions]:
         """Return the positions as they are listed."""

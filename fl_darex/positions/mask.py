@@ -126,6 +126,10 @@ class Mask(ABC):
         """Probability with which every entry survives, in units of 2**-32; 0: there is none."""
         return self.fields.keep
 
+    def bounds(self, layout: Layout) -> tuple[int, int]:
+        """Return the fewest and the most entries that it may keep, without drawing it."""
+        return 0, sum(spec.numel for spec in layout.pruned)
+
     def in_layout(self, layout: Layout) -> dict[str, Positions]:
         """Return the sorted flat positions that survive in each pruned tensor."""
         blocks = Blocks.of(layout)

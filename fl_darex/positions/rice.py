@@ -91,11 +91,17 @@ class ListedPositions(Mapping[str, Positions]):
         end = size - sum(packed_size(count, k) for count, k in table)
         if start > end:
             refuse("has a positions section that is too short")
+        # A gap of g bits in unary covers g << k entries: more bits than that are never written.
+        tensors = zip(self._sizes.values(), table, strict=True)
+        longest = count + sum(numel >> k for numel, (listed, k) in tensors if listed)
+        if end - start > (longest + 7) // 8:
+            refuse("has a positions section that is too long")
         self._unary = data[start:end]
         self._entries = self._locate(table, data[end:])
         self._last: tuple[str, Positions] | None = None
         for name in self:  # all is checked before anything is used
             self[name]
+        self._last = None  # as long as nobody asks, a packet holds its bytes alone
 
     def __getitem__(self, name: str) -> Positions:
         if self._last is None or self._last[0] != name:

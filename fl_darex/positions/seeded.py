@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,21 @@ class SeededMask(Mask):
             return masks.draw(streams, start, blocks.length, self.keep)
         keys = self._keys(blocks)
         return masks.draw_exact(keys, streams, blocks.first, start, blocks.length, self.keep)
+
+    def bounds(self, layout: Layout) -> tuple[int, int]:
+        """Return the fewest and the most entries that it keeps.
+
+        Where each entry is drawn by itself there are more or fewer with a probability of 2**-79
+        (Bernstein's inequality).
+        """
+        numel, share = sum(spec.numel for spec in layout.pruned), self.keep / masks.ONE
+        if self.exact or self.keep == masks.ONE:  # rounded up or down in each tensor
+            off = len(layout.pruned) if self.exact else 0
+        else:
+            variance, third = numel * share * (1 - share), 80 * math.log(2) / 3
+            off = math.ceil(third + math.sqrt(third**2 + 6 * third * variance))
+        expected = numel * self.keep // masks.ONE
+        return max(0, expected - off), min(numel, expected + 1 + off)
 
     def plain_streams(self, blocks: Blocks) -> NDArray[np.uint64] | None:
         """Return the blocks' streams, unless each tensor keeps an exact number."""

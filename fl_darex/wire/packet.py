@@ -130,7 +130,7 @@ def open_packet(
     if q is not None:
         expect("q", header.q, q)
         expect("count of q", header.q_count, 1)
-    opened = read_packet(packet, layout, header)
+    opened = read_packet(packet, layout, header, mask)
     for detail, told in mask.details.items():
         expect(detail, opened.mask.details[detail], told)
     # q of single tensors are float32, and may have been rounded down.

@@ -92,13 +92,17 @@ class Packet:
         return found
 
 
-def read_packet(packet: bytes, layout: Layout, header: Header | None = None) -> Packet:
+def read_packet(
+    packet: bytes, layout: Layout, header: Header | None = None, told: Mask | None = None
+) -> Packet:
     """Check a packet against a layout, and leave its numbers where they are.
 
     Args:
         packet: Bytes from a stranger.
         layout: The receiver's own layout; it bounds every size before anything is allocated.
         header: The packet's header, if it was read already.
+        told: The mask that its sender was told to use, which bounds how many survivors there are
+            before positions are read; None: nothing is known of it.
 
     Raises:
         PacketError: If it is not a packet that an encoder writes for this layout.
@@ -110,6 +114,9 @@ def read_packet(packet: bytes, layout: Layout, header: Header | None = None) -> 
         known = ", ".join(f"{name} ({coding.code})" for name, coding in CODINGS.items())
         raise PacketError(f"unknown value coding {header.coding}; this receiver knows {known}")
     sections = _take_apart(packet, layout, header, coding)
+    fewest, most = told.bounds(layout) if told else (0, header.survivors)
+    if not fewest <= header.survivors <= most:
+        refuse(f"has {header.survivors} survivors, the mask {fewest} to {most}")
     q = _read_q(header, sections[0])
     mask = KINDS[header.mask_kind].read(header, sections[1], layout, header.survivors)
     _, _, values, dense, raw = sections

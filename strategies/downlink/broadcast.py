@@ -160,9 +160,10 @@ class Broadcast:
         if is_hex(held, 2 * VERSION_BYTES):
             self._held[node] = bytes.fromhex(str(held))
         if isinstance(digests, bytes) and self._digests:
-            size = VERSION_BYTES
+            size, known = VERSION_BYTES, set(self._digests.values())
             parts = (digests[at : at + size] for at in range(0, len(digests), size))
-            self._base[node] = frozenset(parts)
+            # Of what a stranger lists only tensors of the model are of use, or kept.
+            self._base[node] = frozenset(part for part in parts if part in known)
 
     def spoke(self, node: int) -> None:
         """A client's packet said which version it was made from, so it holds that version."""

@@ -60,7 +60,6 @@ class SecureRound:
         target: What is summed.
         ring: In which numbers are added.
         stages: What goes with the model to each client that takes part, by slot; see `open`.
-        summed: Slots of the clients whose masked updates came; see `unmasked`.
 
     Raises:
         PacketError: If there are too few clients, or the threshold does not suit so many.
@@ -91,7 +90,6 @@ class SecureRound:
         self._shape = shape_of(target.layout, self.ring.width, self._survivors)
         self._members = Members(session=token_bytes(keys.SESSION_BYTES))
         self.stages: dict[int, Stage] = {}
-        self.summed: tuple[int, ...] = ()
 
     @property
     def caught(self) -> Mapping[int, str]:
@@ -143,7 +141,6 @@ class SecureRound:
             PacketError: If it cannot be had; the reason is ``VALUES`` where a client is to blame.
         """
         total, counted = self._added(replies)
-        self.summed = tuple(sorted(counted))
         alive, near = set(counted), self._members.near
         self._need(len(alive), "masked updates")
         if not is_connected(self._members.graph, alive):
@@ -155,7 +152,7 @@ class SecureRound:
         rows = {slot: [(one, b"") for one in near(slot) if one in alive] for slot in sorted(alive)}
         given = self._ask(UNMASK, rows, lambda slot, record: _read_given(record, near(slot)))
         self._members.unmask(total, alive, given)
-        return total, [counted[slot] for slot in self.summed]
+        return total, [counted[slot] for slot in sorted(counted)]
 
     def _ask(
         self,

@@ -134,10 +134,11 @@ class SecureSum:
         except PacketError as error:
             self._suspects.catch(done.caught)
             if error.reason is Reason.VALUES and not done.caught:
-                self._suspects.summed(done.summed, sound=False)
+                # One that dropped out may be to blame: what it dealt has to be rebuilt.
+                self._suspects.summed(done.stages, sound=False)
             raise
         self._suspects.catch(done.caught)
-        self._suspects.summed(done.summed, sound=True)
+        self._suspects.summed(done.stages, sound=True)
         if mean.clipped > _MANY:
             log(
                 WARNING,

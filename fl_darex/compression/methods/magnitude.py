@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from fl_darex.compression.method import Local, Method
 from fl_darex.delta import Delta
 from fl_darex.options import Option
+from fl_darex.positions import ListedMask
 from fl_darex.pruning.magnitude import magnitudes
 from fl_darex.pruning.scores import SCOPES, keep_largest
 from fl_darex.survivors import Survivors
@@ -30,6 +32,10 @@ class Magnitude(Method):
 
     name: ClassVar[str] = "magnitude"
     options: ClassVar[Mapping[str, Option]] = {"scope": SCOPE}
+
+    def mask(self, terms: Terms) -> ListedMask:
+        """Return that positions are listed, and of how many entries."""
+        return replace(terms.listed, share=terms.uplink.keep)
 
     def prune(self, delta: Delta, terms: Terms, local: Local) -> Survivors:
         """Return the largest changes."""

@@ -7,6 +7,7 @@ Sun et al., "A Simple and Effective Pruning Approach for Large Language Models",
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
 from fl_darex.compression.method import Local, Method, lacks
@@ -14,6 +15,7 @@ from fl_darex.compression.methods.magnitude import SCOPE
 from fl_darex.delta import Delta
 from fl_darex.errors import DeltaError
 from fl_darex.options import Option
+from fl_darex.positions import ListedMask
 from fl_darex.pruning.scores import keep_largest
 from fl_darex.pruning.wanda import weighted
 from fl_darex.survivors import Survivors
@@ -36,6 +38,10 @@ class Wanda(Method):
                 "scope = 'global' needs activations of every tensor, which only linear layers "
                 "have; with method = 'wanda' set 'layer' or 'row'"
             )
+
+    def mask(self, terms: Terms) -> ListedMask:
+        """Return that positions are listed, and of how many entries."""
+        return replace(terms.listed, share=terms.uplink.keep)
 
     def prune(self, delta: Delta, terms: Terms, local: Local) -> Survivors:
         """Return the changes that weigh most."""
