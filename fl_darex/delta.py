@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_darex.change import holds
 from fl_darex.errors import DeltaError
 
 Tensors = Mapping[str, Any]
@@ -159,10 +160,13 @@ class Delta:
     def raw(self, name: str) -> NDArray[Any]:
         """Return the new values of a tensor that is not floating point, in its shape and type."""
         values = _numpy(self._tuned[name])
-        dtype = self._dtypes[name]
-        whole = values.dtype.kind == "f" and np.dtype(dtype).kind in "iu"
-        if whole and not np.isfinite(values).all():
-            raise DeltaError(f"{name!r} holds NaN or infinite values where integers were sent")
+        dtype = np.dtype(self._dtypes[name])
+        if not holds(dtype, values):
+            raise DeltaError(
+                f"{name!r} holds NaN or numbers that {dtype}, which was sent, cannot hold: from "
+                f"{values.min()} to {values.max()}"
+            )
+        whole = values.dtype.kind == "f" and dtype.kind in "iu"
         return np.array(np.rint(values) if whole else values, dtype=dtype)
 
     def changed(self, name: str) -> NDArray[Any]:

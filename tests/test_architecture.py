@@ -21,7 +21,7 @@ ROOMS = {
     "saveable": set(),
     "change": set(),
     "masks": set(),
-    "delta": set(),
+    "delta": {"change"},
     "positions": {"masks", "delta"},
     "survivors": {"delta", "positions"},
     "activations": set(),
@@ -163,7 +163,8 @@ def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
 
 # The order inside strategies/: each may import those before it, and none after it.
 ORDER = (
-    *("intake", "remembered", "server_q", "wrapped", "shared_support", "aggregation"),
+    *("intake", "nonnegative", "remembered", "server_q", "wrapped", "shared_support"),
+    "aggregation",
     *("downlink", "secure", "rounds", "darex_strategy", "server_app"),
 )
 
