@@ -65,6 +65,9 @@ class DarexStrategy(PackedRounds):
         downlink_values: How the server's packets write numbers; None: as ``values``.
         seed: Seed of masks and of the sampling of clients, in [0, 2**63).
         dense: Names of tensors whose whole delta is sent, such as a fresh head.
+        dense_below: Floating-point tensors of at most so many entries are sent whole, too; 0: none.
+            ``"auto"``: the smallest ones, while they have, together, at most 256 entries or a
+            twentieth of what survives of the model.
         clip: Largest L2 norm of a client's update, survivors over q and dense tensors together;
             longer ones are scaled down. None: as long as they are, unless the wrapped strategy
             adds noise for a norm.
@@ -82,7 +85,7 @@ class DarexStrategy(PackedRounds):
             travel. With ``clip``, clients clip their own updates.
         on_reply: Called with the ledger's entry as each reply arrives.
         uplink: Everything about the way up in one value, in place of p, q, values, mask, count,
-            method, seed, dense and options.
+            method, seed, dense, dense_below and options.
         options: The method's own settings: ``scope`` of magnitude and WANDA (among which entries
             the largest are chosen: ``"layer"``, ``"row"``, ``"global"``), ``columns`` of structured
             pruning (fraction of the input columns that is kept).
@@ -109,6 +112,7 @@ class DarexStrategy(PackedRounds):
         downlink_values: str | Coding | None = None,
         seed: int = 0,
         dense: Iterable[str] = (),
+        dense_below: int | str = "auto",
         clip: float | None = None,
         max_weight: float = LARGEST_WEIGHT,
         replies: str = "auto",
@@ -121,7 +125,8 @@ class DarexStrategy(PackedRounds):
         if uplink is None:
             names = dense if isinstance(dense, str) else tuple(dense)  # a text is refused as such
             more: dict[str, Any] = dict(q=q, values=values, mask=mask, count=count, seed=seed)
-            uplink = Uplink.of(method, p, dense=names, options=options, **more)
+            more |= dict(dense=names, dense_below=dense_below, options=options)
+            uplink = Uplink.of(method, p, **more)
         elif options:
             raise ValueError(f"uplink says everything about the way up; {sorted(options)} besides")
         wrapped = Wrapped(strategy, replies)

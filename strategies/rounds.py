@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fl_darex.change import Arrays
+from fl_darex.compression.remarks import remarks
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
@@ -84,7 +85,7 @@ class PackedRounds(Strategy):
         self._counted: dict[int, int] = {}  # by partition: the last round in which it counted
         self._running = False
         self._timeout, self._settings = 3600.0, ConfigRecord()
-        self._before, self._layout = dict[str, Any](), Layout(())
+        self._before, self._layout, self._fitted = dict[str, Any](), Layout(()), uplink
         self._terms: dict[int, Terms] = {}
 
     def summary(self) -> None:
@@ -146,7 +147,10 @@ class PackedRounds(Strategy):
             )
         self._present(arrays)
         self._before = view_arrays(arrays)
-        self._layout = Layout.of(self._before, self._uplink.dense)
+        self._fitted = self._uplink.fitted(self._before)
+        layout, self._layout = self._layout, self._fitted.layout(self._before)
+        for text in remarks(self._layout, self._fitted) if layout != self._layout else ():
+            log(WARNING, "%s", text)
         with seeded_random(derive(self._uplink.seed, "sample", server_round)):
             messages = list(
                 self.strategy.configure_train(server_round, arrays, config, self._view(grid))
@@ -255,7 +259,7 @@ class PackedRounds(Strategy):
 
     def _told(self, message: Message, round_: int) -> Terms:
         """Return what one client is told of its reply."""
-        asked, slot = self._uplink, self._slot_of(message)
+        asked, slot = self._fitted, self._slot_of(message)
         counted = self._counted.get(slot, 0) if asked.how.remembers else 0
         version, record = self._broadcast.version, self._addressing.place(message.content)
         return Terms(asked, round_, slot, version, record, counted)
