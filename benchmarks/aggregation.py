@@ -92,7 +92,7 @@ def dense_round(count: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
 def packed_round(count: int, mask: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Return our accumulation alone, and the whole round through FedAvg."""
     arrays = to_record(model())
-    strategy, nodes = DarexStrategy(fedavg(count), p=P, mask=mask), clients(count)
+    strategy, nodes = DarexStrategy(fedavg(count), p=P, mask=mask, dense_below=0), clients(count)
     with strategy.running(nodes):
         asked = list(strategy.configure_train(1, arrays, ConfigRecord(), nodes))
     replies = []

@@ -78,7 +78,7 @@ def run(name: str, mask: str, downlink: str) -> dict[str, Any]:
         return (plain if without else modded)(message, context)
 
     try:
-        strategy = DarexStrategy(STRATEGIES[name](), mask=mask, downlink=downlink)
+        strategy = DarexStrategy(STRATEGIES[name](), mask=mask, downlink=downlink, dense_below=0)
     except ValueError as error:
         return row | {"refused": str(error)}
     rng = np.random.default_rng(0)

@@ -152,7 +152,7 @@ def measure(data: str, rounds: int) -> dict[str, Any]:
     start = ArrayRecord(trainer.model.state_dict())
     bench = Bench(trainer, start)
     strategy = DarexStrategy(
-        FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+        FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1), dense_below=0
     )
     strategy.start(InProcessGrid(bench, 1), start, num_rounds=rounds, timeout=60)
     tokens = [int(batch["attention_mask"].sum()) for batch in trainer.batches]

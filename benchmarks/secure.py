@@ -74,7 +74,7 @@ def measure(
     """Run one round and return what it cost a client."""
     inner = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
     strategy = DarexStrategy(
-        inner, P, mask="round", count="exact", values=values or "fp16", secure=secure
+        inner, P, mask="round", count="exact", values=values or "fp16", secure=secure, dense_below=0
     )
     base = to_record({"weight": np.zeros(SIZE, dtype=np.float32)})
     start = time.perf_counter()

@@ -183,7 +183,7 @@ def _compressed(
         return reply
     memory = Memory(context.state) if method.remembers else None
     state = memory.recall(terms.counted, terms.slot) if memory else {}
-    delta = Delta(arrays, before, terms.uplink.dense)
+    delta = Delta(arrays, before, layout=terms.uplink.layout(before))
     packet, state = method.compress(delta, terms, local, state)
     if packet is None:
         if stage is not None:

@@ -144,7 +144,7 @@ def _grow(
     arrays: Arrays, note: ModelNote, chain: Sequence[bytes], packets: Sequence[bytes]
 ) -> ArrayRecord:
     """Apply packets, each to the version that it was made for."""
-    layout = Layout.of(arrays, note.dense)
+    layout = Layout.of(arrays, note.dense, note.dense_below)
     for version, data in zip(chain, packets, strict=False):
         packet = read_packet(data, layout)
         if packet.header.base != version:

@@ -57,6 +57,25 @@ def square(numbers: Iterable[Array]) -> float:
     return total
 
 
+def holds(dtype: np.dtype[Any], values: Array) -> bool:
+    """Return whether a type has room for numbers, rounded to whole ones where it is of integers.
+
+    Args:
+        dtype: Any type of real numbers or booleans.
+        values: NaN is no integer; every number is a boolean.
+    """
+    if dtype.kind not in "iu" or not values.size or values.dtype.kind == "b":
+        return True
+    low, high = values.min(), values.max()  # both are NaN where there is one
+    limits = np.iinfo(dtype)
+    if values.dtype.kind == "f":
+        # As Python's integers: float64 rounds int64's largest number up to one that does not fit.
+        if not (np.isfinite(low) and np.isfinite(high)):
+            return False
+        low, high = np.rint(low), np.rint(high)
+    return limits.min <= int(low) and int(high) <= limits.max
+
+
 def steps(after: Array, base: Array) -> NDArray[np.int64]:
     """Return by how many whole numbers a counter moved, entry by entry, flattened.
 

@@ -9,21 +9,26 @@ itself is not imported here.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fl_darex.change import holds
 from fl_darex.errors import DeltaError
 
 Tensors = Mapping[str, Any]
 Role = Literal["pruned", "dense", "raw"]
 
-# A pruned and rescaled variance can turn negative, so running statistics always travel whole.
-_STATISTICS = ("running_mean", "running_var")
+# Running statistics are no trained weights, and a pruned and rescaled variance can turn negative:
+# they always travel whole. torch, Keras, flax.
+_STATISTICS = re.compile(
+    r"(^|[./])((running_mean|running_var|moving_mean|moving_variance)(:0)?$|batch_stats[./])"
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class TensorSpec:
         name: Its name, unique in the layout.
         shape: Its shape; ``()`` is a scalar.
         dtype: Its type as NumPy or torch spells it, without a ``torch.`` prefix.
-        role: ``pruned``: a random part of its delta is sent; ``dense``: its whole delta is sent;
+        role: ``pruned``: a part of its delta is sent; ``dense``: its whole delta is sent;
             ``raw``: not floating point, its new values are sent as they are.
     """
 
@@ -56,12 +61,13 @@ class Layout:
     specs: tuple[TensorSpec, ...]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Any], dense: Iterable[str] = ()) -> Layout:
+    def of(cls, tensors: Mapping[str, Any], dense: Iterable[str] = (), below: int = 0) -> Layout:
         """Describe named tensors.
 
         Args:
             tensors: NumPy arrays or torch tensors by name.
             dense: Names whose whole delta is sent, such as a head that the base model lacks.
+            below: Floating-point tensors of at most so many entries are sent whole, too; 0: none.
 
         Raises:
             DeltaError: If ``dense`` names a tensor that is not there, or a tensor holds neither
@@ -72,8 +78,9 @@ class Layout:
         whole = set(dense)
         if missing := whole - set(tensors):
             raise DeltaError(f"dense names no such tensor: {sorted(missing)}")
-        specs = (_describe(name, tensors[name], name in whole) for name in sorted(tensors))
-        return cls(tuple(specs))
+        specs = (_describe(name, tensors[name]) for name in sorted(tensors))
+        roles = (_sent(spec, spec.name in whole or 0 < spec.numel <= below) for spec in specs)
+        return cls(tuple(roles))
 
     def __iter__(self) -> Iterator[TensorSpec]:
         return iter(self.specs)
@@ -107,16 +114,22 @@ class Delta:
         tuned: The tensors after training, or the difference itself where ``base`` is None.
         base: The tensors before training, same names and shapes; None means zeros.
         dense: Names whose whole delta is to be sent.
+        layout: What becomes of each tensor, where that is settled; None: `Layout.of`.
 
     Raises:
         DeltaError: If names or shapes of ``tuned`` and ``base`` differ.
     """
 
     def __init__(
-        self, tuned: Tensors, base: Tensors | None = None, dense: Iterable[str] = ()
+        self,
+        tuned: Tensors,
+        base: Tensors | None = None,
+        dense: Iterable[str] = (),
+        *,
+        layout: Layout | None = None,
     ) -> None:
         # A trainer may answer in another type; what was sent decides.
-        self.layout = Layout.of(tuned if base is None else base, dense)
+        self.layout = layout or Layout.of(tuned if base is None else base, dense)
         self._dtypes = {spec.name: spec.dtype for spec in self.layout}
         self._tuned = tuned
         self._base = base
@@ -155,10 +168,13 @@ class Delta:
     def raw(self, name: str) -> NDArray[Any]:
         """Return the new values of a tensor that is not floating point, in its shape and type."""
         values = _numpy(self._tuned[name])
-        dtype = self._dtypes[name]
-        whole = values.dtype.kind == "f" and np.dtype(dtype).kind in "iu"
-        if whole and not np.isfinite(values).all():
-            raise DeltaError(f"{name!r} holds NaN or infinite values where integers were sent")
+        dtype = np.dtype(self._dtypes[name])
+        if not holds(dtype, values):
+            raise DeltaError(
+                f"{name!r} holds NaN or numbers that {dtype}, which was sent, cannot hold: from "
+                f"{values.min()} to {values.max()}"
+            )
+        whole = values.dtype.kind == "f" and dtype.kind in "iu"
         return np.array(np.rint(values) if whole else values, dtype=dtype)
 
     def changed(self, name: str) -> NDArray[Any]:
@@ -182,17 +198,18 @@ def as_delta(delta: Delta | Mapping[str, Any]) -> Delta:
     return delta if isinstance(delta, Delta) else Delta(delta)
 
 
-def _describe(name: str, tensor: Any, dense: bool) -> TensorSpec:
+def _describe(name: str, tensor: Any) -> TensorSpec:
     # NumPy's name leaves out the byte order; torch's types have none.
     dtype = getattr(tensor.dtype, "name", None) or str(tensor.dtype).removeprefix("torch.")
-    role: Role = "pruned"
-    if "float" not in dtype:
-        if not dtype.startswith(("int", "uint", "bool")):
-            raise DeltaError(f"{name!r} is of type {dtype}; real numbers and booleans can be sent")
-        role = "raw"
-    elif dense or name.rpartition(".")[2] in _STATISTICS:
-        role = "dense"
+    if not dtype.startswith(("int", "uint", "bool")) and "float" not in dtype:
+        raise DeltaError(f"{name!r} is of type {dtype}; real numbers and booleans can be sent")
+    role: Role = "pruned" if "float" in dtype else "raw"
     return TensorSpec(name, tuple(int(size) for size in tensor.shape), dtype, role)
+
+
+def _sent(spec: TensorSpec, whole: bool) -> TensorSpec:
+    whole = whole or _STATISTICS.search(spec.name) is not None
+    return replace(spec, role="dense") if whole and spec.role == "pruned" else spec
 
 
 def _gather(tensor: Any, positions: Any) -> NDArray[Any]:

@@ -118,7 +118,7 @@ def average(
 def compare(wrapped: Wrapped, round_: int, came: Came, adjust: Adjust) -> RoundResult:
     """Let the strategy compare the replies where all clients have values.
 
-    There is no mean to adjust. Arguments are those of `average`.
+    Arguments are those of `average`; adjusted is the model after the step.
 
     Raises:
         DeltaError: If clients were sent different models.
@@ -137,17 +137,19 @@ def compare(wrapped: Wrapped, round_: int, came: Came, adjust: Adjust) -> RoundR
     used = support.fitting(came.usable, came.refuse)
     if not used:
         raise PacketError(_NOBODY, Reason.REPLY)
-    adjust(used, {}, sent)
     records = [support.of(reply.part) for reply in used]
     arrays, metrics = wrapped.step(round_, used, records, came.failed, support.before())
-    after = None if arrays is None else support.expanded(arrays, [reply.part for reply in used])
-    return RoundResult(used, after, metrics)
+    if arrays is None:
+        return RoundResult(used, None, metrics)
+    after = support.expanded(arrays, [reply.part for reply in used])
+    adjust(used, after, sent)
+    return RoundResult(used, to_record(after), metrics)
 
 
 def apart(wrapped: Wrapped, round_: int, came: Came, adjust: Adjust) -> RoundResult:
     """Let the strategy have each client's own arrays, whole: memory is clients x model.
 
-    There is no mean to adjust. Arguments are those of `average`.
+    Arguments are those of `average`; adjusted is each client's model.
 
     Raises:
         PacketError: If no reply can be used.
@@ -156,15 +158,17 @@ def apart(wrapped: Wrapped, round_: int, came: Came, adjust: Adjust) -> RoundRes
     records: list[ArrayRecord] = []
     for reply in came.usable:
         try:
-            records.append(to_record(reply.arrays()))
+            arrays = reply.arrays()
+            adjust([reply], arrays, reply.sent)
+            records.append(to_record(arrays))
             used.append(reply)
         except PacketError as error:
             came.refuse(reply.terms.slot, error)
     if not used:
         raise PacketError(_NOBODY, Reason.REPLY)
     adjust(used, {}, used[0].sent)
-    arrays, metrics = wrapped.step(round_, used, records, came.failed)
-    return RoundResult(used, None if arrays is None else typed(arrays, used[0].sent, {}), metrics)
+    answer, metrics = wrapped.step(round_, used, records, came.failed)
+    return RoundResult(used, None if answer is None else typed(answer, used[0].sent, {}), metrics)
 
 
 STEPS = {"mean": average, "each": average, "support": compare, "own": apart}

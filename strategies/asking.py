@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from logging import WARNING
+from typing import Any
 
 from flwr.app import ArrayRecord, Message
 from flwr.common.logger import log
@@ -75,17 +77,19 @@ class Asking:
         Raises:
             DeltaError: If a tensor that is to be sent whole is not there.
         """
-        known: list[tuple[ArrayRecord, Sent]] = []
+        known: list[tuple[ArrayRecord, Sent, Uplink]] = []
         if not counted:  # later models may have lost a tensor
             Layout.of(view_arrays(self._addressing.model), self._uplink.dense)
         found = {}
         for message in messages:
             records, slot = message.content.array_records, self._slot_of(message)
             place = self._addressing.place(message.content)
-            sent = NOTHING if place is None else self._sent(records[place], known)
+            sent, uplink = NOTHING, self._uplink
+            if place is not None:
+                sent, uplink = self._sent(records[place], known)
             ours = place is not None and self._addressing.is_model(records[place])
             terms = Terms(
-                self._uplink,
+                uplink,
                 round_,
                 slot,
                 self._broadcast.version if ours else NO_VERSION,
@@ -96,10 +100,28 @@ class Asking:
             found[message.metadata.dst_node_id] = Asked(message, terms, sent, told)
         return found
 
-    def _sent(self, record: ArrayRecord, known: list[tuple[ArrayRecord, Sent]]) -> Sent:
-        """Return one object for all records with the same tensors."""
-        for other, sent in known:
+    def _sent(
+        self, record: ArrayRecord, known: list[tuple[ArrayRecord, Sent, Uplink]]
+    ) -> tuple[Sent, Uplink]:
+        """Return one object for all records with the same tensors, and what is asked of these."""
+        for other, sent, uplink in known:
             if same(other, record):
-                return sent
-        known.append((record, Sent.of(record, self._uplink.dense)))
-        return known[-1][1]
+                return sent, uplink
+        arrays = view_arrays(record)
+        uplink = self._uplink.fitted(arrays)
+        sent = Sent(arrays, uplink.layout(arrays))
+        known.append((record, sent, uplink))
+        return sent, uplink
+
+    def state(self) -> dict[str, Any]:
+        """Return which tensors are sent whole."""
+        return {"dense": self._uplink.dense}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Ask for these whole."""
+        self._uplink = replace(self._uplink, dense=state["dense"])
+
+    def send_whole(self, names: Iterable[str]) -> None:
+        """Ask for the whole change of more tensors from the next round on."""
+        whole = dict.fromkeys([*self._uplink.dense, *names])
+        self._uplink = replace(self._uplink, dense=tuple(whole))

@@ -13,6 +13,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp import strategy as flower
 
+from fl_darex.compression.remarks import remarks
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
 from fl_darex.flower.records import view_arrays
@@ -87,11 +88,12 @@ def check(
     """
     arrays, record = view_arrays(model), describe(model)
     problems = list(_problems(wrapped, uplink, downlink, secure, arrays, clients))
-    known = tuple(name for name in uplink.dense if name in arrays)
+    fitted = uplink.fitted(arrays)
     try:
-        layout = Layout.of(arrays, known)
+        layout = fitted.layout(arrays)
     except ValueError:  # it is among the problems
         layout = Layout(())
+    problems += remarks(layout, fitted)
     plain = ENVELOPE_BYTES + sum(record.objects.values()) + record.tree_bytes
     up = plain if not uplink.how.packs else up_bytes(layout, uplink, secure, clients)
     if layout.pruned and uplink.how.packs and up > 0.9 * plain:

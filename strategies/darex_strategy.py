@@ -74,6 +74,9 @@ class DarexStrategy(PackedRounds):
         downlink_values: How the server's packets write numbers; None: as ``values``.
         seed: Seed of masks and of the sampling of clients, in [0, 2**63).
         dense: Names of tensors whose whole delta is sent, such as a fresh head.
+        dense_below: Floating-point tensors of at most so many entries are sent whole, too; 0: none.
+            ``"auto"``: the smallest ones, while they have, together, at most 256 entries or a
+            twentieth of what survives of the model.
         clip: Largest L2 norm of a client's update, survivors over q and dense tensors together;
             longer ones are scaled down. None: as long as they are, unless the wrapped strategy
             adds noise for a norm.
@@ -98,7 +101,7 @@ class DarexStrategy(PackedRounds):
             the ids are the same. For apps without the mod that would train on a message without a
             model.
         uplink: Everything about the way up in one value, in place of p, q, values, mask, count,
-            method, seed, dense and options.
+            method, seed, dense, dense_below and options.
         options: The method's own settings: ``scope`` of magnitude and WANDA (among which entries
             the largest are chosen: ``"layer"``, ``"row"``, ``"global"``), ``columns`` of structured
             pruning (fraction of the input columns that is kept).
@@ -128,6 +131,7 @@ class DarexStrategy(PackedRounds):
         downlink_values: str | Coding | None = None,
         seed: int = 0,
         dense: Iterable[str] = (),
+        dense_below: int | str = "auto",
         clip: float | None = None,
         max_weight: float = LARGEST_WEIGHT,
         replies: str = "auto",
@@ -149,7 +153,9 @@ class DarexStrategy(PackedRounds):
             wanted = "a number in [0, 1), or None"
             downlink_p = checks.real("downlink_p", downlink_p, wanted, lambda x: 0 <= x < 1)
         more: dict[str, Any] = dict(q=q, values=values, mask=mask, count=count, method=method)
-        uplink = _uplink(uplink, dict(p=p, seed=seed, dense=dense, **more), options)
+        uplink = _uplink(
+            uplink, dict(p=p, seed=seed, dense=dense, dense_below=dense_below, **more), options
+        )
         wrapped = Wrapped(strategy, replies)
         check_form(uplink, wrapped.form, strategy)
         broadcast = broadcast_for(downlink, uplink, downlink_p, downlink_values, base_held)

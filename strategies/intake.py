@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Message
 from flwr.common.logger import log
 
+from fl_darex.change import holds
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.update import Before, Update, WholeUpdate
 from fl_darex.compression.weighted_sum import Part
@@ -239,6 +240,8 @@ def _check_whole(record: ArrayRecord, before: Before) -> None:
             _refuse(f"{name!r} has shape {found.shape}, sent was {sent.shape}", Reason.LAYOUT)
         if found.dtype.kind not in _FITS.get(sent.dtype.kind, ""):
             _refuse(f"{name!r} is of type {found.dtype}, sent was {sent.dtype}", Reason.LAYOUT)
+        if not holds(sent.dtype, found):
+            _refuse(f"{name!r} holds numbers that {sent.dtype} cannot hold", Reason.VALUES)
         with np.errstate(over="ignore"):
             values = found.astype(sent.dtype) if sent.dtype.kind == "f" else found
             if not np.isfinite(values).all():

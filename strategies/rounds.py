@@ -10,13 +10,11 @@ from inspect import signature
 from logging import INFO, WARNING
 from typing import Any
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from fl_darex.change import Arrays
 from fl_darex.compression.uplink import Uplink
 from fl_darex.errors import DeltaError, PacketError
 from fl_darex.flower.grids import FallbackGrid, OrderedGrid, seeded_random
@@ -29,14 +27,15 @@ from fl_darex.seeds import derive
 
 from .aggregation import STEPS, RoundResult, average
 from .asking import Asking
+from .corrections import Corrections
 from .downlink.addressing import Addressing, Setting
 from .downlink.broadcast import Broadcast
 from .front import Front
 from .intake import Intake
-from .reply import Came, Reply
+from .reply import Came
 from .secure.sum import SecureSum
-from .sent import Asked, Sent
-from .server_q import Validate, choose_q
+from .sent import Asked
+from .server_q import Validate
 from .weights import note_one_is_all
 from .wrapped import Wrapped, explodes
 
@@ -56,8 +55,6 @@ class PackedRounds(Front):
 
     Attributes:
         ledger: The bytes of every message of the run.
-        q: The number by which survivors are divided; where it is searched, the mean over the
-            last round's clients.
         counted: Replies that entered the average of the last round.
     """
 
@@ -78,13 +75,14 @@ class PackedRounds(Front):
             uplink = replace(uplink, values="fp32")
         self.strategy, self._uplink = wrapped.strategy, uplink
         self._broadcast, self._addressing = broadcast, Addressing(broadcast)
-        self._validate, self._on_reply = validate, on_reply
+        self._on_reply = on_reply
+        self._corrections = Corrections(uplink, validate, self._send_whole)
         self._secure = SecureSum(secure, uplink, wrapped, clip) if secure else None
         self.ledger = ledger = Ledger()
         known, equal = ledger.partition_of, wrapped.private
         self._intake = Intake(known, wrapped.weighted_by, max_weight, clip, equal)
         self._roster = Roster(ledger.partition_of, broadcast.heard)
-        self.q, self.counted = uplink.divisor, 0
+        self.counted = 0
         self._counted: dict[int, int] = {}  # by partition: the last round in which it counted
         self._running = False
         self._timeout, self._settings = 3600.0, ConfigRecord()
@@ -108,8 +106,8 @@ class PackedRounds(Front):
         have others.
         """
         self._counted = {}  # rounds are numbered anew
-        asked = signature(self.strategy.start).bind(grid, initial_arrays, *more, **named).arguments
-        asked = {**asked, **named}  # what its own **keywords would hide
+        bound = signature(self.strategy.start).bind(grid, initial_arrays, *more, **named).arguments
+        asked = bound | named  # its own **keywords would hide some
         timeout, settings = asked.get("timeout") or 3600.0, asked.get("train_config")
         with self.running(grid, timeout, settings) as counted, self._wrapped.hooked(self):
             return self.strategy.start(counted, initial_arrays, *more, **named)
@@ -128,8 +126,7 @@ class PackedRounds(Front):
             timeout: Seconds to wait for answers to short questions.
             train_config: What the handshake carries beside its question.
         """
-        self._timeout, self._settings = timeout, train_config or ConfigRecord()
-        self._running = True
+        self._timeout, self._settings, self._running = timeout, train_config or ConfigRecord(), True
         counted = LedgerGrid(grid, self.ledger, self._on_reply, self._addressing.plain)
         try:
             again = self._addressing.again
@@ -171,8 +168,7 @@ class PackedRounds(Front):
         result = self._result(server_round, list(replies))
         self.counted = len(result.used)
         for reply in result.used:
-            node = reply.message.metadata.src_node_id
-            if self._addressing.informed(node):
+            if self._addressing.informed(node := reply.message.metadata.src_node_id):
                 (self._broadcast.spoke if reply.packed else self._broadcast.holds)(node)
         self._intake.note_plain(result.used)
         note_one_is_all(server_round, result.used)
@@ -187,8 +183,8 @@ class PackedRounds(Front):
         self._counted |= {reply.terms.slot: server_round for reply in result.used}
         masks = [mask for reply in result.used if (mask := reply.update.mask) is not None]
         whole = len(masks) < len(result.used)  # a client without the mod: its change is everywhere
-        after = self._broadcast.advance(after, None if whole else masks, server_round)
-        return after, result.metrics
+        advanced = self._broadcast.advance(after, None if whole else masks, server_round)
+        return advanced, result.metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -227,6 +223,11 @@ class PackedRounds(Front):
     # --- what the run remembers -------------------------------------------------------------------
 
     @property
+    def q(self) -> float:
+        """What survivors were divided by in the last round; the mean, where clients choose."""
+        return self._corrections.q
+
+    @property
     def model(self) -> ArrayRecord:
         """The model that the next round starts from, the one that clients hold."""
         return self._broadcast.model
@@ -236,18 +237,20 @@ class PackedRounds(Front):
 
         Clients' own states are the grid's. Between two rounds, with the round's evaluation over.
         """
-        own = {"q": self.q, "counted": self.counted, "last": dict(self._counted)}
+        own = {"counted": self.counted, "last": dict(self._counted)}
         return own | {name: holder.state() for name, holder in self._holders().items()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was asked for; the next round is given `model`."""
         for name, holder in self._holders().items():
             holder.restore(copy.deepcopy(state[name]))
-        self.q, self.counted, self._counted = state["q"], state["counted"], dict(state["last"])
+        self.counted, self._counted = state["counted"], dict(state["last"])
 
     def _holders(self) -> dict[str, Any]:
         return {
             "broadcast": self._broadcast,
+            "asking": self._asking,
+            "corrections": self._corrections,
             "ledger": self.ledger,
             "roster": self._roster,
             "intake": self._intake,
@@ -266,12 +269,12 @@ class PackedRounds(Front):
             if self._secure:
                 mean, used = self._secure.end(replies)
                 came.usable, came.failed = [mean], [r for r in replies if r.has_error()]
-                return average(wrapped, round_, came, self._note_q, used)
+                return average(wrapped, round_, came, self._corrections, used)
             came = self._intake.usable(replies, self._asked)
             if not self._counted and (why := came.structural):
                 raise DeltaError(f"no client's reply can be used, in this round or any: {why}")
             if came.usable or self._asked:
-                return STEPS[wrapped.form](wrapped, round_, came, self._note_q)
+                return STEPS[wrapped.form](wrapped, round_, came, self._corrections)
         except PacketError as error:
             came.usable = []
             log(WARNING, "round %s: %s; the model stays as it is", round_, error)
@@ -292,11 +295,6 @@ class PackedRounds(Front):
     def _slot_of(self, message: Message) -> int:
         return self._roster.partition_of[message.metadata.dst_node_id]
 
-    def _note_q(self, used: list[Reply], mean: Arrays, sent: Sent) -> None:
-        """Set ``q`` to what the round's survivors were divided by; choose it if that is ours."""
-        if self._validate is not None and any(reply.packed for reply in used):
-            first = self._uplink.divisor
-            self.q = choose_q(self._validate, sent.arrays, mean, sent.layout, first)
-        elif self._uplink.rule:
-            own = [reply.update.q for reply in used if reply.update.q is not None]
-            self.q = float(np.mean([np.mean(q) for q in own])) if own else self.q
+    def _send_whole(self, names: list[str]) -> None:
+        self._asking.send_whole(names)
+        self._broadcast.send_whole(names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,6 @@ from flwr.app import ArrayRecord, Message
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.update import Before
 from fl_darex.delta import Layout
-from fl_darex.flower.records import view_arrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +25,6 @@ class Sent:
 
     arrays: Before
     layout: Layout
-
-    @classmethod
-    def of(cls, record: ArrayRecord, dense: Iterable[str]) -> Sent:
-        """Describe a record's tensors; those named are sent back whole, where they are there."""
-        arrays = view_arrays(record)
-        return cls(arrays, Layout.of(arrays, [name for name in dense if name in arrays]))
 
     def like(self, arrays: Before) -> Sent:
         """Return what a reply of another structure is a change of: these tensors, else zeros."""

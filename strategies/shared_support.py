@@ -66,7 +66,7 @@ class SharedSupport:
             }
         return to_record(values)
 
-    def expanded(self, record: ArrayRecord, used: Sequence[Part]) -> ArrayRecord:
+    def expanded(self, record: ArrayRecord, used: Sequence[Part]) -> Arrays:
         """Return the whole model, given what a strategy makes of the support."""
         after: Arrays = {}
         for name, values in to_arrays(record).items():
@@ -77,7 +77,7 @@ class SharedSupport:
             flat[self._support.get(name, slice(None))] = values.reshape(-1).astype(base.dtype)
             after[name] = flat.reshape(base.shape)
         after |= mean_counters(self._before, self._layout, used)
-        return to_record({**self._before, **after})
+        return {**self._before, **after}
 
     def _at(self, name: str) -> Array:
         base = self._before[name]

@@ -22,7 +22,7 @@ ROOMS = {
     "checks": set(),
     "change": set(),
     "masks": set(),
-    "delta": set(),
+    "delta": {"change"},
     "positions": {"masks", "delta"},
     "survivors": {"delta", "positions"},
     "activations": set(),
@@ -164,18 +164,18 @@ def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
 
 # The order inside strategies/: each may import those before it, and none after it.
 ORDER = (
-    *("forms", "sent", "reply", "agreement", "intake", "remembered", "server_q", "wrapped"),
+    *("forms", "sent", "reply", "agreement", "intake", "nonnegative", "remembered", "server_q"),
     *(
+        "wrapped",
         "expected",
         "check",
         "front",
         "weights",
+        "corrections",
         "shared_support",
         "aggregation",
-        "downlink",
-        "asking",
     ),
-    *("secure", "rounds", "darex_strategy", "server_app"),
+    *("downlink", "asking", "secure", "rounds", "darex_strategy", "server_app"),
 )
 
 

@@ -124,8 +124,8 @@ def test_one_q_for_each_tensor_is_clipped_too() -> None:
         DarexMod(search=lambda message, context, s, rule: np.full(3, 0.01, np.float32)),
         Adversary(1.0, 0.99, partition=None),
     ]
-    assert moved(DarexStrategy(fedavg(), 0.99, q="layer-q-e"), mods) > 10
-    assert moved(DarexStrategy(fedavg(), 0.99, q="layer-q-e", clip=1.0), mods) < 1.0
+    assert moved(DarexStrategy(fedavg(), 0.99, q="layer-q-e", dense_below=0), mods) > 10
+    assert moved(DarexStrategy(fedavg(), 0.99, q="layer-q-e", clip=1.0, dense_below=0), mods) < 1.0
 
 
 def test_the_log_says_whose_update_was_clipped(caplog: pytest.LogCaptureFixture) -> None:

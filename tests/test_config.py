@@ -85,6 +85,8 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
         return st.sampled_from([*TASKS, "own:task", "a.b_1.c:d2"])
     if key == "compress.downlink-p":
         return st.just("same") | st.floats(0, 1 - 2**-32)
+    if key == "compress.dense-below":
+        return st.just("auto") | st.integers(0, 10**9)
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
     if key in ROWS:
@@ -302,7 +304,7 @@ def test_a_value_of_another_type_is_refused_at_every_key(key):
     message = refused({key: wrong})
     assert message.startswith(f"{key} = {wrong!r} is not allowed; ")
     assert re.search(
-        r"must be (text|true or false|a (whole )?number|'(dare|same)'.* or a number)|allowed: '",
+        r"must be (text|true or false|a (whole )?number|'\w+'.* or a (whole )?number)|allowed: '",
         message,
     )
 
@@ -338,6 +340,13 @@ Q = (
         ("compress.q", 1.01, Q),
         ("compress.q", "drae", f"{Q}; did you mean 'dare'?"),
         ("compress.q", "q_v", f"{Q}; did you mean 'q-v'?"),
+        (
+            "compress.dense-below",
+            -1,
+            "it must be 'auto' or a whole number from 0 to 1e+09",
+        ),
+        ("compress.dense-below", 1.5, "it must be 'auto' or a whole number from 0 to 1e+09"),
+        ("compress.dense-below", "all", "it must be 'auto' or a whole number from 0 to 1e+09"),
         ("compress.downlink-p", 1.0, "it must be 'same' or a number from 0 below 1"),
         ("compress.downlink-p", "equal", "it must be 'same' or a number from 0 below 1"),
         (

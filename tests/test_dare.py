@@ -249,13 +249,20 @@ def test_batch_norm_statistics_are_dense_and_its_counter_is_raw():
 
 
 @pytest.mark.parametrize(
-    "name", ["running_mean", "running_var", "bn.running_var", "a.b.running_mean"]
+    "name",
+    [
+        *("running_mean", "running_var", "bn.running_var", "a.b.running_mean"),
+        *("bn/moving_mean", "model/bn/moving_variance:0", "moving_variance"),
+        *("batch_stats.bn.var", "batch_stats/bn/mean", "state.batch_stats.bn.mean"),
+    ],
 )
 def test_running_statistics_are_dense_under_any_prefix(name):
     assert Layout.of({name: np.ones(3)}).dense[0].name == name
 
 
-@pytest.mark.parametrize("name", ["running_varx", "running_var.weight", "my_running_var", "var"])
+@pytest.mark.parametrize(
+    "name", ["running_varx", "running_var.weight", "my_running_var", "var", "my_batch_stats.w"]
+)
 def test_other_names_are_pruned(name):
     assert Layout.of({name: np.ones(3)}).pruned[0].name == name
 

@@ -182,7 +182,7 @@ def test_an_update_is_the_servers_own_step_rounded():
 
 @pytest.mark.parametrize(("mask", "slots"), [("round", 0), ("client", CLIENTS)])
 def test_positions_of_an_update_follow_from_the_clients_masks(mask, slots):
-    strategy = DarexStrategy(fedavg(), p=0.99, mask=mask, downlink="update")
+    strategy = DarexStrategy(fedavg(), p=0.99, mask=mask, downlink="update", dense_below=0)
     grid = Fleet(CLIENTS, lambda m, c: BASE)
     run(strategy, grid, 2, BASE)
     (packet,) = (
@@ -207,11 +207,12 @@ def test_positions_of_an_update_follow_from_the_clients_masks(mask, slots):
 
 def test_a_server_that_prunes_keeps_back_what_it_does_not_send():
     """Sent + kept = whole: after enough rounds without change, everything has arrived."""
-    from fl_darex.compression import POLICIES
+    from fl_darex.compression import POLICIES, Uplink
     from fl_darex.strategies.downlink.broadcast import Broadcast
 
     numel, kept = 1000, 2**32 // 10
-    broadcast = Broadcast(POLICIES["server"], keep=kept, values="fp16", seed=0, dense=())
+    uplink = Uplink.of("dare", 0.9)
+    broadcast = Broadcast(POLICIES["server"], keep=kept, values="fp16", uplink=uplink)
     base = {"w": np.zeros(numel, np.float32), "n": np.array([1])}
     change = np.random.default_rng(0).normal(size=numel).astype(np.float32)
     broadcast.present(to_record(base))

@@ -58,7 +58,9 @@ def test_the_average_is_that_of_what_each_client_pruned(method: str, p: float) -
     options: dict[str, Any] = {"columns": max(0.2, 1 - p), "scope": "layer"}
     if method == "wanda":
         options["scope"] = "row"
-    strategy = DarexStrategy(fedavg(), p, method=method, values="fp32", seed=5, **options)
+    strategy = DarexStrategy(
+        fedavg(), p, method=method, values="fp32", seed=5, **options, dense_below=0
+    )
     found = run(strategy)
     if method == "structured":
         kept = [
@@ -117,7 +119,7 @@ def chooses(*qs: Any) -> DarexMod:
 
 def test_each_clients_own_q_divides_its_survivors() -> None:
     qs = [0.1, 0.25, np.array([0.2, 0.5, 1.0], np.float32), 1.0]
-    strategy = DarexStrategy(fedavg(), 0.9, q="layer-q-e", values="fp32", seed=5)
+    strategy = DarexStrategy(fedavg(), 0.9, q="layer-q-e", values="fp32", seed=5, dense_below=0)
     found = run(strategy, chooses(*qs))
     changes = []
     for client, q in enumerate(qs):
@@ -131,7 +133,7 @@ def test_each_clients_own_q_divides_its_survivors() -> None:
 
 @pytest.mark.parametrize("odd", [0.05, 1.5, float("nan"), np.array([0.2, 0.05, 0.5], np.float32)])
 def test_a_search_that_leaves_its_range_costs_that_reply(odd: Any) -> None:
-    strategy = DarexStrategy(fedavg(), 0.9, q="layer-q-e")
+    strategy = DarexStrategy(fedavg(), 0.9, q="layer-q-e", dense_below=0)
     run(strategy, chooses(0.2, odd, 0.2, 0.2))
     assert strategy.counted == CLIENTS - 1
 
@@ -146,7 +148,7 @@ def test_a_client_that_cannot_search_is_told() -> None:
 
 
 def test_the_server_takes_the_q_with_the_smallest_loss_along_its_step() -> None:
-    plain = run(DarexStrategy(fedavg(), 0.9, values="fp32", seed=5))
+    plain = run(DarexStrategy(fedavg(), 0.9, values="fp32", seed=5, dense_below=0))
     step = {name: plain[name] - BASE[name] for name in BASE}
     asked: list[float] = []
 
@@ -158,7 +160,13 @@ def test_the_server_takes_the_q_with_the_smallest_loss_along_its_step() -> None:
         )
 
     strategy = DarexStrategy(
-        fedavg(), 0.9, q="server-validation", validate=validate, values="fp32", seed=5
+        fedavg(),
+        0.9,
+        q="server-validation",
+        validate=validate,
+        values="fp32",
+        seed=5,
+        dense_below=0,
     )
     found = run(strategy)
     first = keep_threshold(0.9) / ONE
@@ -171,9 +179,9 @@ def test_the_server_takes_the_q_with_the_smallest_loss_along_its_step() -> None:
 
 
 def test_a_loss_that_is_never_finite_leaves_the_plain_step() -> None:
-    plain = run(DarexStrategy(fedavg(), 0.9, seed=5))
+    plain = run(DarexStrategy(fedavg(), 0.9, seed=5, dense_below=0))
     odd = DarexStrategy(
-        fedavg(), 0.9, q="server-validation", validate=lambda arrays: np.nan, seed=5
+        fedavg(), 0.9, q="server-validation", validate=lambda arrays: np.nan, seed=5, dense_below=0
     )
     found = run(odd)
     assert odd.q == keep_threshold(0.9) / ONE

@@ -25,8 +25,8 @@ UPLINK = Uplink(method="dare", keep=ONE // 2, q=0.5, seed=7)
 TERMS = Terms(uplink=UPLINK, round=3, slot=2)
 GOLDEN = (
     '{"method":"dare","keep":2147483648,"q":0.5,"values":"fp16","mask":"client","count":"random",'
-    '"seed":7,"dense":["h\\u00e9ad","b"],"options":{},"round":3,"slot":2,'
-    '"model":"0000000000000000","record":"","counted":0,"version":2}'
+    '"seed":7,"dense":["h\\u00e9ad","b"],"dense_below":0,"options":{},"round":3,"slot":2,'
+    '"model":"0000000000000000","record":"","counted":0,"version":3}'
 )
 SOUND = json.loads(GOLDEN) | {"dense": []}
 
@@ -56,6 +56,7 @@ def uplinks(draw: st.DrawFn) -> Uplink:
         count=draw(st.sampled_from(COUNTS)),
         seed=draw(st.integers(0, 2**63 - 1)),
         dense=draw(st.lists(st.text(max_size=8), max_size=4).map(tuple)),
+        dense_below=draw(st.integers(0, 2**40)),
         options={name: draw(options[name]) for name in method.options},
     )
 
@@ -95,9 +96,9 @@ def test_a_shared_mask_has_the_slot_of_nobody():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 1}, "are of wire version 1, this side speaks 2; install the same fl-darex"),
+        ({"version": 2}, "are of wire version 2, this side speaks 3; install the same fl-darex"),
         ({"version": 0}, "are of wire version 0"),
-        ({"version": "2"}, "are of wire version 2"),
+        ({"version": "3"}, "are of wire version 3"),
         ({"version": None}, "are of wire version None"),
         ({"method": "dara"}, "method must be one of .*, got 'dara'; did you mean 'dare'"),
         (
@@ -117,6 +118,9 @@ def test_a_shared_mask_has_the_slot_of_nobody():
         ({"q": -(10**400)}, "q must be .* got -1000"),
         ({"dense": None}, "dense = None is not allowed; it must be a list of names"),
         ({"dense": 5}, "dense = 5 is not allowed"),
+        ({"dense_below": -1}, r"dense_below in the server's terms is -1, not an integer in \[0,"),
+        ({"dense_below": True}, "dense_below in the server's terms is True, not an integer"),
+        ({"dense_below": "auto"}, "dense_below in the server's terms is 'auto', not an integer"),
         ({"options": {"scope": "row"}}, "'scope' is no option of method 'dare'"),
         (
             {"method": "structured", "options": {"columns": 2}},

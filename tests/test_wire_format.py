@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fl_darex.delta import Delta
+from fl_darex.delta import Delta, Layout
 from fl_darex.masks import ONE, keep_threshold
 from fl_darex.positions import ListedMask, SeededMask, StructuredMask, UnionMask
 from fl_darex.pruning import dare, structured
@@ -213,13 +213,17 @@ def number_bytes(coding: int, count: int) -> int:
 # --- §1 and §2: layout and packet -------------------------------------------------------------
 
 
-def specs_of(tensors: dict[str, np.ndarray], dense: set[str] = frozenset()) -> list[Spec]:
+def specs_of(
+    tensors: dict[str, np.ndarray], dense: set[str] = frozenset(), below: int = 0
+) -> list[Spec]:
     found = []
     for name in sorted(tensors):
         tensor = tensors[name]
         role = "pruned" if tensor.dtype.kind == "f" else "raw"
-        statistics = name.rpartition(".")[2] in ("running_mean", "running_var")
-        if role == "pruned" and (name in dense or statistics):
+        last = re.split("[./]", name)[-1].removesuffix(":0")
+        statistics = last in ("running_mean", "running_var", "moving_mean", "moving_variance")
+        statistics |= "batch_stats" in re.split("[./]", name)[:-1]
+        if role == "pruned" and (name in dense or statistics or 0 < tensor.size <= below):
             role = "dense"
         found.append((name, tensor.shape, tensor.dtype.name, role))
     return found
@@ -304,7 +308,9 @@ def test_the_second_reader_reads_the_golden_packets(which):
 @st.composite
 def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
     shapes = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9)
-    names = st.text("ab.é", max_size=3) | st.just("x.running_var")
+    names = st.text("ab.é", max_size=3) | st.sampled_from(
+        ["x.running_var", "moving_mean", "a/moving_variance:0", "batch_stats.b.var", "batch_stats"]
+    )
     tensors = draw(
         st.dictionaries(
             names,
@@ -315,7 +321,9 @@ def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
         )
     )
     dense = draw(st.sets(st.sampled_from(sorted(tensors)))) if tensors else set()
-    delta = Delta(tensors, dense=dense)
+    below = draw(st.sampled_from([0, 1, 12]))
+    delta = Delta(tensors, layout=Layout.of(tensors, dense, below))
+    specs = specs_of(tensors, dense, below)
     kept = keep_threshold(draw(st.sampled_from([0.0, 0.2, 0.5, 0.9])))
     seed, round_ = draw(st.integers(0, 2**63)), draw(st.integers(0, 1000))
     kind = draw(st.sampled_from(["seeded", "exact", "union", "listed", "columns", "both"]))
@@ -324,16 +332,16 @@ def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
         for spec in delta.layout.pruned:
             chosen = draw(st.sets(st.integers(0, spec.numel - 1))) if spec.numel else set()
             where[spec.name] = np.array(sorted(chosen), np.int64)
-        return gather(delta, ListedMask(where, seed, round_, 4), 1.0), specs_of(tensors, dense)
+        return gather(delta, ListedMask(where, seed, round_, 4), 1.0), specs
     if kind == "union":
         slots = sorted(draw(st.sets(st.integers(-1, 9), min_size=1, max_size=3)))
         members = tuple(SeededMask(seed, round_, slot, kept) for slot in slots)
-        return gather(delta, UnionMask(members), 0.5), specs_of(tensors, dense)
+        return gather(delta, UnionMask(members), 0.5), specs
     one = SeededMask(seed, round_, 3, kept, kind in ("exact", "both"))
     if kind in ("columns", "both"):
         columns = draw(st.integers(kept, ONE))
-        return gather(delta, StructuredMask(one, columns), 0.5), specs_of(tensors, dense)
-    return gather(delta, one, 0.25), specs_of(tensors, dense)
+        return gather(delta, StructuredMask(one, columns), 0.5), specs
+    return gather(delta, one, 0.25), specs
 
 
 @settings(deadline=None, max_examples=200)

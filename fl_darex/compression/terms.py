@@ -24,7 +24,7 @@ CONFIG_KEY = "darex"
 
 
 @dataclass(frozen=True)
-class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=2):
+class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=3):
     """What one client's reply in one round must look like.
 
     Attributes:
@@ -48,6 +48,7 @@ class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=2):
         # `Uplink` itself says what most of its settings may be.
         **{one.name: Rule("", lambda value: True) for one in fields(Uplink)},
         "q": Rule("a number or a rule", lambda value: type(value) in (int, float, str)),
+        "dense_below": COUNT,
         "options": Rule("an object", lambda value: isinstance(value, dict)),
         "round": COUNT,
         "slot": COUNT,

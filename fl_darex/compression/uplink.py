@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
+from fl_darex.compression.small import whole_up_to
+from fl_darex.delta import Layout
 from fl_darex.errors import nearest
 from fl_darex.masks import ONE, SHARED, keep_threshold
 from fl_darex.options import Scalar, checked_options
@@ -19,6 +21,9 @@ from fl_darex.wire.codings import CODINGS, Coding
 
 MASKS = ("client", "round")
 """One mask for each client, or one for all clients of a round."""
+
+AUTO = "auto"
+"""Of ``dense_below``: as the model's sizes suggest."""
 
 COUNTS = ("random", "exact")
 """How many survivors a tensor has: as drawn, or its share, rounded at random."""
@@ -38,6 +43,8 @@ class Uplink:
         count: ``"random"`` or ``"exact"``.
         seed: The run's seed, in [0, 2**63).
         dense: Names of tensors whose whole delta is sent.
+        dense_below: Floating-point tensors of at most so many entries are sent whole, too.
+            ``"auto"``: the smallest ones, while they are few; `fitted` makes a number of it.
         options: The method's own settings by name; those that are left out take their default.
 
     Raises:
@@ -53,6 +60,7 @@ class Uplink:
     count: str = "random"
     seed: int = 0
     dense: tuple[str, ...] = ()
+    dense_below: int | str = 0
     options: Mapping[str, Scalar] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,6 +74,12 @@ class Uplink:
         names = self.dense if isinstance(self.dense, list | tuple) else [None]
         if not all(isinstance(name, str) for name in names):
             raise ValueError(f"dense = {self.dense!r} is not allowed; it must be a list of names")
+        below = self.dense_below
+        if below != AUTO and (type(below) is not int or not 0 <= below < 2**63):
+            raise ValueError(
+                f"dense_below = {below!r} is not allowed; it must be a number of entries in "
+                f"[0, 2**63), or {AUTO!r}"
+            )
         options = checked_options(f"method {self.method!r}", self.how.options, self.options)
         object.__setattr__(self, "options", options)
         object.__setattr__(self, "dense", tuple(self.dense))
@@ -110,6 +124,28 @@ class Uplink:
     def rule(self) -> str:
         """How clients choose q; empty: they do not."""
         return self.q if isinstance(self.q, str) and self.q in RULES else ""
+
+    def fitted(self, tensors: Mapping[str, Any]) -> Uplink:
+        """Return the uplink for a model of these tensors, with a number for ``dense_below``.
+
+        Names in ``dense`` of tensors that are not there are left out.
+        """
+        there = tuple(name for name in self.dense if name in tensors)
+        if self.dense_below != AUTO:
+            return self if there == self.dense else replace(self, dense=there)
+        layout = Layout.of(tensors)
+        # By sizes alone: which tensors are named dense, and later so, does not move the others.
+        sizes = [spec.numel for spec in (*layout.pruned, *layout.dense)]
+        below = whole_up_to(sizes, self.keep) if self.how.packs else 0
+        return replace(self, dense=there, dense_below=below)
+
+    def layout(self, tensors: Mapping[str, Any]) -> Layout:
+        """Return what becomes of each tensor of a model.
+
+        Raises:
+            DeltaError: If ``dense`` names a tensor that is not there.
+        """
+        return Layout.of(tensors, self.dense, int(self.dense_below))
 
     def drawn(self, round_: int, slot: int) -> SeededMask:
         """Return the entries that a client draws in a round."""

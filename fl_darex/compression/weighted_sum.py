@@ -64,7 +64,8 @@ def weighted_mean(
     # Shares of the sparse ones alone: their sum is a mean, whatever the whole ones weigh.
     shares = [Share(part, part.weight / total / (share or 1.0)) for part in sparse]
     if shares:
-        sums = np.empty(sum(spec.numel for spec in layout.pruned), dtype=np.float32)
+        kind = np.result_type(np.float32, *(before[spec.name].dtype for spec in layout.pruned))
+        sums = np.empty(sum(spec.numel for spec in layout.pruned), dtype=kind)
         if odd := add_sparse(sums, layout, shares, clear=True):
             return None, [one.part for one in odd]
         after = _pruned_after(before, layout, sums) | _dense_after(before, layout, shares)
@@ -90,7 +91,11 @@ def mean_counters(before: Before, layout: Layout, parts: Sequence[Part]) -> Arra
 
 
 def _sum_of_whole(parts: list[Part], total: float, before: Before, layout: Layout) -> Arrays:
-    """Return the whole tensors' part of the mean, with the bits of aggregate_arrayrecords."""
+    """Return the whole tensors' part of the mean.
+
+    It has the bits of Flower's aggregate_arrayrecords where all have the model's types. The widest
+    type that came decides, never narrower than the model's, whoever answered first.
+    """
     result: Arrays = {}
     counters = {spec.name for spec in layout.raw}
     for part in parts:
@@ -99,22 +104,25 @@ def _sum_of_whole(parts: list[Part], total: float, before: Before, layout: Layou
                 continue
             if part.factor != 1.0:
                 array = shortened(array, before[name], part.factor)
-            term = array * (part.weight / total)
-            if name in result:
+            kind = np.result_type(array, before[name])
+            term = array.astype(kind, copy=False) * (part.weight / total)
+            if name not in result:
+                result[name] = term
+            elif np.can_cast(kind, result[name].dtype):
                 result[name] += term
             else:
-                result[name] = term
+                result[name] = result[name] + term
     return result
 
 
-def _pruned_after(before: Before, layout: Layout, sums: Numbers) -> Arrays:
+def _pruned_after(before: Before, layout: Layout, sums: Array) -> Arrays:
     """Return the model plus the weighted sum, for all pruned tensors."""
     after: Arrays = {}
     start = 0
     for spec in layout.pruned:
         part: Array = sums[start : start + spec.numel].reshape(spec.shape)
         start += spec.numel
-        if before[spec.name].dtype == np.float32:
+        if before[spec.name].dtype == sums.dtype:
             part += before[spec.name]  # in place: the accumulator becomes the model
             after[spec.name] = part
         else:
@@ -175,12 +183,12 @@ class Share:
 
 
 def add_sparse(
-    total: Numbers, layout: Layout, shares: Sequence[Share], *, clear: bool = False
+    total: Array, layout: Layout, shares: Sequence[Share], *, clear: bool = False
 ) -> list[Share]:
     """Add ``share * survivors / q`` of updates to a vector of all pruned tensors, in place.
 
     Args:
-        total: All pruned tensors in canonical order, flattened into one vector.
+        total: All pruned tensors in canonical order, flattened into one vector, float32 or wider.
         layout: The model's layout.
         shares: In the order in which they are added; none of them read before.
         clear: Begin with zeros, whatever the vector holds.

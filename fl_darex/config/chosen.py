@@ -11,7 +11,7 @@ from fl_darex.compression.downlink import POLICIES
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
 from fl_darex.compression.uplink import Uplink
-from fl_darex.config.sections import Fraction, Rate, Section
+from fl_darex.config.sections import Fraction, Rate, Section, Size
 from fl_darex.errors import ConfigError, nearest
 from fl_darex.flower.optimizers import OPTIMIZERS, Optimizer
 from fl_darex.masks import keep_threshold
@@ -143,6 +143,9 @@ class CompressConfig(_CompressOptions):
     values: Annotated[str, AfterValidator(names_a_row("compress.values", CODINGS))] = "fp16"
     mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
     count: Literal["random", "exact"] = Field("random", description="survivors of each tensor")
+    dense_below: Literal["auto"] | Size = Field(
+        "auto", description="tensors of at most so many entries go whole; auto: while they are few"
+    )
     downlink: Annotated[str, AfterValidator(names_a_row("compress.downlink", POLICIES))] = Field(
         "update", description="the model, what changed of it, or the largest entries of that"
     )
@@ -194,6 +197,7 @@ class CompressConfig(_CompressOptions):
             count=self.count,
             seed=seed,
             dense=dense,
+            dense_below=self.dense_below,
             options=options_of(self, self.chosen.options),
         )
 

@@ -35,7 +35,7 @@ def _allowed(root: type[BaseModel], key: str, found: Any) -> str:
         return f"allowed: {', '.join(map(repr, choices))}{nearest(str(found), choices)}"
     if kind is bool:
         return "it must be true or false"
-    number = "a whole number" if kind is int else "a number"
+    number = "a whole number" if int in (kind, *named) else "a number"
     words = [", ".join(map(repr, choices))] if choices else []
     if kind is str:
         return "it must be text"

@@ -11,6 +11,7 @@ from fl_darex.errors import nearest
 
 Rate = Annotated[float, Field(ge=1e-9, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Size = Annotated[int, Field(ge=0, le=10**9)]
 
 TASKS = {
     "digits": "digits.task:load_digits_task",

@@ -14,7 +14,7 @@ from typing import Annotated
 from flwr.app import Array, ArrayRecord
 
 from fl_darex.flower.records import PACKET_STYPE, packet_array
-from fl_darex.wire.json_notes import DIGITS, NAMES, TEXT, Note, Rule, is_hex
+from fl_darex.wire.json_notes import COUNT, DIGITS, NAMES, TEXT, Note, Rule, is_hex
 
 DELIVERY_KEY = "darex.model"
 GREETING_KEY = "darex.greeting"
@@ -28,7 +28,7 @@ _MAYBE = Rule("16 hexadecimal digits or empty", lambda value: value == "" or is_
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelNote(Note, key=DELIVERY_KEY, what="the server's delivery"):
+class ModelNote(Note, key=DELIVERY_KEY, what="the server's delivery", speaks=2):
     """What the arrays of a message are.
 
     Attributes:
@@ -36,6 +36,7 @@ class ModelNote(Note, key=DELIVERY_KEY, what="the server's delivery"):
         start: Version that the message builds on, 16 digits; empty: the arrays are everything.
         model: Version that comes out.
         dense: Names of tensors whose whole change is sent.
+        dense_below: Floating-point tensors of at most so many entries are sent whole, too.
         record: Name of the ArrayRecord that stands for the model; empty: there is no other.
     """
 
@@ -43,6 +44,7 @@ class ModelNote(Note, key=DELIVERY_KEY, what="the server's delivery"):
     start: Annotated[str, _MAYBE]
     model: Annotated[str, DIGITS]
     dense: Annotated[tuple[str, ...], NAMES] = ()
+    dense_below: Annotated[int, COUNT] = 0
     record: Annotated[str, TEXT] = ""
 
 

@@ -78,7 +78,7 @@ def choose_q(
         search = partial(
             search_eta,
             # A copy of the trained values: the model itself is moved.
-            delta=Delta(to_numpy(session.tensors), base, session.dense),
+            delta=Delta(to_numpy(session.tensors), base, layout=survivors.layout),
             inputs=layer_inputs(session.model, batches(session, examples)),
             p=config.compress.p,
             step=_ETA,

@@ -40,7 +40,6 @@ def broadcast_for(
         POLICIES[policy],
         keep=uplink.keep if p is None else keep_threshold(p),
         values=values or uplink.values,
-        seed=uplink.seed,
-        dense=uplink.dense,
+        uplink=uplink,
         held=held,
     )

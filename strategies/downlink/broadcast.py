@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from logging import INFO, WARNING
 from typing import Any
 
@@ -19,6 +20,7 @@ from flwr.common.logger import log
 from fl_darex.compression.downlink import DownlinkPolicy, StepTerms
 from fl_darex.compression.method import State
 from fl_darex.compression.update import SparseUpdate
+from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Delta
 from fl_darex.errors import DeltaError
 from fl_darex.files.model_cache import ModelCache
@@ -47,8 +49,7 @@ class Broadcast:
         policy: What is sent of the server's step.
         keep: Fraction of a step that is sent, in units of 2**-32, by policies that drop something.
         values: How a step's numbers are written.
-        seed: The run's seed.
-        dense: Names of tensors whose whole change is sent.
+        uplink: The way up: its seed, and which tensors are sent whole, are those of the way down.
         held: Whether clients of which nothing is known are taken to hold the first model; one
             that does not says so, and is sent it.
 
@@ -66,8 +67,7 @@ class Broadcast:
         *,
         keep: int,
         values: str,
-        seed: int,
-        dense: Sequence[str],
+        uplink: Uplink,
         held: bool = False,
     ) -> None:
         if held and not policy.versions:
@@ -75,8 +75,8 @@ class Broadcast:
                 "base_held needs a downlink that builds on what clients hold: 'update' or 'server'"
             )
         self.run = secrets.token_hex(8)
-        self._policy, self._keep, self._values, self._seed = policy, keep, values, seed
-        self._named, self._dense, self._assume = tuple(dense), tuple(dense), held
+        self._policy, self._keep, self._values = policy, keep, values
+        self._uplink, self._asked, self._assume = uplink, uplink, held
         self.model = ArrayRecord()
         self._first = ArrayRecord()  # the model before the first packet
         self._digests: dict[str, bytes] = {}  # of its tensors
@@ -102,11 +102,11 @@ class Broadcast:
         if (self._versions or not self._policy.versions) and same(record, self.model):
             return
         self.model = self._first = record
-        self._dense = tuple(name for name in self._named if name in record)
         if not self._policy.versions:
             return
         self._base = {}
-        self._digests = tensor_digests(view_arrays(record))
+        tensors = view_arrays(record)
+        self._asked, self._digests = self._uplink.fitted(tensors), tensor_digests(tensors)
         self._versions, self._packets = [content_version(self._digests)], []
         self._contents = {}
 
@@ -119,12 +119,26 @@ class Broadcast:
         self._held.clear()
         self._base.clear()
 
+    def send_whole(self, names: Sequence[str]) -> None:
+        """Send the whole change of more tensors from now on.
+
+        A note says for all of a client's packets which tensors are whole, so who does not hold the
+        present version is sent the model.
+        """
+        whole = dict.fromkeys([*self._uplink.dense, *names])
+        self._uplink = replace(self._uplink, dense=tuple(whole))
+        self._asked = self._uplink.fitted(view_arrays(self.model))
+        if self._policy.versions:
+            self._versions, self._packets, self._contents = self._versions[-1:], [], {}
+            self._first, self._digests, self._base = ArrayRecord(), {}, {}
+
     # --- what the run remembers -------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Return models, versions, packets, what the policy kept and what each client holds."""
         return {
             "run": self.run,
+            "dense": self._uplink.dense,
             "model": to_arrays(self.model),
             "first": None if self._first is self.model else to_arrays(self._first),
             "digests": dict(self._digests),
@@ -137,6 +151,8 @@ class Broadcast:
     def restore(self, state: dict[str, Any]) -> None:
         """Hold the models and know of clients what `state` said."""
         self.run, self.model = state["run"], to_record(state["model"])
+        self._uplink = replace(self._uplink, dense=state["dense"])
+        self._asked = self._uplink.fitted(state["model"])
         first = state["first"]
         self._first = self.model if first is None else to_record(first)
         self._digests, self._kept = state["digests"], state["kept"]
@@ -200,7 +216,9 @@ class Broadcast:
         return self.model, self._note("") if self._policy.versions else None
 
     def _note(self, start: str) -> ModelNote:
-        return ModelNote(run=self.run, start=start, model=self.version.hex(), dense=self._dense)
+        asked = self._asked
+        whole: dict[str, Any] = {"dense": asked.dense, "dense_below": asked.dense_below}
+        return ModelNote(run=self.run, start=start, model=self.version.hex(), **whole)
 
     def _start(self, node: int) -> tuple[int | None, list[str]]:
         """Return where a client's way to the present model begins, and the tensors it needs."""
@@ -237,7 +255,7 @@ class Broadcast:
         before, after = view_arrays(self.model), view_arrays(record)
         data = None
         if structure(before) == structure(after):
-            delta = Delta(after, before, self._dense)
+            delta = Delta(after, before, layout=self._asked.layout(before))
             data = self._packed(delta, sent, round_)
         else:
             odd = sorted({name for name, _ in structure(before) ^ structure(after)})[:5]
@@ -264,7 +282,7 @@ class Broadcast:
     def _packed(self, step: Delta, sent: Sequence[Mask] | None, round_: int) -> bytes | None:
         """Return the step's packet; None where the whole model has to go to everybody."""
         terms = StepTerms(
-            seed=self._seed,
+            seed=self._uplink.seed,
             round=round_,
             version=self.version,
             keep=self._keep,

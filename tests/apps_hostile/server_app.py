@@ -48,7 +48,7 @@ def peak() -> int:
 def strategy() -> DarexStrategy:
     inner = FedAvg(min_train_nodes=CLIENTS, min_available_nodes=CLIENTS)
     inner.fraction_evaluate = 0.0
-    return DarexStrategy(inner, p=0.99, max_weight=1e6)
+    return DarexStrategy(inner, p=0.99, max_weight=1e6, dense_below=0)
 
 
 def start(made: DarexStrategy, grid: Grid, rounds: int, each: Any = None) -> Result:

@@ -53,6 +53,7 @@ def start(grid: Grid) -> tuple[DarexStrategy, Result]:
         mask="round",
         base_held=True,
         secure=SecureAggregation(range=0.06, max_weight=8, metrics=("loss",)),
+        dense_below=0,
     )
     return made, made.start(grid, to_record(model()), num_rounds=ROUNDS, timeout=1200)
 

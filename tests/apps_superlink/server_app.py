@@ -66,7 +66,7 @@ def main(grid: Grid, context: Context) -> None:
     rng = np.random.default_rng(0)
     model = {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in SHAPES.items()}
     witness = Witness(grid)
-    strategy = DarexStrategy(FedAvg(min_available_nodes=2), p=0.99, downlink="dense")
+    strategy = DarexStrategy(FedAvg(min_available_nodes=2), p=0.99, downlink="dense", dense_below=0)
     rounds = int(context.run_config["rounds"])
     result = strategy.start(witness, to_record(model), num_rounds=rounds, timeout=60)
     # The same clients under a plain strategy, for the dense column.
@@ -75,7 +75,9 @@ def main(grid: Grid, context: Context) -> None:
         LedgerGrid(witness, plain), result.arrays, num_rounds=1, timeout=60
     )
     # And once more with a downlink that builds on what clients keep on disk.
-    again = DarexStrategy(FedAvg(min_available_nodes=2), p=0.99, mask="round", downlink="update")
+    again = DarexStrategy(
+        FedAvg(min_available_nodes=2), p=0.99, mask="round", downlink="update", dense_below=0
+    )
     again.start(witness, to_record(model), num_rounds=3, timeout=60)
     found = {
         "updated": [asdict(entry) for entry in again.ledger.entries],

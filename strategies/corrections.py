@@ -1,0 +1,71 @@
+"""What is done to a mean before the strategy is given it: q is chosen, and signs are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from logging import WARNING
+from typing import Any
+
+import numpy as np
+from flwr.common.logger import log
+
+from fl_darex.change import Arrays
+from fl_darex.compression.uplink import Uplink
+
+from .nonnegative import keep_nonnegative
+from .reply import Reply
+from .sent import Sent
+from .server_q import Validate, choose_q
+
+
+class Corrections:
+    """Changes the mean of a round, in place.
+
+    Args:
+        uplink: What is asked of clients.
+        validate: Returns the loss by which the server chooses q; None: it does not.
+        send_whole: Called with the names of tensors that are to be sent whole from now on.
+
+    Attributes:
+        q: What survivors were divided by; where clients choose, the mean over the last round's.
+    """
+
+    def __init__(
+        self, uplink: Uplink, validate: Validate | None, send_whole: Callable[[list[str]], None]
+    ) -> None:
+        self._uplink, self._validate, self._send_whole = uplink, validate, send_whole
+        self.q = uplink.divisor
+
+    def __call__(self, used: list[Reply], mean: Arrays, sent: Sent) -> None:
+        """Correct a mean.
+
+        Args:
+            used: The replies in it.
+            mean: What they say together of the model; empty: there is none.
+            sent: What that is a change of.
+        """
+        found = [reply.update.q for reply in used if reply.update.q is not None]
+        if self._validate is not None and found:
+            first = self._uplink.divisor
+            self.q = choose_q(self._validate, sent.arrays, mean, sent.layout, first)
+            found = [self.q]
+        elif self._uplink.rule and found:
+            self.q = float(np.mean([np.mean(q) for q in found]))
+        if not found or not mean:
+            return
+        least: Any = reduce(np.minimum, found)
+        q = float(least) if np.ndim(least) == 0 else least
+        names = keep_nonnegative(sent.arrays, mean, sent.layout, q, self._uplink.values)
+        if names:
+            text = "rescaling would make entries of %s negative, which has none; it goes whole now"
+            log(WARNING, text, names)
+            self._send_whole(names)
+
+    def state(self) -> dict[str, Any]:
+        """Return q."""
+        return {"q": self.q}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Know q."""
+        self.q = state["q"]

@@ -1,0 +1,76 @@
+"""Tensors without a negative entry, such as variances, keep it that way.
+
+A survivor stands for ``change / q``, so that a variance that goes from 1 to .5 arrives as -49 at
+p = .99; rounding can do the same on a smaller scale. Names do not tell what must not be negative:
+torch says ``running_var``, Keras ``moving_variance``, flax ``batch_stats.var``, a list of arrays
+nothing at all. The values do: ``before + q * (mean - before)`` lies between what clients hold, and
+where that has no negative entry, no client has asked for one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fl_darex.change import Array, Arrays, wide
+from fl_darex.compression.update import Before
+from fl_darex.delta import Layout
+from fl_darex.survivors import Q
+from fl_darex.wire.codings import CODINGS, Coding, dense_coding
+from fl_darex.wire.codings.coding import noise_of
+
+_PROBE = np.linspace(-1, 1, 256, dtype=np.float32)
+_ROUND_OFF = 2.0**-20  # of float32, a few operations long
+
+
+def keep_nonnegative(
+    before: Before, mean: Arrays, layout: Layout, q: Q, values: str = "fp16"
+) -> list[str]:
+    """Take back negative entries that neither the model nor any client had.
+
+    A pruned tensor is put where the step leads that is not rescaled; one that is sent whole loses
+    what rounding took it below 0. A tensor that has negative entries before, or gets them from a
+    client, stays as it is.
+
+    Args:
+        before: The tensors that the clients were sent.
+        mean: What their replies, packets among them, say together; changed in place.
+        layout: The layout of both.
+        q: The smallest q of the round's packets, or the smallest for each pruned tensor.
+        values: The coding of the packets' numbers.
+
+    Returns:
+        The pruned tensors that were changed, which had better be sent whole from now on.
+    """
+    changed, loss = [], _loss(CODINGS[values])
+    for index, spec in enumerate(layout.pruned):
+        base, after = before[spec.name], mean[spec.name]
+        if _turned(base, after):
+            kind = wide(base.dtype)
+            scale = kind.type(q if isinstance(q, float | int) else q[index])
+            step = (after.astype(kind) - base) * scale
+            unscaled = base + step
+            if -unscaled.min() <= loss * np.abs(step).max():
+                mean[spec.name] = np.maximum(unscaled, 0).astype(after.dtype).reshape(after.shape)
+                changed.append(spec.name)
+    loss = _loss(dense_coding(values))
+    for spec in layout.dense:
+        base, after = before[spec.name], mean[spec.name]
+        # Floating-point numbers are rounded one by one, so each is held against its own change.
+        if _turned(base, after) and (-after <= loss * (base - after)).all():
+            mean[spec.name] = np.maximum(after, 0)
+    return changed
+
+
+def _turned(base: Array, after: Array) -> bool:
+    """Return whether a tensor had no negative entry and has one now."""
+    if not base.size or base.reshape(-1)[:256].min() < 0:  # true of nearly all weights
+        return False
+    return bool(after.min() < 0 <= base.min())
+
+
+def _loss(coding: Coding) -> float:
+    """Return how far a coding moves a number, as a part of the largest one beside it."""
+    exponent = coding.exponent(np.float32(1))
+    data = memoryview(coding.write(_PROBE, exponent, noise_of(0, 0, 0)))
+    read = coding.read(data, _PROBE.size, exponent, 0, _PROBE.size)
+    return max(_ROUND_OFF, 2 * float(np.abs(read - _PROBE).max()))

@@ -1,0 +1,118 @@
+"""Tensors without negative entries: what rescaling and rounding make of them is taken back."""
+
+import numpy as np
+import pytest
+
+from fl_darex.compression.terms import Terms
+from fl_darex.compression.uplink import Uplink
+from fl_darex.compression.weighted_sum import Part, weighted_mean
+from fl_darex.delta import Delta, Layout
+from fl_darex.strategies.nonnegative import keep_nonnegative
+
+N = 500
+
+# How libraries name BatchNorm's mean and variance, or do not.
+STATISTICS = {
+    "torch, as a list": ("2", "3"),
+    "keras": ("bn/moving_mean:0", "bn/moving_variance:0"),
+    "flax": ("batch_stats.BatchNorm_0.mean", "batch_stats.BatchNorm_0.var"),
+    "mxnet": ("bn_moving_avg", "bn_moving_inv_var"),
+}
+
+
+def after_round(before, clients, p=0.9, values="fp16", round_=1, dense=(), q="dare"):
+    """One round of packets: the mean, and what was taken back of it."""
+    parts, layout = [], Layout.of(before, dense)
+    for slot, tuned in enumerate(clients):
+        uplink = Uplink.of("dare", p, values=values, dense=dense, q=q)
+        terms = Terms(uplink, round_, slot)
+        packet, _ = uplink.how.compress(Delta(tuned, before, dense), terms)
+        parts.append(Part(uplink.how.open(packet, layout, terms), 1.0))
+    mean, _ = weighted_mean(before, layout, parts)
+    raw = {name: array.copy() for name, array in mean.items()}
+    return raw, mean, keep_nonnegative(before, mean, layout, uplink.divisor, values)
+
+
+@pytest.mark.parametrize("names", STATISTICS.values(), ids=STATISTICS)
+def test_a_variance_by_any_name_stays_nonnegative_and_is_sent_whole_from_then_on(names):
+    mean_name, variance = names
+    rng, dense = np.random.default_rng(0), ()
+    model = {"0": rng.normal(size=N), mean_name: np.zeros(N), variance: np.ones(N)}
+    model = {name: array.astype(np.float32) for name, array in model.items()}
+    named = []
+    for round_ in range(1, 5):
+        clients = [
+            {
+                "0": model["0"] + rng.normal(size=N).astype(np.float32),
+                mean_name: model[mean_name] + rng.normal(size=N).astype(np.float32),
+                variance: np.full(N, 0.5, np.float32),
+            }
+            for _ in range(4)
+        ]
+        raw, model, found = after_round(model, clients, round_=round_, dense=dense)
+        assert (raw[variance] < 0).any() == (round_ == 1)
+        assert (model["0"] == raw["0"]).all() and (model[mean_name] == raw[mean_name]).all()
+        named, dense = [*named, *found], (*dense, *found)
+        assert model[variance].min() >= 0
+    assert named == [variance]
+    np.testing.assert_allclose(model[variance], 0.5, atol=2**-10)
+
+
+def test_the_first_round_ends_between_what_the_server_and_its_clients_hold():
+    before = {"variance": np.ones(N, np.float32)}
+    _, mean, found = after_round(before, [{"variance": np.full(N, 0.25, np.float32)}], p=0.99)
+    assert found == ["variance"]
+    assert set(np.unique(mean["variance"])) == {np.float32(0.25), np.float32(1)}
+
+
+@pytest.mark.parametrize("values", ["fp32", "fp16", "bf16", "int8", "int4"])
+def test_rounding_does_not_make_a_variance_negative(values):
+    rng = np.random.default_rng(1)
+    before = {"variance": rng.uniform(0.5, 1, N).astype(np.float32)}
+    tuned = {"variance": np.full(N, 1e-5, np.float32)}
+    for dense in ((), ("variance",)):
+        raw, mean, found = after_round(before, [tuned], p=0.5, values=values, dense=dense)
+        assert mean["variance"].min() >= 0
+        assert found == ["variance"] * (not dense)
+        assert dense or raw["variance"].min() < 0
+
+
+@pytest.mark.parametrize("dense", [(), ("bias",)])
+@pytest.mark.parametrize("values", ["fp32", "fp16", "int4"])
+def test_a_bias_that_starts_at_zero_becomes_negative_where_a_client_says_so(values, dense):
+    rng = np.random.default_rng(2)
+    before = {"bias": np.zeros(N, np.float32)}
+    clients = [{"bias": rng.normal(size=N).astype(np.float32)} for _ in range(4)]
+    raw, mean, found = after_round(before, clients, values=values, dense=dense)
+    assert not found
+    assert (mean["bias"] == raw["bias"]).all() and mean["bias"].min() < 0
+
+
+def test_a_tensor_that_was_negative_before_is_left_alone():
+    before = {"w": np.linspace(-0.01, 2, N, dtype=np.float32)}
+    raw, mean, found = after_round(before, [{"w": before["w"] * 0.5}])
+    assert not found and (mean["w"] == raw["w"]).all() and mean["w"].min() < -0.01
+
+
+def test_each_tensor_has_its_own_q():
+    before = {"a": np.ones(N, np.float32), "b": np.ones(N, np.float32)}
+    layout = Layout.of(before)
+    mean = {"a": np.full(N, -1, np.float32), "b": np.full(N, -1, np.float32)}
+    q = np.array([0.25, 1], np.float32)
+    assert keep_nonnegative(before, mean, layout, q) == ["a"]
+    assert (mean["a"] == 0.5).all() and (mean["b"] == -1).all()  # at q = 1 it is no rescaling
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_shape_and_type_of_a_tensor_stay(dtype):
+    before = {"v": np.ones((2, 3), dtype)}
+    mean = {"v": np.full((2, 3), -4, dtype)}
+    assert keep_nonnegative(before, mean, Layout.of(before), 0.125) == ["v"]
+    assert mean["v"].dtype == dtype and (mean["v"] == np.full((2, 3), 0.375)).all()
+
+
+def test_empty_tensors_and_counters_are_left_alone():
+    before = {"none": np.zeros((0, 3), np.float32), "n": np.zeros((), np.int64)}
+    mean = {"none": before["none"], "n": np.array(-1)}
+    assert keep_nonnegative(before, mean, Layout.of(before), 0.5) == []
+    assert mean["n"] == -1
