@@ -166,10 +166,11 @@ def test_a_base_that_is_not_there_or_holds_nothing_is_an_error_at_once(tmp_path:
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(ConfigError, match=r"base: .*torn.npz' cannot be read"):
         DarexMod(base=tmp_path / "torn.npz")
-    for empty in ("empty.npz", "empty.safetensors"):
-        write_tensors(tmp_path / empty, {})
+    write_tensors(tmp_path / "empty.npz", {})
     with pytest.raises(ConfigError, match=r"base: .*empty.npz' holds no tensors"):
         DarexMod(base=tmp_path / "empty.npz")
+    pytest.importorskip("safetensors")
+    write_tensors(tmp_path / "empty.safetensors", {})
     with pytest.raises(ConfigError, match=r"base: .*holds no tensors"):
         DarexMod(base=str(tmp_path))
 
