@@ -216,13 +216,14 @@ def _uplink(uplink: Uplink | None, said: dict[str, Any], options: Mapping[str, S
             raise ValueError(f"uplink says everything about the way up; {besides} besides")
         return uplink
     dense = said.pop("dense")
-    if isinstance(dense, str) or not isinstance(dense, Iterable):
+    if not isinstance(dense, Iterable):
         raise TypeError(f"dense must be a list of names, got {dense!r}")
+    dense = dense if isinstance(dense, str) else tuple(dense)  # `Uplink` refuses a text
     wanted = "a whole number in [0, 2**63)"
-    seed = checks.whole("seed", said.pop("seed"), wanted, lambda n: 0 <= n < 2**63)
+    seed = checks.whole("seed", said.pop("seed"), wanted, lambda n: True)  # `Uplink` has the range
     p = checks.real("p", said.pop("p"), "a number in [0, 1)")
     method = said.pop("method")
-    return Uplink.of(method, p, seed=seed, dense=tuple(dense), options=options, **said)
+    return Uplink.of(method, p, seed=seed, dense=dense, options=options, **said)
 
 
 def _named(chosen: str | Coding | DownlinkPolicy | None) -> str | None:

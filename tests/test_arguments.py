@@ -70,7 +70,10 @@ def test_what_is_no_number_is_not_taken_for_one(name: str, value: Any) -> None:
         ({"q": math.nan}, "q must be 'dare'"),
         ({"q": None}, "q must be 'dare'"),
         ({"seed": 1.5}, r"seed must be a whole number in \[0, 2\*\*63\), got 1.5"),
-        ({"seed": 2**63}, "seed must be a whole number"),
+        (
+            {"seed": 2**63},
+            r"seed = 9223372036854775808 is not allowed; it must be in \[0, 2\*\*63\)",
+        ),
         ({"max_weight": math.inf}, "max_weight must be a finite number above 0, got inf"),
         ({"max_weight": 0}, "max_weight must be a finite number above 0, got 0"),
         ({"clip": "1"}, "clip must be a norm above 0, or None, got '1'"),
@@ -78,7 +81,7 @@ def test_what_is_no_number_is_not_taken_for_one(name: str, value: Any) -> None:
         ({"clip": math.nan}, "clip must be a norm above 0, or None, got nan"),
         ({"base_held": "false"}, "base_held must be True or False, got 'false'"),
         ({"handshake": 0}, "handshake must be True or False, got 0"),
-        ({"dense": "head.weight"}, "dense must be a list of names, got 'head.weight'"),
+        ({"dense": "head.weight"}, "dense = 'head.weight' is not allowed; it must be a"),
         ({"dense": None}, "dense must be a list of names, got None"),
         ({"dense": [1]}, r"dense = \(1,\) is not allowed; it must be a list of names"),
         ({"validate": 3}, "validate must be a function or None, got 3"),
@@ -166,10 +169,11 @@ def test_a_base_that_is_not_there_or_holds_nothing_is_an_error_at_once(tmp_path:
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(ConfigError, match=r"base: .*torn.npz' cannot be read"):
         DarexMod(base=tmp_path / "torn.npz")
-    for empty in ("empty.npz", "empty.safetensors"):
-        write_tensors(tmp_path / empty, {})
+    write_tensors(tmp_path / "empty.npz", {})
     with pytest.raises(ConfigError, match=r"base: .*empty.npz' holds no tensors"):
         DarexMod(base=tmp_path / "empty.npz")
+    pytest.importorskip("safetensors")
+    write_tensors(tmp_path / "empty.safetensors", {})
     with pytest.raises(ConfigError, match=r"base: .*holds no tensors"):
         DarexMod(base=str(tmp_path))
 
