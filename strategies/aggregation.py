@@ -12,10 +12,11 @@ from fl_darex.change import Arrays
 from fl_darex.compression.update import Before
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
-from fl_darex.flower.records import to_record
+from fl_darex.flower.records import to_record, view_arrays
 
 from .intake import Refuse, Reply, log_refused
 from .shared_support import SharedSupport
+from .tied import agreed, tied_again
 from .wrapped import Wrapped, typed
 
 
@@ -96,9 +97,11 @@ def average(
         mean = {name: array for name, array in mean.items() if name not in counters}
         start = to_record({name: before[name] for name in mean})
     records = [to_record(mean)]
-    del mean  # a whole model
+    mean = view_arrays(records[0])  # a whole model is not held twice
     arrays, metrics = wrapped.step(round_, used, records, start)
     after = None if arrays is None else typed(arrays, before, counters)
+    if after is not None:
+        after = tied_again(before, mean, after, layout)
     return RoundResult(used, after, metrics)
 
 
@@ -112,6 +115,7 @@ def compare(
     Raises:
         PacketError: If no reply can be used.
     """
+    replies, layout = agreed(replies, layout, log_refused)
     masks = [reply.update.mask for reply in replies if reply.packed]
     support = SharedSupport(before, layout, masks[0] if masks else None)
     used = agreeing(support.fitting(replies, log_refused), log_refused)

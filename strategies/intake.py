@@ -22,7 +22,8 @@ from fl_darex.compression.update import Before, Update, WholeUpdate
 from fl_darex.compression.weighted_sum import Part
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
-from fl_darex.flower.records import model_among, packet_of, to_arrays
+from fl_darex.flower.records import model_among, packet_of, ties_in, to_arrays
+from fl_darex.ties import read_ties
 
 LARGEST_WEIGHT = 2.0**53
 """Up to here every number of examples is a float64 of its own."""
@@ -198,7 +199,8 @@ def opened(record: ArrayRecord, terms: Terms, before: Before, layout: Layout) ->
     """
     packet = packet_of(record)
     if packet is not None:
-        return terms.uplink.how.open(packet, layout, terms)
+        tied = read_ties(layout, ties_in(next(iter(record))))
+        return terms.uplink.how.open(packet, tied, terms)
     _check_whole(record, before)
     return WholeUpdate(layout, lambda: to_arrays(record))
 

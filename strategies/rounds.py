@@ -149,7 +149,8 @@ class PackedRounds(Strategy):
         self._before = view_arrays(arrays)
         self._fitted = self._uplink.fitted(self._before)
         layout, self._layout = self._layout, self._fitted.layout(self._before)
-        for text in remarks(self._layout, self._fitted) if layout != self._layout else ():
+        unseen = self._before if self._secure else None
+        for text in remarks(self._layout, self._fitted, unseen) if layout != self._layout else ():
             log(WARNING, "%s", text)
         with seeded_random(derive(self._uplink.seed, "sample", server_round)):
             messages = list(

@@ -75,7 +75,9 @@ class SharedSupport:
             flat[self._support.get(name, slice(None))] = values.reshape(-1).astype(base.dtype)
             after[name] = flat.reshape(base.shape)
         after |= mean_counters(self._before, self._layout, used)
-        return to_record({name: after.get(name, base) for name, base in self._before.items()})
+        after = {name: after.get(name, base) for name, base in self._before.items()}
+        after |= {spec.name: after[spec.source] for spec in self._layout.tied}
+        return to_record(after)
 
     def _at(self, name: str) -> Array:
         base = self._before[name]

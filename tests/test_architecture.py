@@ -22,6 +22,7 @@ ROOMS = {
     "change": set(),
     "masks": set(),
     "delta": {"change"},
+    "ties": {"delta"},
     "positions": {"masks", "delta"},
     "survivors": {"delta", "positions"},
     "activations": set(),
@@ -149,6 +150,7 @@ def test_a_half_imports_the_library_and_itself_but_neither_the_other_half_nor_th
 # Rooms that are bytes and numbers alone: they would serve another framework as well.
 WITHOUT_FLOWER = (
     *("errors", "seeds", "registry", "options", "saveable", "change", "masks", "delta"),
+    "ties",
     *("positions", "survivors", "pruning", "rescaling", "optim", "lora", "wire", "compression"),
     *("secagg", "files", "activations"),
 )
@@ -164,7 +166,7 @@ def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
 # The order inside strategies/: each may import those before it, and none after it.
 ORDER = (
     *("intake", "nonnegative", "remembered", "server_q", "wrapped", "shared_support"),
-    "aggregation",
+    *("tied", "aggregation"),
     *("downlink", "secure", "rounds", "darex_strategy", "server_app"),
 )
 

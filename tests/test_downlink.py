@@ -464,7 +464,7 @@ def test_packets_that_would_be_larger_than_the_model_are_not_sent_and_forgotten(
     trained = [m for m in grid.delivered if m.metadata.message_type == "train"]
     # A packet of everything is a little smaller than the model: one pays, two do not.
     assert max(packets_in(m) for m in trained) == 1
-    assert len(strategy._broadcast._packets) <= 2
+    assert len(strategy._broadcast._steps) <= 2
 
 
 def test_a_step_that_is_not_a_number_sends_the_whole_model(caplog):
