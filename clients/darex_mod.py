@@ -27,6 +27,7 @@ from fl_darex.flower.model_note import DIGESTS_KEY, HELD_KEY, MISSING, Greeting,
 from fl_darex.flower.records import model_among, packet_record, to_arrays, view_arrays
 from fl_darex.secagg.messages import MASKED, SECURE_KEY, Stage
 from fl_darex.survivors import Q, Survivors
+from fl_darex.ties import tie, write_ties
 from fl_darex.wire.codings import CODINGS, Coding
 from fl_darex.wire.reader import read_packet
 from fl_darex.wire.versions import content_version
@@ -184,6 +185,8 @@ def _compressed(
     memory = Memory(context.state) if method.remembers else None
     state = memory.recall(terms.counted, terms.slot) if memory else {}
     delta = Delta(arrays, before, layout=terms.uplink.layout(before))
+    if stage is None:  # what is added up unseen has one layout for all
+        delta = Delta(arrays, before, layout=tie(delta.layout, arrays, before))
     packet, state = method.compress(delta, terms, local, state)
     if packet is None:
         if stage is not None:
@@ -192,7 +195,7 @@ def _compressed(
         update = SparseUpdate.of_packet(read_packet(packet, delta.layout))
         reply = hide(reply, update, before, terms, stage, context.state)
     else:
-        reply.content[name] = packet_record(packet)
+        reply.content[name] = packet_record(packet, ties=write_ties(delta.layout))
     if memory:
         memory.keep(state, terms.round)
     return reply

@@ -15,9 +15,10 @@ from fl_darex.compression.update import SparseUpdate
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.files.model_cache import ModelCache
-from fl_darex.flower.model_note import ModelNote, delivered
+from fl_darex.flower.model_note import ModelNote, Step, delivered
 from fl_darex.flower.records import to_record, view_arrays
 from fl_darex.flower.roster import PARTITION_KEY
+from fl_darex.ties import read_ties
 from fl_darex.wire.reader import read_packet
 from fl_darex.wire.versions import content_version, next_version, tensor_digests
 
@@ -52,22 +53,22 @@ class Receiver:
         Raises:
             PacketError: If the packets do not lead to the version that the server named.
         """
-        tensors, packets = delivered(record)
+        tensors, steps = delivered(record)
         wanted = bytes.fromhex(note.model)
         cache = ModelCache(note.run)
         if not note.start:
-            if packets:
+            if steps:
                 raise PacketError("packets came without a version to start from", Reason.VERSION)
             model: ArrayRecord | None = ArrayRecord(tensors)
         else:
-            chain = _chain(bytes.fromhex(note.start), packets, wanted)
+            chain = _chain(bytes.fromhex(note.start), [step.packet for step in steps], wanted)
             model = self._recall(note.run, wanted)
-            model = model or self._build(cache, note, chain, packets)
+            model = model or self._build(cache, note, chain, steps)
             if model is None and (base := self._first(tensors, chain[0], message, context)):
-                model = _grow(base, note, chain, packets)
+                model = _grow(base, note, chain, steps)
         if model is None:
             return None
-        if packets or not note.start:  # what the client held before is there already
+        if steps or not note.start:  # what the client held before is there already
             self._remember(cache, _holder(context), wanted, model)
         self._last = (note.run, wanted, model)
         return ArrayRecord(dict(model))  # the app may empty the record that it is given
@@ -101,14 +102,14 @@ class Receiver:
             self._warned = True
 
     def _build(
-        self, cache: ModelCache, note: ModelNote, chain: Sequence[bytes], packets: list[bytes]
+        self, cache: ModelCache, note: ModelNote, chain: Sequence[bytes], steps: Sequence[Step]
     ) -> ArrayRecord | None:
         """Return the model from the latest version of the chain that is at hand."""
         for done in reversed(range(len(chain))):
             recalled = self._recall(note.run, chain[done])
             arrays = view_arrays(recalled) if recalled else cache.load(chain[done])
             if arrays is not None:
-                return _grow(arrays, note, chain[done:], packets[done:])
+                return _grow(arrays, note, chain[done:], steps[done:])
         return None
 
     def _first(
@@ -141,12 +142,12 @@ def _chain(start: bytes, packets: Sequence[bytes], wanted: bytes) -> list[bytes]
 
 
 def _grow(
-    arrays: Arrays, note: ModelNote, chain: Sequence[bytes], packets: Sequence[bytes]
+    arrays: Arrays, note: ModelNote, chain: Sequence[bytes], steps: Sequence[Step]
 ) -> ArrayRecord:
     """Apply packets, each to the version that it was made for."""
     layout = Layout.of(arrays, note.dense, note.dense_below)
-    for version, data in zip(chain, packets, strict=False):
-        packet = read_packet(data, layout)
+    for version, step in zip(chain, steps, strict=False):
+        packet = read_packet(step.packet, read_ties(layout, step.ties))
         if packet.header.base != version:
             raise PacketError(
                 f"a packet changes version {packet.header.base.hex()}, not {version.hex()}",

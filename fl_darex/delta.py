@@ -22,7 +22,7 @@ from fl_darex.change import holds
 from fl_darex.errors import DeltaError
 
 Tensors = Mapping[str, Any]
-Role = Literal["pruned", "dense", "raw"]
+Role = Literal["pruned", "dense", "raw", "tied"]
 
 # Running statistics are no trained weights, and a pruned and rescaled variance can turn negative:
 # they always travel whole. torch, Keras, flax.
@@ -40,13 +40,16 @@ class TensorSpec:
         shape: Its shape; ``()`` is a scalar.
         dtype: Its type as NumPy or torch spells it, without a ``torch.`` prefix.
         role: ``pruned``: a part of its delta is sent; ``dense``: its whole delta is sent;
-            ``raw``: not floating point, its new values are sent as they are.
+            ``raw``: not floating point, its new values are sent as they are; ``tied``: nothing is
+            sent, its new values are those of another one.
+        source: The tensor that a tied one equals; empty for all others.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     role: Role
+    source: str = ""
 
     @cached_property
     def numel(self) -> int:
@@ -100,10 +103,30 @@ class Layout:
         """The tensors whose new values are sent as they are."""
         return tuple(spec for spec in self.specs if spec.role == "raw")
 
+    @property
+    def tied(self) -> tuple[TensorSpec, ...]:
+        """The tensors that equal another one, which is sent in their place."""
+        return tuple(spec for spec in self.specs if spec.role == "tied")
+
+    def tie(self, sources: Mapping[str, str]) -> Layout:
+        """Return this layout with some tensors tied.
+
+        Args:
+            sources: The tensor that each of them equals, by name; none of those is tied itself.
+        """
+        if not sources:
+            return self
+        known: Iterable[TensorSpec] = (
+            replace(spec, role="tied", source=sources[spec.name]) if spec.name in sources else spec
+            for spec in self.specs
+        )
+        return Layout(tuple(known))
+
     @cached_property
     def fingerprint(self) -> bytes:
         """16 bytes that differ between any two layouts (BLAKE2b of names, shapes, types, roles)."""
-        text = "\n".join(repr((s.name, s.shape, s.dtype, s.role)) for s in self.specs)
+        rows = ((s.name, s.shape, s.dtype, s.role, *filter(None, [s.source])) for s in self.specs)
+        text = "\n".join(map(repr, rows))
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

@@ -10,11 +10,12 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fl_darex.change import Arrays, wide
 from fl_darex.errors import DeltaError, PacketError, Reason
-from fl_darex.flower.records import to_record
+from fl_darex.flower.records import to_record, view_arrays
 
 from .reply import Came, Refuse, Reply
-from .sent import Sent
+from .sent import Sent, structure
 from .shared_support import SharedSupport
+from .tied import agreed, tied_again
 from .wrapped import Wrapped, typed
 
 
@@ -109,9 +110,11 @@ def average(
         mean = {name: array for name, array in mean.items() if name not in counters}
         start = to_record({name: sent.arrays[name] for name in mean})
     records = [to_record(mean)]
-    del mean  # a whole model
+    mean = view_arrays(records[0])  # a whole model is not held twice
     arrays, metrics = wrapped.step(round_, used, records, came.failed, start)
     after = None if arrays is None else typed(arrays, sent, counters)
+    if after is not None and structure(after) == sent.structure:
+        after = tied_again(sent.arrays, mean, after, sent.layout)
     return RoundResult(used, after, metrics)
 
 
@@ -131,10 +134,11 @@ def compare(wrapped: Wrapped, round_: int, came: Came, adjust: Adjust) -> RoundR
         )
     if not came.usable:
         raise PacketError(_NOBODY, Reason.REPLY)
-    masks = [reply.update.mask for reply in came.usable if reply.packed]
     sent = came.usable[0].sent
-    support = SharedSupport(sent.arrays, sent.layout, masks[0] if masks else None)
-    used = support.fitting(came.usable, came.refuse)
+    replies, layout = agreed(came.usable, sent.layout, came.refuse)
+    masks = [reply.update.mask for reply in replies if reply.packed]
+    support = SharedSupport(sent.arrays, layout, masks[0] if masks else None)
+    used = support.fitting(replies, came.refuse)
     if not used:
         raise PacketError(_NOBODY, Reason.REPLY)
     records = [support.of(reply.part) for reply in used]

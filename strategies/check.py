@@ -6,6 +6,7 @@ Said before round 1, from the settings and the model alone; the ledger counts wh
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +89,12 @@ def check(
     """
     arrays, record = view_arrays(model), describe(model)
     problems = list(_problems(wrapped, uplink, downlink, secure, arrays, clients))
-    fitted = uplink.fitted(arrays)
-    try:
+    layout = Layout(())
+    with suppress(ValueError):  # it is among the problems
+        fitted = uplink.fitted(arrays)
         layout = fitted.layout(arrays)
-    except ValueError:  # it is among the problems
-        layout = Layout(())
-    problems += remarks(layout, fitted)
+        if layout.pruned or layout.dense:
+            problems += remarks(layout, fitted, arrays if secure else None)
     plain = ENVELOPE_BYTES + sum(record.objects.values()) + record.tree_bytes
     up = plain if not uplink.how.packs else up_bytes(layout, uplink, secure, clients)
     if layout.pruned and uplink.how.packs and up > 0.9 * plain:

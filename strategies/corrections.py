@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
 from logging import WARNING
 from typing import Any
 
@@ -54,8 +53,8 @@ class Corrections:
             self.q = float(np.mean([np.mean(q) for q in found]))
         if not found or not mean:
             return
-        least: Any = reduce(np.minimum, found)
-        q = float(least) if np.ndim(least) == 0 else least
+        # The smallest of all, so that what is taken back lies between what clients have.
+        q = min(float(np.min(one)) for one in found)
         names = keep_nonnegative(sent.arrays, mean, sent.layout, q, self._uplink.values)
         if names:
             text = "rescaling would make entries of %s negative, which has none; it goes whole now"

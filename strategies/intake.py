@@ -22,7 +22,8 @@ from fl_darex.compression.update import Before, Update, WholeUpdate
 from fl_darex.compression.weighted_sum import Part
 from fl_darex.errors import PacketError, Reason
 from fl_darex.flower.private import as_error
-from fl_darex.flower.records import model_among, packet_of, to_arrays
+from fl_darex.flower.records import model_among, packet_of, ties_in, to_arrays
+from fl_darex.ties import read_ties
 
 from .agreement import agreeing, alike
 from .reply import Came, Names, Reply, log_refused
@@ -202,7 +203,8 @@ def opened(record: ArrayRecord, asked: Asked, others: dict[Any, Sent]) -> tuple[
     if packet is not None:
         if not asked.told:
             _refuse("a packet came where none was asked for", Reason.UNEXPECTED)
-        return asked.terms.uplink.how.open(packet, sent.layout, asked.terms), sent
+        tied = read_ties(sent.layout, ties_in(next(iter(record))))
+        return asked.terms.uplink.how.open(packet, tied, asked.terms), sent
     if structure(record) != sent.structure:
         sent = _restructured(record, sent, others)
     _check_whole(record, sent.arrays)

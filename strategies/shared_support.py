@@ -77,7 +77,8 @@ class SharedSupport:
             flat[self._support.get(name, slice(None))] = values.reshape(-1).astype(base.dtype)
             after[name] = flat.reshape(base.shape)
         after |= mean_counters(self._before, self._layout, used)
-        return {**self._before, **after}
+        after = {**self._before, **after}
+        return after | {spec.name: after[spec.source] for spec in self._layout.tied}
 
     def _at(self, name: str) -> Array:
         base = self._before[name]

@@ -23,6 +23,7 @@ ROOMS = {
     "change": set(),
     "masks": set(),
     "delta": {"change"},
+    "ties": {"delta"},
     "positions": {"masks", "delta"},
     "survivors": {"delta", "positions"},
     "activations": set(),
@@ -150,6 +151,7 @@ def test_a_half_imports_the_library_and_itself_but_neither_the_other_half_nor_th
 # Rooms that are bytes and numbers alone: they would serve another framework as well.
 WITHOUT_FLOWER = (
     *("errors", "seeds", "registry", "options", "saveable", "change", "masks", "delta"),
+    "ties",
     *("positions", "survivors", "pruning", "rescaling", "optim", "lora", "wire", "compression"),
     *("secagg", "files", "activations", "checks"),
 )
@@ -165,17 +167,9 @@ def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
 # The order inside strategies/: each may import those before it, and none after it.
 ORDER = (
     *("forms", "sent", "reply", "agreement", "intake", "nonnegative", "remembered", "server_q"),
-    *(
-        "wrapped",
-        "expected",
-        "check",
-        "front",
-        "weights",
-        "corrections",
-        "shared_support",
-        "aggregation",
-    ),
-    *("downlink", "asking", "secure", "rounds", "darex_strategy", "server_app"),
+    *("wrapped", "expected", "check", "front", "weights", "corrections", "shared_support"),
+    *("tied", "aggregation", "downlink", "asking", "secure", "rounds"),
+    *("darex_strategy", "server_app"),
 )
 
 

@@ -11,8 +11,9 @@ import pytest
 from golden import seal, take_apart
 
 from fl_darex.compression import SparseUpdate
-from fl_darex.compression import weighted_sum as block_sum
-from fl_darex.compression.weighted_sum import Part, Share, add_sparse
+from fl_darex.compression import sparse_sum as block_sum
+from fl_darex.compression.sparse_sum import Share, add_sparse
+from fl_darex.compression.weighted_sum import Part
 from fl_darex.delta import Delta, Layout
 from fl_darex.masks import BLOCK
 from fl_darex.positions import ListedMask

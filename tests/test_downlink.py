@@ -183,8 +183,9 @@ def test_an_update_is_the_servers_own_step_rounded():
 @pytest.mark.parametrize(("mask", "slots"), [("round", 0), ("client", CLIENTS)])
 def test_positions_of_an_update_follow_from_the_clients_masks(mask, slots):
     strategy = DarexStrategy(fedavg(), p=0.99, mask=mask, downlink="update", dense_below=0)
-    grid = Fleet(CLIENTS, lambda m, c: BASE)
-    run(strategy, grid, 2, BASE)
+    base = {name: tensor - np.float32(1) for name, tensor in BASE.items()}  # each has a negative
+    grid = Fleet(CLIENTS, lambda m, c: base)
+    run(strategy, grid, 2, base)
     (packet,) = (
         array.data
         for array in grid.delivered[-1].content["arrays"].values()
@@ -452,7 +453,8 @@ def test_a_client_that_comes_late_begins_with_its_base_or_the_whole_model():
             return nodes if now >= 3 else nodes[:2]
 
     inner = fedavg(min_train_nodes=2, min_available_nodes=2)
-    strategy = DarexStrategy(inner, p=0.99, mask="round", downlink="update")
+    # Undivided, so that nothing turns negative and is sent whole from then on.
+    strategy = DarexStrategy(inner, p=0.99, q=1.0, mask="round", downlink="update")
     grid = Growing(CLIENTS, held_model)
     grid.apps[3] = numpy_app([DarexMod(), grid.witness])
     models = run(strategy, grid, 6)
@@ -471,7 +473,7 @@ def test_packets_that_would_be_larger_than_the_model_are_not_sent_and_forgotten(
     trained = training(grid.delivered)
     # A packet of everything is a little smaller than the model: one pays, two do not.
     assert max(packets_in(m) for m in trained) == 1
-    assert len(strategy._broadcast._packets) <= 2
+    assert len(strategy._broadcast._steps) <= 2
 
 
 def test_a_step_that_is_not_a_number_is_not_taken(caplog):

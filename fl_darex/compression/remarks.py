@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from fl_darex.compression.update import Before
 from fl_darex.delta import Layout
 from fl_darex.masks import ONE
+from fl_darex.ties import tied_groups
 
 if TYPE_CHECKING:
     from fl_darex.compression.uplink import Uplink
@@ -14,18 +18,37 @@ if TYPE_CHECKING:
 _TOO_FEW = 64  # survivors of a whole model
 
 
-def remarks(layout: Layout, uplink: Uplink) -> list[str]:
+def remarks(layout: Layout, uplink: Uplink, unseen: Before | None = None) -> list[str]:
     """Return what to say once of a model and an uplink; nothing where all is well.
 
     Args:
         layout: What becomes of each tensor.
         uplink: The settings behind it.
+        unseen: The tensors, where secure aggregation adds up what becomes of them.
     """
     if not uplink.how.packs or uplink.keep == ONE:
         return []  # nothing is dropped
-    return [
-        text for text in (too_small(layout, uplink.keep), nameless(layout, uplink.dense)) if text
-    ]
+    found = [too_small(layout, uplink.keep), nameless(layout, uplink.dense)]
+    found += [] if unseen is None else [tied_unseen(layout, unseen)]
+    return [text for text in found if text]
+
+
+def tied_unseen(layout: Layout, arrays: Before) -> str:
+    """Return what to say of tensors that look like one where nobody sees who ties them.
+
+    Args:
+        layout: What becomes of each tensor.
+        arrays: The tensors; constant ones are equal by chance.
+    """
+    groups = [group for group in tied_groups(layout, arrays) if np.ptp(arrays[group[0]]) > 0]
+    if not groups:
+        return ""
+    more = f" (and {len(groups) - 1} more such groups)" if len(groups) > 1 else ""
+    return (
+        f"{' = '.join(groups[0])}{more}: the same numbers, so perhaps one tensor. Secure "
+        "aggregation adds them up apart, and pruned apart they drift: let clients exchange one of "
+        "them alone"
+    )
 
 
 def too_small(layout: Layout, keep: int) -> str:

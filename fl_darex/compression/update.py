@@ -143,6 +143,7 @@ class SparseUpdate(Update):
         self.check_count(start)
         for name, change in self.dense().items():
             result[name] = added(before[name], change)
+        result |= {spec.name: result[spec.source] for spec in self.layout.tied}
         return {**result, **self.counters()}
 
     def at(self, before: Before, support: Support) -> Arrays:
@@ -162,6 +163,9 @@ class SparseUpdate(Update):
     def norm(self, before: Before) -> float:
         """Return the L2 norm of survivors over q and of dense changes, after rounding."""
         total = square(self.dense().values())
+        if self.layout.tied:
+            after, tied = self.values(before), [spec.name for spec in self.layout.tied]
+            total += square(after[name].astype(np.float64) - before[name] for name in tied)
         if isinstance(self.q, float):
             ends = range(0, self.count, _AT_ONCE)
             parts = (self.numbers(at, min(at + _AT_ONCE, self.count)) for at in ends)

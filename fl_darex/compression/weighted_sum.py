@@ -1,28 +1,20 @@
 """The weighted mean of many clients' updates, packed or whole.
 
-All clients' survivors in one stretch of the model are added before the next stretch begins, so that
-stretch of the accumulator stays in cache, no client is ever decoded in full, and the result depends
-on the order of the updates alone.
+Packets are added where they are (`fl_darex.compression.sparse_sum`); the result depends on the
+order of the updates alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fl_darex.change import Array, Arrays, added, moved, shortened, steps, wide
-from fl_darex.compression.update import Before, Update
+from fl_darex.compression.sparse_sum import Share, add_sparse
+from fl_darex.compression.update import Before, SparseUpdate, Update
 from fl_darex.delta import Layout
-from fl_darex.masks import ONE
-from fl_darex.positions import Blocks, Draws, Mask, Positions, joined
-
-_SPAN = 1 << 20  # entries of a stretch: 4 MB of accumulator
-_AT_ONCE = 1 << 18  # survivors of a stretch that are drawn at once, about
-
-Numbers = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,22 +51,21 @@ def weighted_mean(
     """
     total = sum(part.weight for part in parts)
     sparse = [part for part in parts if part.update.mask is not None]
-    share = sum(part.weight for part in sparse) / total
-    after: Arrays = {}
-    # Shares of the sparse ones alone: their sum is a mean, whatever the whole ones weigh.
-    shares = [Share(part, part.weight / total / (share or 1.0)) for part in sparse]
-    if shares:
-        kind = np.result_type(np.float32, *(before[spec.name].dtype for spec in layout.pruned))
-        sums = np.empty(sum(spec.numel for spec in layout.pruned), dtype=kind)
-        if odd := add_sparse(sums, layout, shares, clear=True):
-            return None, [one.part for one in odd]
-        after = _pruned_after(before, layout, sums) | _dense_after(before, layout, shares)
     whole = [part for part in parts if part.update.mask is None]
     result = _sum_of_whole(whole, total, before, layout)
-    for name, array in after.items() if share else ():
-        if name in result:
-            array = (result[name] + array * share).astype(array.dtype)
-        result[name] = array
+    for own, alike in _by_layout(sparse, layout):
+        share = sum(part.weight for part in alike) / total
+        # Shares of these alone: their sum is a mean, whatever the others weigh.
+        shares = [Share(part, part.weight / total / (share or 1.0)) for part in alike]
+        after, odd = _sum_of_sparse(before, own, shares)
+        if odd:
+            return None, odd
+        for name, array in after.items() if share else ():
+            if name in result:
+                array = (result[name] + array * share).astype(array.dtype)
+            elif share < 1.0:  # others follow
+                array = (array * share).astype(array.dtype)
+            result[name] = array
     result |= mean_counters(before, layout, parts)
     return {name: result[name] for name in before}, []
 
@@ -88,6 +79,48 @@ def mean_counters(before: Before, layout: Layout, parts: Sequence[Part]) -> Arra
         for name in sums:
             sums[name] += steps(values[name], before[name]) * (part.weight / total)
     return {name: moved(before[name], change) for name, change in sums.items()}
+
+
+def _by_layout(parts: Sequence[Part], layout: Layout) -> Iterable[tuple[Layout, list[Part]]]:
+    """Group parts whose packets have the same tensors; clients may differ in what is tied."""
+    groups: dict[bytes, tuple[Layout, list[Part]]] = {}
+    for part in parts:
+        own = part.update.layout if isinstance(part.update, SparseUpdate) else layout
+        groups.setdefault(own.fingerprint, (own, []))[1].append(part)
+    return groups.values()
+
+
+def _sum_of_sparse(
+    before: Before, layout: Layout, shares: Sequence[Share]
+) -> tuple[Arrays, list[Part]]:
+    """Return the floating-point part of the mean of packets that have one layout.
+
+    Returns:
+        The tensors; and the parts that do not fit their masks: if there are any, no tensors.
+    """
+    kind = np.result_type(np.float32, *(before[spec.name].dtype for spec in layout.pruned))
+    sums = np.empty(sum(spec.numel for spec in layout.pruned), dtype=kind)
+    if odd := add_sparse(sums, layout, shares, clear=True):
+        return {}, [one.part for one in odd]
+    after = _pruned_after(before, layout, sums) | _dense_after(before, layout, shares)
+    return after | _tied_after(before, layout, shares, after), []
+
+
+def _tied_after(before: Before, layout: Layout, shares: Sequence[Share], after: Arrays) -> Arrays:
+    """Return the tensors that equal others: copies, unless clipping keeps them from getting there.
+
+    A client that is clipped goes only part of the way, also of that from the alias to its source.
+    """
+    result: Arrays = {}
+    factor = sum(one.share * one.part.factor for one in shares)
+    clipped = any(one.part.factor != 1.0 for one in shares)
+    for spec in layout.tied:
+        alias, source = before[spec.name], before[spec.source]
+        result[spec.name] = after[spec.source]
+        if clipped and not np.array_equal(alias, source):
+            gap = (alias - source.astype(wide(source.dtype))) * (1.0 - factor)
+            result[spec.name] = added(after[spec.source], gap)
+    return result
 
 
 def _sum_of_whole(parts: list[Part], total: float, before: Before, layout: Layout) -> Arrays:
@@ -138,136 +171,3 @@ def _dense_after(before: Before, layout: Layout, shares: Sequence[Share]) -> Arr
         for name, values in one.part.update.dense().items():
             changes[name] += values * changes[name].dtype.type(one.share * one.part.factor)
     return {name: added(before[name], change) for name, change in changes.items()}
-
-
-@dataclass
-class Share:
-    """One client's survivors on their way into the sum.
-
-    Attributes:
-        part: The client's part, with a mask.
-        share: What its ``survivors / q`` are multiplied by, were it not for the part's factor.
-        read: How many of its survivors have been added.
-        odd: Whether its mask keeps more entries than it has survivors.
-    """
-
-    part: Part
-    share: float
-    read: int = 0
-    odd: bool = False
-
-    @property
-    def mask(self) -> Mask:
-        """Where the survivors are."""
-        if self.part.update.mask is None:
-            raise TypeError("whole tensors are no survivors")
-        return self.part.update.mask
-
-    def next(self, counts: Positions, tensors: Positions) -> Numbers:
-        """Return the next survivors, scaled; zeros if there are not as many.
-
-        Args:
-            counts: How many of them lie in each of the blocks that are next.
-            tensors: Which tensor each of these blocks belongs to.
-        """
-        update = self.part.update
-        start, self.read = self.read, self.read + int(counts.sum())
-        if self.odd or self.read > update.count:
-            self.odd = True
-            return np.zeros(self.read - start, dtype=np.float32)
-        share = self.share * self.part.factor
-        if isinstance(update.q, float):
-            return update.numbers(start, self.read, share / update.q)
-        scale = (share / np.asarray(update.q, dtype=np.float64)).astype(np.float32)
-        return update.numbers(start, self.read) * np.repeat(scale[tensors], counts)
-
-
-def add_sparse(
-    total: Array, layout: Layout, shares: Sequence[Share], *, clear: bool = False
-) -> list[Share]:
-    """Add ``share * survivors / q`` of updates to a vector of all pruned tensors, in place.
-
-    Args:
-        total: All pruned tensors in canonical order, flattened into one vector, float32 or wider.
-        layout: The model's layout.
-        shares: In the order in which they are added; none of them read before.
-        clear: Begin with zeros, whatever the vector holds.
-
-    Returns:
-        The updates that have more or fewer survivors than their masks keep; if there are any,
-        the sum means nothing.
-    """
-    blocks = Blocks.of(layout)
-    batches = _batches(shares, blocks)
-    for start, end in _spans(blocks):
-        if clear:
-            first, size = int(blocks.offset[start]), int(blocks.length[start:end].sum())
-            total[first : first + size] = 0.0  # brings it into cache, too
-        for batch in batches:
-            np.add.at(total, *batch.next(start, end))
-    return [share for share in shares if share.odd or share.read != share.part.update.count]
-
-
-def _spans(blocks: Blocks) -> Iterator[tuple[int, int]]:
-    """Cut the rows into runs of at most ``_SPAN`` entries, or one block."""
-    start, size = 0, 0
-    for row, length in enumerate(blocks.length.tolist()):
-        if size and size + length > _SPAN:
-            yield start, row
-            start, size = row, 0
-        size += length
-    if size:
-        yield start, blocks.length.size
-
-
-class _Apart:
-    """Clients that have a mask each."""
-
-    def __init__(self, shares: Sequence[Share], blocks: Blocks) -> None:
-        self._shares, self._tensors = shares, blocks.tensor
-        self._draws = Draws([share.mask for share in shares], blocks)
-
-    def next(self, start: int, end: int) -> tuple[Positions, Numbers]:
-        """Return all clients' survivors, client after client."""
-        drawn, tensors = self._draws.rows(start, end), self._tensors[start:end]
-        numbers = [
-            share.next(np.array([positions.size for positions in mine]), tensors)
-            for share, mine in zip(self._shares, drawn, strict=True)
-        ]
-        return joined(part for mine in drawn for part in mine), np.concatenate(numbers)
-
-
-class _Together:
-    """Clients that share a mask: their numbers are added up before they are put in place."""
-
-    def __init__(self, shares: Sequence[Share], blocks: Blocks) -> None:
-        self._shares, self._tensors = shares, blocks.tensor
-        self._draws = Draws([shares[0].mask], blocks)
-
-    def next(self, start: int, end: int) -> tuple[Positions, Numbers]:
-        """Return the mask's positions and the clients' sum."""
-        (drawn,), tensors = self._draws.rows(start, end), self._tensors[start:end]
-        counts = np.array([positions.size for positions in drawn])
-        total = self._shares[0].next(counts, tensors)
-        for share in self._shares[1:]:
-            total += share.next(counts, tensors)
-        return joined(drawn), total
-
-
-def _batches(shares: Sequence[Share], blocks: Blocks) -> list[_Apart | _Together]:
-    """Group clients in order; the grouping depends on the updates alone."""
-    groups: dict[Mask, list[Share]] = {}
-    for share in shares:
-        groups.setdefault(share.mask, []).append(share)
-    batches: list[_Apart | _Together] = [
-        _Together(g, blocks) for g in groups.values() if len(g) > 1
-    ]
-    alone = [group[0] for group in groups.values() if len(group) == 1]
-    if alone:
-        numel, drawn = int(blocks.length.sum()), alone[0].mask.chance
-        # What is drawn follows from the mask; how many survivors there are is a stranger's word.
-        count = numel * drawn // ONE if drawn else alone[0].part.update.count
-        each = count * min(_SPAN, numel) // max(1, numel)
-        size = max(1, _AT_ONCE // max(1, each))
-        batches += [_Apart(alone[i : i + size], blocks) for i in range(0, len(alone), size)]
-    return batches

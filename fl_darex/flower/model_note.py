@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from flwr.app import Array, ArrayRecord
 
-from fl_darex.flower.records import PACKET_STYPE, packet_array
+from fl_darex.flower.records import PACKET_STYPE, packet_array, ties_in, with_ties
 from fl_darex.wire.json_notes import COUNT, DIGITS, NAMES, TEXT, Note, Rule, is_hex
 
 DELIVERY_KEY = "darex.model"
@@ -62,18 +62,31 @@ class Greeting(Note, key=GREETING_KEY, what="the server's greeting"):
     first: Annotated[str, _MAYBE]
 
 
-def delivered(record: ArrayRecord) -> tuple[dict[str, Array], list[bytes]]:
-    """Return the tensors in full, by name, and the packets, in order, of a message's arrays."""
-    tensors = {name: array for name, array in record.items() if array.stype != PACKET_STYPE}
-    return tensors, [array.data for array in record.values() if array.stype == PACKET_STYPE]
+class Step(NamedTuple):
+    """One step of the model on its way to a client.
+
+    Attributes:
+        packet: What changed.
+        ties: Which tensors the packet leaves out since they equal others (`fl_darex.ties`).
+    """
+
+    packet: bytes
+    ties: str
 
 
-def model_record(tensors: ArrayRecord, packets: Iterable[bytes]) -> ArrayRecord:
+def delivered(record: ArrayRecord) -> tuple[dict[str, Array], list[Step]]:
+    """Return the tensors in full, by name, and the steps, in order, of a message's arrays."""
+    packets = {name: array for name, array in record.items() if array.stype == PACKET_STYPE}
+    tensors = {name: array for name, array in record.items() if name not in packets}
+    return tensors, [Step(array.data, ties_in(name)) for name, array in packets.items()]
+
+
+def model_record(tensors: ArrayRecord, steps: Iterable[Step]) -> ArrayRecord:
     """Return the arrays of a message: tensors in full and packets that are applied in order."""
     arrays: dict[str, Array] = dict(tensors)
-    for index, packet in enumerate(packets):
+    for index, step in enumerate(steps):
         name = f"darex.{index}"
-        while name in arrays:
+        while name + with_ties(step.ties) in arrays:
             name += "."
-        arrays[name] = packet_array(packet)
+        arrays[name + with_ties(step.ties)] = packet_array(step.packet)
     return ArrayRecord(arrays)

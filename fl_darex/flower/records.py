@@ -20,6 +20,7 @@ PACKET_STYPE = "darex.v1"
 SEALED_STYPE = "darex.masked.v1"
 """The same for a packet of secure aggregation, whose numbers are masked."""
 
+_TIED = ".tied."
 _NAMES = {PACKET_STYPE: "darex", SEALED_STYPE: "darex.masked"}
 
 
@@ -28,9 +29,19 @@ def packet_array(packet: bytes, stype: str = PACKET_STYPE) -> Array:
     return Array(dtype="uint8", shape=(len(packet),), stype=stype, data=packet)
 
 
-def packet_record(packet: bytes, stype: str = PACKET_STYPE) -> ArrayRecord:
-    """Return an ArrayRecord with one Array that holds a packet."""
-    return ArrayRecord({_NAMES[stype]: packet_array(packet, stype)})
+def packet_record(packet: bytes, stype: str = PACKET_STYPE, ties: str = "") -> ArrayRecord:
+    """Return an ArrayRecord with one Array that holds a packet, and says what is tied in it."""
+    return ArrayRecord({_NAMES[stype] + with_ties(ties): packet_array(packet, stype)})
+
+
+def with_ties(ties: str) -> str:
+    """Return what the name of a packet's Array ends in, given `fl_darex.ties.write_ties`."""
+    return f"{_TIED}{ties}" if ties else ""
+
+
+def ties_in(name: str) -> str:
+    """Return what the name of a packet's Array says of ties; empty: there are none."""
+    return name.partition(_TIED)[2]
 
 
 def packet_of(record: ArrayRecord, stype: str = PACKET_STYPE) -> bytes | None:

@@ -24,9 +24,17 @@ from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Delta
 from fl_darex.errors import DeltaError
 from fl_darex.files.model_cache import ModelCache
-from fl_darex.flower.model_note import DIGESTS_KEY, HELD_KEY, Greeting, ModelNote, model_record
+from fl_darex.flower.model_note import (
+    DIGESTS_KEY,
+    HELD_KEY,
+    Greeting,
+    ModelNote,
+    Step,
+    model_record,
+)
 from fl_darex.flower.records import into_record, to_arrays, to_record, view_arrays
 from fl_darex.positions import Mask
+from fl_darex.ties import tie, write_ties
 from fl_darex.wire.header import NO_VERSION
 from fl_darex.wire.json_notes import is_hex
 from fl_darex.wire.reader import read_packet
@@ -81,7 +89,7 @@ class Broadcast:
         self._first = ArrayRecord()  # the model before the first packet
         self._digests: dict[str, bytes] = {}  # of its tensors
         self._versions: list[bytes] = []  # from the first to the present one
-        self._packets: list[bytes] = []  # that lead from each to the next
+        self._steps: list[Step] = []  # that lead from each to the next
         self._kept: State = {}  # of the server's steps, by the policy
         self._held: dict[int, bytes] = {}
         self._base: dict[int, frozenset[bytes]] = {}  # digests of what a client has from the start
@@ -107,7 +115,7 @@ class Broadcast:
         self._base = {}
         tensors = view_arrays(record)
         self._asked, self._digests = self._uplink.fitted(tensors), tensor_digests(tensors)
-        self._versions, self._packets = [content_version(self._digests)], []
+        self._versions, self._steps = [content_version(self._digests)], []
         self._contents = {}
 
     def end(self) -> None:
@@ -129,7 +137,7 @@ class Broadcast:
         self._uplink = replace(self._uplink, dense=tuple(whole))
         self._asked = self._uplink.fitted(view_arrays(self.model))
         if self._policy.versions:
-            self._versions, self._packets, self._contents = self._versions[-1:], [], {}
+            self._versions, self._steps, self._contents = self._versions[-1:], [], {}
             self._first, self._digests, self._base = ArrayRecord(), {}, {}
 
     # --- what the run remembers -------------------------------------------------------------------
@@ -143,7 +151,7 @@ class Broadcast:
             "first": None if self._first is self.model else to_arrays(self._first),
             "digests": dict(self._digests),
             "versions": list(self._versions),
-            "packets": list(self._packets),
+            "steps": [tuple(step) for step in self._steps],
             "kept": {name: array.copy() for name, array in self._kept.items()},
             "clients": [dict(self._held), dict(self._base), set(self._speaks), dict(self._lost)],
         }
@@ -156,7 +164,7 @@ class Broadcast:
         first = state["first"]
         self._first = self.model if first is None else to_record(first)
         self._digests, self._kept = state["digests"], state["kept"]
-        self._versions, self._packets = state["versions"], state["packets"]
+        self._versions, self._steps = state["versions"], [Step(*one) for one in state["steps"]]
         self._held, self._base, self._speaks, self._lost = state["clients"]
         self._contents = {}
 
@@ -208,7 +216,7 @@ class Broadcast:
         key = (start, frozenset(tensors))
         if key not in self._contents:
             sent = ArrayRecord({name: self._first[name] for name in tensors})
-            self._contents[key] = model_record(sent, self._packets[start:])
+            self._contents[key] = model_record(sent, self._steps[start:])
         return self._contents[key], self._note(self._versions[start].hex())
 
     def whole(self) -> tuple[ArrayRecord, ModelNote | None]:
@@ -233,7 +241,7 @@ class Broadcast:
         else:
             return None, []
         sent = sum(len(self._first[name].data) for name in tensors)
-        sent += sum(map(len, self._packets[start:]))
+        sent += sum(len(step.packet) for step in self._steps[start:])
         return (start, tensors) if sent < _bytes(self.model) else (None, [])
 
     # --- the next version -------------------------------------------------------------------------
@@ -255,7 +263,8 @@ class Broadcast:
         before, after = view_arrays(self.model), view_arrays(record)
         data = None
         if structure(before) == structure(after):
-            delta = Delta(after, before, layout=self._asked.layout(before))
+            layout = tie(self._asked.layout(before), after, before)
+            delta = Delta(after, before, layout=layout)
             data = self._packed(delta, sent, round_)
         else:
             odd = sorted({name for name, _ in structure(before) ^ structure(after)})[:5]
@@ -274,7 +283,7 @@ class Broadcast:
         packet = read_packet(data, delta.layout)
         self.model = into_record(SparseUpdate.of_packet(packet).values(before))
         self._versions.append(next_version(self.version, data))
-        self._packets.append(data)
+        self._steps.append(Step(data, write_ties(delta.layout)))
         self._contents = {}
         self._forget()
         return self.model
@@ -299,8 +308,8 @@ class Broadcast:
     def _forget(self) -> None:
         """Forget packets that nobody will be sent: all from there on are larger than the model."""
         whole = _bytes(self.model)
-        while sum(map(len, self._packets)) >= whole and len(self._packets) > 1:
-            del self._packets[0], self._versions[0]
+        while sum(len(s.packet) for s in self._steps) >= whole and len(self._steps) > 1:
+            del self._steps[0], self._versions[0]
             self._first, self._digests, self._base = ArrayRecord(), {}, {}
 
 
