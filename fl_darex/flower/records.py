@@ -71,6 +71,8 @@ def to_arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
 
 def _to_array(name: str, array: Array) -> NDArray[Any]:
     try:
+        if array.stype == SType.NUMPY and (said := _claimed(array.data)) > len(array.data):
+            raise ValueError(f"its header speaks of {said} bytes, there are {len(array.data)}")
         found = array.numpy()
     except Exception as error:  # bytes from strangers: numpy raises what its parts raise
         raise PacketError(f"the array {name!r} cannot be read: {error}", Reason.REPLY) from None
@@ -78,6 +80,28 @@ def _to_array(name: str, array: Array) -> NDArray[Any]:
         kind = type(found).__name__
         raise PacketError(f"the array {name!r} is not one array but a {kind}", Reason.REPLY)
     return found
+
+
+def _claimed(data: bytes) -> int:
+    """Return the bytes of an array by its header; numpy's reader takes as many before it reads."""
+    shape, _, dtype, start = _header(data)
+    return start + math.prod(shape) * dtype.itemsize
+
+
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return shape, order, type and where the numbers begin; raise `ValueError` for others."""
+    file = io.BytesIO(data)  # shares the bytes
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in read:
+        raise ValueError(f"version {version} of the format")
+    shape, fortran, dtype = read[version](file)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"shape {shape}")
+    return shape, fortran, dtype, file.tell()
 
 
 def view_arrays(record: ArrayRecord) -> dict[str, NDArray[Any]]:
@@ -93,16 +117,8 @@ def _view(name: str, array: Array) -> NDArray[Any]:
     if array.stype != SType.NUMPY:
         return _to_array(name, array)
     try:
-        file = io.BytesIO(array.data)  # shares the bytes
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        shape, fortran, dtype = read[version](file)
-        if min(shape, default=0) < 0:
-            raise ValueError(f"shape {shape}")
-        flat = np.frombuffer(array.data, dtype, math.prod(shape), file.tell())
+        shape, fortran, dtype, start = _header(array.data)
+        flat = np.frombuffer(array.data, dtype, math.prod(shape), start)
         return flat.reshape(shape, order="F" if fortran else "C")
     except Exception:  # an unusual header: numpy's own reader has the last word
         return _to_array(name, array)
