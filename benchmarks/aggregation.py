@@ -100,15 +100,14 @@ def packed_round(count: int, mask: str) -> tuple[Callable[[], Any], Callable[[],
     for first in range(DISTINCT):
         delta = Delta(model(first + 1, base), base)
         for index in range(first, count, DISTINCT):
-            terms = strategy._terms[asked[index].metadata.dst_node_id]
-            packet, _ = METHODS["dare"].compress(delta, terms)
+            told = strategy._asked[asked[index].metadata.dst_node_id]
+            packet, _ = METHODS["dare"].compress(delta, told.terms)
             replies.append(reply(asked[index], packet_record(packet or b""), index))
-    before, layout = strategy._before, strategy._layout
-    usable = strategy._intake.usable(replies, strategy._terms, before, layout)
-    parts = [reply.part for reply in usable]
+    usable = strategy._intake.usable(replies, strategy._asked).usable
+    sent, parts = usable[0].sent, [reply.part for reply in usable]
 
     def accumulate() -> Any:
-        return weighted_mean(before, layout, parts)
+        return weighted_mean(sent.arrays, sent.layout, parts)
 
     return accumulate, lambda: strategy.aggregate_train(1, replies)
 

@@ -16,7 +16,7 @@ from fl_darex.compression.method import Local, Method
 from fl_darex.compression.methods import METHODS
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.update import SparseUpdate
-from fl_darex.delta import Delta
+from fl_darex.delta import Delta, restructured
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.files.tensors import read_tensors
 from fl_darex.flower import roster as handshake
@@ -170,6 +170,9 @@ def _compressed(
         return reply
     name = _model_of(reply.content, name, "reply", before)
     arrays = to_arrays(reply.content.array_records[name])
+    if stage is None and (odd := restructured(arrays, before)):
+        log(WARNING, "the app answers with other tensors than it was sent, %s; they go whole", odd)
+        return reply
     memory = Memory(context.state) if method.remembers else None
     state = memory.recall(terms.counted, terms.slot) if memory else {}
     delta = Delta(arrays, before, terms.uplink.dense)

@@ -122,14 +122,10 @@ class Delta:
         self._base = base
         if base is None:
             return
-        if difference := set(base).symmetric_difference(tuned):
+        if odd := restructured(tuned, base):
             raise DeltaError(
-                f"tuned and base tensors differ in names: {sorted(difference)[:5]}; "
-                "a client must return the tensors that it was sent"
+                f"tuned and base tensors: {odd}; a client must return the tensors that it was sent"
             )
-        for spec in self.layout:
-            if spec.shape != (shape := tuple(tuned[spec.name].shape)):
-                raise DeltaError(f"{spec.name!r} has shape {shape}, its base {spec.shape}")
 
     def accelerator(self, name: str) -> Any | None:
         """Return the torch device of a tensor that is not on the CPU; None for all others."""
@@ -169,6 +165,16 @@ class Delta:
         """Return what is true where one tensor changed, flattened."""
         flat = _flat(self._tuned[name])
         return flat if self._base is None else flat != _flat(self._base[name])
+
+
+def restructured(tuned: Tensors, base: Tensors) -> str:
+    """Return in words how names or shapes differ; empty: they do not."""
+    if difference := set(base).symmetric_difference(tuned):
+        return f"they differ in names: {sorted(difference)[:5]}"
+    for name in sorted(base):
+        if (shape := tuple(tuned[name].shape)) != (sent := tuple(base[name].shape)):
+            return f"{name!r} has shape {shape}, its base {sent}"
+    return ""
 
 
 def as_delta(delta: Delta | Mapping[str, Any]) -> Delta:

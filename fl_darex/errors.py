@@ -30,7 +30,8 @@ class Reason(StrEnum):
     POSITIONS = "positions"  # out of range, repeated, or not as many as announced
     VALUES = "values"  # NaN, infinite, or codes that no encoder writes
     TERMS = "terms"  # the server's instructions are not understood
-    REPLY = "reply"  # an error, no usable weight, not one model, or nobody asked
+    REPLY = "reply"  # an error, no usable weight, or nobody asked
+    RECORDS = "records"  # not one model, or not one weight, among the records of a reply
     VERSION = "version"  # changes to a model that the receiver does not hold
 
 
@@ -48,6 +49,10 @@ class PacketError(DarexError, ValueError):
     def __reduce__(self) -> tuple[type[PacketError], tuple[str, Reason]]:
         """Survive the way between processes with the reason."""
         return type(self), (str(self), self.reason)
+
+
+DIVERGED = "training has diverged"
+"""Part of the error of a client whose update is not finite, which later rounds may mend."""
 
 
 class DeltaError(DarexError, ValueError):

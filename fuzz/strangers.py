@@ -43,6 +43,7 @@ with atheris.instrument_imports(include=["fl_darex"]):
     from fl_darex.positions import ListedMask
     from fl_darex.positions.rice import ListedPositions
     from fl_darex.strategies.intake import opened
+    from fl_darex.strategies.sent import Asked, Sent
     from fl_darex.wire import decode
     from fl_darex.wire.codings import CODINGS
     from fl_darex.wire.reader import read_packet
@@ -114,7 +115,8 @@ def reply(data: bytes) -> None:
     if dense:
         arrays["bias"] = Array("float32", (3,), "numpy.ndarray", data[1:])
     record = ArrayRecord(arrays) if dense else packet_record(plausible(data[1:]))
-    parts = [Part(opened(one, TERMS, MODEL, LAYOUT), 1.0) for one in (honest, record)]
+    asked = Asked(Message(RecordDict(), 1, "train"), TERMS, Sent(MODEL, LAYOUT), True)
+    parts = [Part(opened(one, asked, {})[0], 1.0) for one in (honest, record)]
     mean, odd = weighted_mean(MODEL, LAYOUT, parts)
     if mean is None:
         assert odd == parts[1:]

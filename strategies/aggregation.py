@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from flwr.app import ArrayRecord, MetricRecord
 
-from fl_darex.change import Arrays
-from fl_darex.compression.update import Before
-from fl_darex.delta import Layout
-from fl_darex.errors import PacketError, Reason
+from fl_darex.change import Arrays, wide
+from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.flower.records import to_record
 
-from .intake import Refuse, Reply, log_refused
+from .reply import Came, Refuse, Reply
+from .sent import Sent
 from .shared_support import SharedSupport
 from .wrapped import Wrapped, typed
 
@@ -33,24 +32,42 @@ class RoundResult(NamedTuple):
     metrics: MetricRecord | None
 
 
-def mean_of(
-    before: Before, layout: Layout, replies: Sequence[Reply], refuse: Refuse
-) -> tuple[Arrays, list[Reply]]:
-    """Return what the replies say together that the tensors should be, and the replies used.
+def mean_of(replies: Sequence[Reply], refuse: Refuse) -> tuple[Arrays, Sent, list[Reply]]:
+    """Return what the replies say together that the tensors should be.
+
+    Replies to different models are added up apart: ``before`` is part of what a client says.
 
     Args:
-        before: The tensors that the clients were sent.
-        layout: Their layout.
         replies: In partition order.
         refuse: Told of the replies that turn out not to fit their masks.
+
+    Returns:
+        The mean, what it is a change of (the model that most were sent), and the replies used.
 
     Raises:
         PacketError: If no reply can be used, or all weights are 0.
     """
-    sound = list(replies)
-    while sum(reply.part.weight for reply in sound) > 0.0:
+    groups: dict[int, list[Reply]] = {}
+    for reply in replies:
+        groups.setdefault(id(reply.sent), []).append(reply)
+    found = [(*some, _weight(some[1])) for g in groups.values() if (some := _group(g, refuse))]
+    total = sum(weight for _, _, weight in found)
+    if not total:
+        raise PacketError(_NOBODY, Reason.REPLY)
+    used = [reply for _, some, _ in found for reply in some]
+    used.sort(key=lambda reply: reply.terms.slot)
+    mean, most, _ = max(found, key=lambda group: len(group[1]))
+    if len(found) > 1:
+        mean = _mean([(arrays, weight / total) for arrays, _, weight in found])
+    return mean, most[0].sent, used
+
+
+def _group(replies: list[Reply], refuse: Refuse) -> tuple[Arrays, list[Reply]] | None:
+    """Return the mean of replies to one model, and those in it; None if there is nothing to add."""
+    sound, sent = list(replies), replies[0].sent
+    while _weight(sound) > 0.0:
         how = sound[0].terms.uplink.how  # the method knows how its updates add up
-        result, odd = how.combine(before, layout, [reply.part for reply in sound])
+        result, odd = how.combine(sent.arrays, sent.layout, [reply.part for reply in sound])
         if result is not None:
             return result, sound
         # How many entries a mask keeps comes to light when it is drawn: begin again without.
@@ -59,89 +76,114 @@ def mean_of(
             if id(reply.part) in gone:
                 refuse(reply.terms.slot, _odd(reply))
         sound = [reply for reply in sound if id(reply.part) not in gone]
-    raise PacketError(
-        "no reply of this round can be used, or all of them have weight 0", Reason.REPLY
-    )
+    return None
+
+
+_NOBODY = "no reply of this round can be used, or all of them have weight 0"
+
+Adjust = Callable[[list[Reply], Arrays, Sent], None]
+"""Called with the replies that count, their mean, which it may change, and what that changes."""
 
 
 def average(
-    wrapped: Wrapped,
-    round_: int,
-    before: Before,
-    layout: Layout,
-    replies: list[Reply],
-    adjust: Callable[[list[Reply], Arrays], None],
-    behind: list[Reply] | None = None,
+    wrapped: Wrapped, round_: int, came: Came, adjust: Adjust, behind: list[Reply] | None = None
 ) -> RoundResult:
     """Let the strategy take its step on the mean of the replies.
 
     Args:
         wrapped: The strategy.
         round_: The federated round.
-        before: The tensors that the clients were sent.
-        layout: Their layout.
-        replies: In partition order.
-        adjust: Called with the replies that count and their mean, which it may change.
-        behind: The replies of which ``replies`` are the mean already; None: they themselves.
+        came: What came of the round.
+        adjust: Told of the mean before the strategy is.
+        behind: The replies of which those that came are the mean already; None: they themselves.
 
     Raises:
         PacketError: If no reply can be used.
     """
-    mean, used = mean_of(before, layout, replies, log_refused)
+    mean, sent, used = mean_of(came.usable, came.refuse)
     used = behind or used
-    adjust(used, mean)
-    counters = {spec.name: mean[spec.name] for spec in layout.raw}
+    adjust(used, mean, sent)
+    counters = {spec.name: mean[spec.name] for spec in sent.layout.raw}
     start = None
     if wrapped.private and counters:  # noise cannot be added to whole numbers
         mean = {name: array for name, array in mean.items() if name not in counters}
-        start = to_record({name: before[name] for name in mean})
+        start = to_record({name: sent.arrays[name] for name in mean})
     records = [to_record(mean)]
     del mean  # a whole model
-    arrays, metrics = wrapped.step(round_, used, records, start)
-    after = None if arrays is None else typed(arrays, before, counters)
+    arrays, metrics = wrapped.step(round_, used, records, came.failed, start)
+    after = None if arrays is None else typed(arrays, sent, counters)
     return RoundResult(used, after, metrics)
 
 
-def compare(
-    wrapped: Wrapped, round_: int, before: Before, layout: Layout, replies: list[Reply]
-) -> RoundResult:
+def compare(wrapped: Wrapped, round_: int, came: Came, adjust: Adjust) -> RoundResult:
     """Let the strategy compare the replies where all clients have values.
 
-    Arguments are those of `average`.
+    There is no mean to adjust. Arguments are those of `average`.
 
     Raises:
+        DeltaError: If clients were sent different models.
         PacketError: If no reply can be used.
     """
-    masks = [reply.update.mask for reply in replies if reply.packed]
-    support = SharedSupport(before, layout, masks[0] if masks else None)
-    used = agreeing(support.fitting(replies, log_refused), log_refused)
+    if len({id(reply.sent) for reply in came.usable}) > 1:
+        raise DeltaError(
+            f"{wrapped.name} sent clients different models; there is nothing that all of them "
+            "changed: use replies='own' with p=0"
+        )
+    if not came.usable:
+        raise PacketError(_NOBODY, Reason.REPLY)
+    masks = [reply.update.mask for reply in came.usable if reply.packed]
+    sent = came.usable[0].sent
+    support = SharedSupport(sent.arrays, sent.layout, masks[0] if masks else None)
+    used = support.fitting(came.usable, came.refuse)
     if not used:
-        raise PacketError("no reply of this round can be used", Reason.REPLY)
+        raise PacketError(_NOBODY, Reason.REPLY)
+    adjust(used, {}, sent)
     records = [support.of(reply.part) for reply in used]
-    arrays, metrics = wrapped.step(round_, used, records, support.before())
+    arrays, metrics = wrapped.step(round_, used, records, came.failed, support.before())
     after = None if arrays is None else support.expanded(arrays, [reply.part for reply in used])
     return RoundResult(used, after, metrics)
 
 
-def agreeing(replies: list[Reply], refuse: Refuse) -> list[Reply]:
-    """Return the replies that have the metrics that most have.
+def apart(wrapped: Wrapped, round_: int, came: Came, adjust: Adjust) -> RoundResult:
+    """Let the strategy have each client's own arrays, whole: memory is clients x model.
 
-    Flower ends a run in which one client names a metric that another one does not.
+    There is no mean to adjust. Arguments are those of `average`.
+
+    Raises:
+        PacketError: If no reply can be used.
     """
-    kinds = Counter(_metric_names(reply) for reply in replies)
-    usual = max(kinds, key=kinds.__getitem__, default=None)
-    for reply in replies:
-        if (found := _metric_names(reply)) != usual:
-            odd = sorted(found.symmetric_difference(usual or ()))
-            refuse(
-                reply.terms.slot,
-                PacketError(f"its metrics differ from those of most clients: {odd}", Reason.REPLY),
-            )
-    return [reply for reply in replies if _metric_names(reply) == usual]
+    used: list[Reply] = []
+    records: list[ArrayRecord] = []
+    for reply in came.usable:
+        try:
+            records.append(to_record(reply.arrays()))
+            used.append(reply)
+        except PacketError as error:
+            came.refuse(reply.terms.slot, error)
+    if not used:
+        raise PacketError(_NOBODY, Reason.REPLY)
+    adjust(used, {}, used[0].sent)
+    arrays, metrics = wrapped.step(round_, used, records, came.failed)
+    return RoundResult(used, None if arrays is None else typed(arrays, used[0].sent, {}), metrics)
 
 
-def _metric_names(reply: Reply) -> frozenset[str]:
-    return frozenset(reply.message.content.metric_records[reply.metrics])
+STEPS = {"mean": average, "each": average, "support": compare, "own": apart}
+"""What is made of the replies, by the form in which the strategy is given them."""
+
+
+def _mean(shares: Sequence[tuple[Arrays, float]]) -> Arrays:
+    """Return the weighted mean of models; of counters, in whole numbers."""
+    mean: Arrays = {}
+    for name, first in shares[0][0].items():
+        total = np.zeros(first.shape, wide(first.dtype))
+        for arrays, share in shares:
+            total += arrays[name] * total.dtype.type(share)
+        mean[name] = (total if first.dtype.kind == "f" else np.rint(total)).astype(first.dtype)
+    return mean
+
+
+def _weight(replies: Sequence[Reply]) -> float:
+    return sum(reply.part.weight for reply in replies)
 
 
 def _odd(reply: Reply) -> PacketError:

@@ -9,13 +9,14 @@ from flwr.serverapp.strategy import Strategy
 
 from fl_darex.compression.downlink import DownlinkPolicy
 from fl_darex.compression.method import Method
-from fl_darex.compression.uplink import Uplink, check_replies
+from fl_darex.compression.uplink import Uplink
 from fl_darex.flower.ledger import Entry
 from fl_darex.options import Scalar
 from fl_darex.secagg import SecureAggregation
 from fl_darex.wire.codings import Coding
 
 from .downlink import broadcast_for
+from .forms import check_form
 from .intake import LARGEST_WEIGHT, tightest
 from .rounds import PackedRounds
 from .wrapped import Wrapped
@@ -72,9 +73,11 @@ class DarexStrategy(PackedRounds):
             have; a client that claims more does not count.
         replies: What the wrapped strategy is given: ``"mean"``: one reply that stands for all;
             ``"each"``: all replies with their own metrics and records, the mean in place of their
-            arrays; ``"support"``: all replies with their own values, where all have some.
-            ``"auto"``: ``"support"`` for strategies that compare clients, ``"each"`` for those with
-            an aggregation of their own, else ``"mean"``.
+            arrays; ``"support"``: all replies with their own values, where all have some;
+            ``"own"``: all replies with the arrays that each packet stands for, whole, which is
+            right for what is linear in them and takes memory for clients x model. ``"auto"``:
+            ``"support"`` for Flower's strategies that compare clients, ``"each"`` for those that
+            add noise, else ``"mean"``; one with an ``aggregate_train`` of its own has to say.
         validate: Of ``q="server-validation"``: returns the loss of a model on examples that are
             neither trained on nor reported; called with arrays by name, many times a round.
         secure: Adds the updates of a round so that the server learns their sum and none of them;
@@ -125,7 +128,7 @@ class DarexStrategy(PackedRounds):
         elif options:
             raise ValueError(f"uplink says everything about the way up; {sorted(options)} besides")
         wrapped = Wrapped(strategy, replies)
-        check_replies(uplink, wrapped.form, wrapped.name)
+        check_form(uplink, wrapped.form, strategy)
         broadcast = broadcast_for(downlink, uplink, downlink_p, downlink_values, base_held)
         clip = tightest(clip, wrapped.clipping_norm)
         super().__init__(wrapped, uplink, broadcast, clip, max_weight, secure, validate, on_reply)

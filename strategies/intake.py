@@ -7,7 +7,7 @@ that reply, with a line in the log, never the round.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from logging import INFO, WARNING
 from typing import Any, NoReturn
@@ -19,9 +19,13 @@ from flwr.common.logger import log
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.update import Before, Update, WholeUpdate
 from fl_darex.compression.weighted_sum import Part
-from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
+from fl_darex.flower.private import as_error
 from fl_darex.flower.records import model_among, packet_of, to_arrays
+
+from .agreement import agreeing, alike
+from .reply import Came, Names, Reply, log_refused
+from .sent import Asked, Sent, structure
 
 LARGEST_WEIGHT = 2.0**53
 """Up to here every number of examples is a float64 of its own."""
@@ -30,43 +34,6 @@ LARGEST_WEIGHT = 2.0**53
 _LARGEST_HEADER, _LARGEST_ITEM = 65536, 16
 # Kinds of NumPy types that a reply may have, by the kind that was sent.
 _FITS = {"f": "f", "i": "iubf", "u": "iubf", "b": "iubf"}
-
-Refuse = Callable[[int, PacketError], None]
-"""Called with the partition of a reply that cannot be used, and why."""
-
-
-@dataclass(frozen=True, eq=False)
-class Reply:
-    """One client's reply that counts.
-
-    Attributes:
-        message: The reply itself.
-        model: Name of its ArrayRecord that holds the model or a packet.
-        metrics: Name of its MetricRecord that holds the weight.
-        terms: What this client was told.
-        part: Its update, its weight and how far it is shortened.
-    """
-
-    message: Message
-    model: str
-    metrics: str
-    terms: Terms
-    part: Part
-
-    @property
-    def update(self) -> Update:
-        """What it says of the model."""
-        return self.part.update
-
-    @property
-    def packed(self) -> bool:
-        """Whether it was a packet, so that the client has the mod."""
-        return self.update.mask is not None
-
-
-def log_refused(partition: int, error: PacketError) -> None:
-    """Say whose reply does not count, and why."""
-    log(WARNING, "client %s does not count this round: %s", partition, error)
 
 
 @dataclass
@@ -95,31 +62,50 @@ class Intake:
         if not 0.0 < self.max_weight <= LARGEST_WEIGHT:
             raise ValueError(f"max_weight must be in (0, 2**53], got {self.max_weight!r}")
 
-    def usable(
-        self,
-        messages: Iterable[Message],
-        asked: Mapping[int, Terms],
-        before: Before,
-        layout: Layout,
-    ) -> list[Reply]:
-        """Return the replies that can be added, one per client, in partition order.
+    def usable(self, messages: Iterable[Message], asked: Mapping[int, Asked]) -> Came:
+        """Sort the replies: those that can be added, one per client, in partition order.
 
         Args:
             messages: All that came back, in any order.
-            asked: The terms of the nodes that were asked.
-            before: The tensors that they were sent.
-            layout: Their layout.
+            asked: What each node was asked for.
         """
-        found: dict[int, Reply] = {}
+        came, others = Came(), dict[Any, Sent]()
         for message in sorted(messages, key=self._place):
-            node = message.metadata.src_node_id
+            node, slot = message.metadata.src_node_id, self._place(message)
+            if node not in asked or slot in came.messages:
+                error = "nobody asked for this reply, or it came twice"
+                log_refused(slot, error)
+                continue
+            came.messages[slot] = message
+            if message.has_error():
+                came.fail(slot)
+                continue
             try:
-                if node not in asked or node in found:
-                    raise PacketError("nobody asked for this reply, or it came twice", Reason.REPLY)
-                found[node] = self._read(message, asked[node], before, layout)
+                came.usable.append(self._read(message, asked[node], others))
             except PacketError as error:
-                log_refused(self._place(message), error)
-        return list(found.values())
+                came.refuse(slot, error)
+        came.usable = agreeing(came.usable, came.refuse)
+        return came
+
+    def comparable(self, messages: list[Message]) -> list[Message]:
+        """Return the replies to an evaluation with an error for each that Flower would choke on."""
+        refused: dict[int, Message] = {}
+        sound: list[tuple[Message, Names]] = []
+
+        def refuse(message: Message, error: PacketError) -> None:
+            log(WARNING, "client %s is not evaluated: %s", self._place(message), error)
+            refused[id(message)] = as_error(message, str(error))
+
+        for message in messages:
+            if message.has_content():
+                try:
+                    name, _ = weight_of(message, self.weighted_by, self.max_weight)
+                    metrics = message.content.metric_records[name]
+                    sound.append((message, Names.of(metrics, name)))
+                except PacketError as error:
+                    refuse(message, error)
+        alike(sound, lambda one: one[1], lambda one, error: refuse(one[0], error))
+        return [refused.get(id(message), message) for message in messages]
 
     def state(self) -> dict[str, Any]:
         """Return of which clients it was said that they have no mod."""
@@ -138,19 +124,19 @@ class Intake:
             self._plain.add(node)
             log(
                 INFO,
-                "client %s sends whole tensors: its ClientApp has no DarexMod; it counts like any "
-                "other, and is sent the whole model each round",
+                "client %s sends whole tensors: its ClientApp has no DarexMod, or it answers with "
+                "other tensors than it was sent; it counts like any other",
                 reply.terms.slot,
             )
 
-    def _read(self, message: Message, terms: Terms, before: Before, layout: Layout) -> Reply:
+    def _read(self, message: Message, asked: Asked, others: dict[Any, Sent]) -> Reply:
         metrics, weight = weight_of(message, self.weighted_by, self.max_weight)
-        model = _model_of(message, terms)
-        update = opened(message.content.array_records[model], terms, before, layout)
+        model = _model_of(message, asked.terms)
+        update, sent = opened(message.content.array_records[model], asked, others)
         part = Part(update, 1.0 if self.equal else weight)
         if self.clip is not None:
-            part = clipped(part, before, self.clip, terms.slot)
-        return Reply(message, model, metrics, terms, part)
+            part = clipped(part, sent.arrays, self.clip, asked.terms.slot)
+        return Reply(message, model, metrics, asked, sent, part)
 
     def _place(self, message: Message) -> int:
         return self.partition_of.get(message.metadata.src_node_id, -1)
@@ -160,16 +146,15 @@ def weight_of(message: Message, weighted_by: str, largest: float) -> tuple[str, 
     """Return the name of a reply's MetricRecord with the weight, and the weight.
 
     Raises:
-        PacketError: If it is an error, or does not hold one usable weight.
+        PacketError: If it does not hold one usable weight.
     """
-    if message.has_error():
-        _refuse(message.error.reason or "the client failed without a reason")
     records = message.content.metric_records
     weighted = [name for name, record in records.items() if weighted_by in record]
     if len(weighted) != 1:
         _refuse(
             f"a reply must hold one MetricRecord with the weight {weighted_by!r}, found "
-            f"{len(weighted)} among {sorted(records)}"
+            f"{len(weighted)} among {sorted(records)}",
+            Reason.RECORDS,
         )
     weight = records[weighted[0]][weighted_by]
     if not isinstance(weight, int | float) or not 0 <= weight <= largest:
@@ -183,29 +168,57 @@ def _model_of(message: Message, terms: Terms) -> str:
     found = model_among(records, terms.record, lambda record: packet_of(record) is not None)
     if found is None:
         _refuse(
-            f"a reply must hold one ArrayRecord with the model, found {sorted(records)}; name it "
-            "as the one that was sent"
+            f"a reply must hold one ArrayRecord with the model, found {sorted(records)}; put all "
+            "of the model into one, and name it as the one that was sent",
+            Reason.RECORDS,
         )
     return found
 
 
-def opened(record: ArrayRecord, terms: Terms, before: Before, layout: Layout) -> Update:
-    """Return what a record says, checked.
+def opened(record: ArrayRecord, asked: Asked, others: dict[Any, Sent]) -> tuple[Update, Sent]:
+    """Return what a record says, checked, and what that is a change of.
+
+    Args:
+        record: From a stranger.
+        asked: What this client was asked for.
+        others: What replies of another structure are changes of, by what they are; filled in.
 
     Raises:
         PacketError: If its packet or its tensors cannot be used.
     """
-    packet = packet_of(record)
+    sent, packet = asked.sent, packet_of(record)
     if packet is not None:
-        return terms.uplink.how.open(packet, layout, terms)
-    _check_whole(record, before)
-    return WholeUpdate(layout, lambda: to_arrays(record))
+        if not asked.told:
+            _refuse("a packet came where none was asked for", Reason.UNEXPECTED)
+        return asked.terms.uplink.how.open(packet, sent.layout, asked.terms), sent
+    if structure(record) != sent.structure:
+        sent = _restructured(record, sent, others)
+    _check_whole(record, sent.arrays)
+    return WholeUpdate(sent.layout, lambda: to_arrays(record)), sent
+
+
+def _restructured(record: ArrayRecord, sent: Sent, others: dict[Any, Sent]) -> Sent:
+    """Return what tensors of another structure are a change of, one object for all of a kind."""
+    shapes = {name: (tuple(array.shape), array.dtype) for name, array in record.items()}
+    key = (id(sent), tuple(sorted(shapes.items())))
+    data = sum(len(array.data) for array in record.values())
+    most = (
+        len(record) * _LARGEST_HEADER
+        + sum(one.size for one in sent.arrays.values()) * _LARGEST_ITEM
+    )
+    if sent.arrays and data > most:
+        _refuse(f"its tensors have {data} bytes, far more than were sent", Reason.SIZE)
+    if key not in others:
+        arrays = to_arrays(record)
+        if odd := [name for name, array in arrays.items() if array.dtype.kind not in _FITS]:
+            _refuse(
+                f"{odd[0]!r} is of type {arrays[odd[0]].dtype}, which is no tensor", Reason.LAYOUT
+            )
+        others[key] = sent.like(arrays)
+    return others[key]
 
 
 def _check_whole(record: ArrayRecord, before: Before) -> None:
-    if set(record) != set(before):
-        odd = sorted(set(record).symmetric_difference(before))[:5]
-        _refuse(f"the reply's tensors differ from those sent: {odd}", Reason.LAYOUT)
     for name, array in record.items():
         if len(array.data) > _LARGEST_HEADER + before[name].size * _LARGEST_ITEM:
             _refuse(f"{name!r} has {len(array.data)} bytes, far more than were sent", Reason.SIZE)

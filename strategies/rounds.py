@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from inspect import signature
 from logging import INFO, WARNING
 from typing import Any
 
@@ -13,13 +14,11 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result, Strategy
+from flwr.serverapp.strategy import Result
 
 from fl_darex.change import Arrays
-from fl_darex.compression.terms import Terms
 from fl_darex.compression.uplink import Uplink
-from fl_darex.delta import Layout
-from fl_darex.errors import PacketError
+from fl_darex.errors import DeltaError, PacketError
 from fl_darex.flower.grids import FallbackGrid, OrderedGrid, seeded_random
 from fl_darex.flower.ledger import Entry, Ledger, LedgerGrid
 from fl_darex.flower.records import view_arrays
@@ -28,16 +27,20 @@ from fl_darex.rescaling.rules import SERVER_VALIDATION
 from fl_darex.secagg import SecureAggregation
 from fl_darex.seeds import derive
 
-from .aggregation import RoundResult, average, compare
+from .aggregation import STEPS, RoundResult, average
+from .asking import Asking
 from .downlink.addressing import Addressing, Setting
 from .downlink.broadcast import Broadcast
-from .intake import Intake, Reply
+from .front import Front
+from .intake import Intake
+from .reply import Came, Reply
 from .secure.sum import SecureSum
+from .sent import Asked, Sent
 from .server_q import Validate, choose_q
-from .wrapped import Wrapped
+from .wrapped import Wrapped, explodes
 
 
-class PackedRounds(Strategy):
+class PackedRounds(Front):
     """A Flower strategy that asks for packets and lets another one take the step.
 
     Args:
@@ -72,7 +75,7 @@ class PackedRounds(Strategy):
             raise ValueError(f"q = {SERVER_VALIDATION!r} and validate need each other")
         if secure:  # integers, made of fp32
             uplink = replace(uplink, values="fp32")
-        self.strategy, self._wrapped, self._uplink = wrapped.strategy, wrapped, uplink
+        self.strategy, self._uplink = wrapped.strategy, uplink
         self._broadcast, self._addressing = broadcast, Addressing(broadcast)
         self._validate, self._on_reply = validate, on_reply
         self._secure = SecureSum(secure, uplink, wrapped, clip) if secure else None
@@ -84,8 +87,9 @@ class PackedRounds(Strategy):
         self._counted: dict[int, int] = {}  # by partition: the last round in which it counted
         self._running = False
         self._timeout, self._settings = 3600.0, ConfigRecord()
-        self._before, self._layout = dict[str, Any](), Layout(())
-        self._terms: dict[int, Terms] = {}
+        self._asked: dict[int, Asked] = {}
+        self._asking = Asking(uplink, broadcast, self._addressing, self._slot_of, wrapped.name)
+        self._wrapped = wrapped  # last: what it has and this has not is set on it from here on
 
     def summary(self) -> None:
         """Log the settings of this strategy and of the wrapped one."""
@@ -93,23 +97,21 @@ class PackedRounds(Strategy):
         p = 1 - asked.keep / 2**32
         log(INFO, "\t├──> DAREx: %s, p = %g, q = %s", asked.method, p, asked.q)
         log(INFO, "\t│\t└── values %s, mask %s", asked.values, asked.mask)
-        self.strategy.summary()
+        with self._wrapped.itself() as strategy:
+            strategy.summary()
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord,
-        num_rounds: int = 3,
-        timeout: float = 3600,
-        train_config: ConfigRecord | None = None,
-        evaluate_config: ConfigRecord | None = None,
-        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
-    ) -> Result:
-        """Run the rounds; see `flwr.serverapp.strategy.Strategy.start` for the arguments."""
+    def start(self, grid: Grid, initial_arrays: ArrayRecord, *more: Any, **named: Any) -> Result:
+        """Run the wrapped strategy's own `start`, the rounds of which are ours.
+
+        See `flwr.serverapp.strategy.Strategy.start` for the arguments; the wrapped strategy may
+        have others.
+        """
         self._counted = {}  # rounds are numbered anew
-        with self.running(grid, timeout, train_config) as counted:
-            rest = (train_config, evaluate_config, evaluate_fn)
-            return super().start(counted, initial_arrays, num_rounds, timeout, *rest)
+        asked = signature(self.strategy.start).bind(grid, initial_arrays, *more, **named).arguments
+        asked = {**asked, **named}  # what its own **keywords would hide
+        timeout, settings = asked.get("timeout") or 3600.0, asked.get("train_config")
+        with self.running(grid, timeout, settings) as counted, self._wrapped.hooked(self):
+            return self.strategy.start(counted, initial_arrays, *more, **named)
 
     @contextmanager
     def running(
@@ -130,7 +132,7 @@ class PackedRounds(Strategy):
         counted = LedgerGrid(grid, self.ledger, self._on_reply, self._addressing.plain)
         try:
             again = self._addressing.again
-            yield FallbackGrid(counted, lambda m: again(m, self._slot_of(m), self._asked(m)))
+            yield FallbackGrid(counted, lambda m: again(m, self._slot_of(m), self._settings_of(m)))
         finally:
             self._running = False
             self._broadcast.end()
@@ -144,57 +146,60 @@ class PackedRounds(Strategy):
                 "DarexStrategy is called by another strategy, but has to be the outermost: write "
                 "DarexStrategy(Other(FedAvg(...))), not Other(DarexStrategy(FedAvg(...)))"
             )
-        self._present(arrays)
-        self._before = view_arrays(arrays)
-        self._layout = Layout.of(self._before, self._uplink.dense)
-        with seeded_random(derive(self._uplink.seed, "sample", server_round)):
-            messages = list(
-                self.strategy.configure_train(server_round, arrays, config, self._view(grid))
-            )
+        if arrays is not self._addressing.model:
+            self._wrapped.start_from(arrays)
+        self._addressing.present(arrays)
+        view = self._view(grid)
+        seed = derive(self._uplink.seed, "sample", server_round)
+        with seeded_random(seed), self._wrapped.itself() as strategy:
+            messages = list(strategy.configure_train(server_round, arrays, config, view))
         self.ledger.name_clients()
         messages.sort(key=self._slot_of)
-        self._terms = {m.metadata.dst_node_id: self._told(m, server_round) for m in messages}
+        self._asking.follow(messages)
+        self._asked = self._asking.of(messages, server_round, self._counted)
         if self._secure:
-            messages = self._secure.begin(
-                messages, self._terms, self._before, self._layout, grid, self._timeout
-            )
+            messages = self._secure.begin(messages, self._asked, grid, self._timeout)
         for message in messages:
-            self._addressing.address(message, self._asked(message))
+            self._addressing.address(message, self._settings_of(message))
         return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Add the updates and let the wrapped strategy take its step."""
-        self.counted = 0
-        try:
-            result = self._result(server_round, replies)
-        except PacketError as error:
-            log(WARNING, "round %s: %s; the model stays as it is", server_round, error)
-            return None, None
+        result = self._result(server_round, list(replies))
         self.counted = len(result.used)
         for reply in result.used:
-            known = self._broadcast.spoke if reply.packed else self._broadcast.holds
-            known(reply.message.metadata.src_node_id)
-            self._counted[reply.terms.slot] = server_round
+            node = reply.message.metadata.src_node_id
+            if self._addressing.informed(node):
+                (self._broadcast.spoke if reply.packed else self._broadcast.holds)(node)
         self._intake.note_plain(result.used)
-        if result.arrays is None:
+        after = result.arrays
+        if after is not None and (name := explodes(after, view_arrays(self._addressing.model))):
+            text = "round %s: the step makes %r NaN or infinite; the model stays as it is"
+            log(WARNING, text, server_round, name)
+            after = None
+        if after is None:
             return None, result.metrics
+        self._counted |= {reply.terms.slot: server_round for reply in result.used}
         masks = [mask for reply in result.used if (mask := reply.update.mask) is not None]
         whole = len(masks) < len(result.used)  # a client without the mod: its change is everywhere
-        after = self._broadcast.advance(result.arrays, None if whole else masks, server_round)
+        after = self._broadcast.advance(after, None if whole else masks, server_round)
         return after, result.metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the wrapped strategy pick clients for evaluation."""
-        self._present(arrays)
-        self._terms = {}  # an answer to an evaluation is as the app leaves it
-        with seeded_random(derive(self._uplink.seed, "evaluate", server_round)):
-            messages = list(
-                self.strategy.configure_evaluate(server_round, arrays, config, self._view(grid))
-            )
+        if self._addressing.holds(arrays):
+            self._addressing.present(arrays)
+        else:
+            self._addressing.leave()  # another model than the run's
+        self._asked = {}  # an answer to an evaluation is as the app leaves it
+        view = self._view(grid)
+        seed = derive(self._uplink.seed, "evaluate", server_round)
+        with seeded_random(seed), self._wrapped.itself() as strategy:
+            messages = list(strategy.configure_evaluate(server_round, arrays, config, view))
         for message in messages:
             self._addressing.address(message, [])
         return sorted(messages, key=self._slot_of)
@@ -206,9 +211,14 @@ class PackedRounds(Strategy):
         seats = self._roster.partition_of
         ordered = sorted(replies, key=lambda reply: seats.get(reply.metadata.src_node_id, -1))
         for reply in ordered:
-            if reply.has_content():
-                self._broadcast.holds(reply.metadata.src_node_id)
-        return self.strategy.aggregate_evaluate(server_round, ordered)
+            node = reply.metadata.src_node_id
+            if reply.has_content() and self._addressing.informed(node):
+                self._broadcast.holds(node)
+        if not self._wrapped.evaluates_itself:
+            ordered = self._intake.comparable(ordered)
+        with self._wrapped.itself() as strategy:
+            found: MetricRecord | None = strategy.aggregate_evaluate(server_round, ordered)
+            return found
 
     # --- what the run remembers -------------------------------------------------------------------
 
@@ -240,52 +250,48 @@ class PackedRounds(Strategy):
             "strategy": self._wrapped,
         }
 
-    def _result(self, round_: int, replies: Iterable[Message]) -> RoundResult:
-        """Let the wrapped strategy take its step on what counts of the replies."""
-        before, layout, wrapped = self._before, self._layout, self._wrapped
-        if self._secure:
-            mean, used = self._secure.end(replies)
-            return average(wrapped, round_, before, layout, [mean], self._note_q, used)
-        usable = self._intake.usable(replies, self._terms, before, layout)
-        if wrapped.form != "support":
-            return average(wrapped, round_, before, layout, usable, self._note_q)
-        result = compare(wrapped, round_, before, layout, usable)
-        self._note_q(result.used, {})
-        return result
+    def _result(self, round_: int, replies: list[Message]) -> RoundResult:
+        """Let the wrapped strategy take its step on what counts of the replies.
 
-    def _told(self, message: Message, round_: int) -> Terms:
-        """Return what one client is told of its reply."""
-        asked, slot = self._uplink, self._slot_of(message)
-        counted = self._counted.get(slot, 0) if asked.how.remembers else 0
-        version, record = self._broadcast.version, self._addressing.place(message.content)
-        return Terms(asked, round_, slot, version, record, counted)
-
-    def _present(self, arrays: ArrayRecord) -> None:
-        """Make a record the model that messages stand for from now on."""
-        if arrays is not self._addressing.model:
-            self._wrapped.start_from(arrays)
-        self._addressing.present(arrays)
+        Raises:
+            DeltaError: If nobody ever counted, and each for a reason that no round will mend.
+        """
+        wrapped, came = self._wrapped, Came()
+        try:
+            if self._secure:
+                mean, used = self._secure.end(replies)
+                came.usable, came.failed = [mean], [r for r in replies if r.has_error()]
+                return average(wrapped, round_, came, self._note_q, used)
+            came = self._intake.usable(replies, self._asked)
+            if not self._counted and (why := came.structural):
+                raise DeltaError(f"no client's reply can be used, in this round or any: {why}")
+            if came.usable or self._asked:
+                return STEPS[wrapped.form](wrapped, round_, came, self._note_q)
+        except PacketError as error:
+            came.usable = []
+            log(WARNING, "round %s: %s; the model stays as it is", round_, error)
+        return RoundResult([], *wrapped.step(round_, [], [], came.failed))
 
     def _view(self, grid: Grid) -> Grid:
         question = self._addressing.question(self._settings)
         return OrderedGrid(grid, self._roster, self._timeout, question)
 
-    def _asked(self, message: Message) -> list[Setting]:
+    def _settings_of(self, message: Message) -> list[Setting]:
         """Return what a message says about the reply, if anything."""
         node = message.metadata.dst_node_id
-        if not self._uplink.how.packs or node not in self._terms:
+        if node not in self._asked or not self._asked[node].told:
             return []
         stage = self._secure.stage(node) if self._secure else None
-        return [self._terms[node], *([stage] if stage else [])]
+        return [self._asked[node].terms, *([stage] if stage else [])]
 
     def _slot_of(self, message: Message) -> int:
         return self._roster.partition_of[message.metadata.dst_node_id]
 
-    def _note_q(self, used: list[Reply], mean: Arrays) -> None:
+    def _note_q(self, used: list[Reply], mean: Arrays, sent: Sent) -> None:
         """Set ``q`` to what the round's survivors were divided by; choose it if that is ours."""
         if self._validate is not None and any(reply.packed for reply in used):
             first = self._uplink.divisor
-            self.q = choose_q(self._validate, self._before, mean, self._layout, first)
+            self.q = choose_q(self._validate, sent.arrays, mean, sent.layout, first)
         elif self._uplink.rule:
             own = [reply.update.q for reply in used if reply.update.q is not None]
             self.q = float(np.mean([np.mean(q) for q in own])) if own else self.q

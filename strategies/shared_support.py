@@ -19,7 +19,7 @@ from fl_darex.errors import PacketError, Reason
 from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.positions import Mask
 
-from .intake import Refuse, Reply
+from .reply import Refuse, Reply
 
 
 class SharedSupport:
@@ -70,12 +70,14 @@ class SharedSupport:
         """Return the whole model, given what a strategy makes of the support."""
         after: Arrays = {}
         for name, values in to_arrays(record).items():
-            base = self._before[name]
+            if (base := self._before.get(name)) is None:  # the strategy's own idea
+                after[name] = values
+                continue
             flat = base.reshape(-1).copy()
             flat[self._support.get(name, slice(None))] = values.reshape(-1).astype(base.dtype)
             after[name] = flat.reshape(base.shape)
         after |= mean_counters(self._before, self._layout, used)
-        return to_record({name: after.get(name, base) for name, base in self._before.items()})
+        return to_record({**self._before, **after})
 
     def _at(self, name: str) -> Array:
         base = self._before[name]

@@ -1,70 +1,43 @@
-"""The wrapped strategy: which replies it is given, and what it gives back.
-
-Flower's strategies expect the arrays of every client. Those that take a step on an average are
-given the average, which takes no more memory than one model, in one of two ways: as ``"mean"``, one
-reply that stands for all, or as ``"each"``: every reply with its own metrics and records and the
-average in place of its arrays, for strategies that count replies or look at them. Strategies that
-compare clients are given every client's own values where all of them have some: ``"support"``.
-"""
+"""The wrapped strategy: how it is called, and what it gives back."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from logging import WARNING
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.common.logger import log
-from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fl_darex.flower.records import to_arrays, to_record
 
-from .intake import Reply
+from .forms import PRIVATE, form_for, layers, own_methods
 from .remembered import remembered, remind
+from .reply import Reply
+from .sent import Sent, structure
 
-FORMS = ("mean", "each", "support")
-
-COMPARING = (
-    *(flower.FedMedian, flower.FedTrimmedAvg, flower.Krum, flower.MultiKrum, flower.Bulyan),
-    flower.QFedAvg,
+HOOKS = (
+    *("summary", "configure_train", "aggregate_train"),
+    *("configure_evaluate", "aggregate_evaluate"),
 )
-"""Compare clients or weigh each by its own change; an average means nothing to them."""
-
-PRIVATE = (
-    flower.DifferentialPrivacyServerSideFixedClipping,
-    flower.DifferentialPrivacyClientSideFixedClipping,
-)
-"""Add noise for a clipping norm to an average in which all clients count the same."""
-
-_REFUSED: dict[type, str] = {
-    flower.DifferentialPrivacyServerSideAdaptiveClipping: (
-        "adapts its norm to how many clients exceed it, which an average does not tell; use "
-        "DifferentialPrivacyServerSideFixedClipping"
-    ),
-    flower.DifferentialPrivacyClientSideAdaptiveClipping: (
-        "adapts its norm to what clients say of their change before pruning; use "
-        "DifferentialPrivacyServerSideFixedClipping"
-    ),
-    flower.FedXgbBagging: "exchanges trees, not tensors; use it without DarexStrategy",
-    flower.FedXgbCyclic: "exchanges trees, not tensors; use it without DarexStrategy",
-}
+"""What `Strategy.start` calls, Flower's own or one that somebody wrote."""
 
 
 class Wrapped:
     """A Flower strategy, and how to talk to it.
 
     Args:
-        strategy: Any strategy of Flower or one built on them, or a wrapper for differential
-            privacy around one.
-        form: One of `FORMS`, or ``"auto"``.
+        strategy: Any strategy of Flower or one built on them, or a wrapper around one.
+        form: One of `fl_darex.strategies.forms.FORMS`, or ``"auto"``.
 
     Attributes:
         strategy: The strategy.
-        inner: What is left of it without wrappers.
+        layers: The strategy and those inside it.
         form: Which replies it is given.
         private: Whether it adds noise that is calibrated to a clipping norm.
 
@@ -73,14 +46,12 @@ class Wrapped:
     """
 
     def __init__(self, strategy: Strategy, form: str = "auto") -> None:
-        self.strategy = self.inner = strategy
-        while isinstance(inner := getattr(self.inner, "strategy", None), Strategy):
-            self.inner = inner
-        for one in (strategy, self.inner):
-            if reason := next((why for kind, why in _REFUSED.items() if isinstance(one, kind)), ""):
-                raise ValueError(f"{type(one).__name__} {reason}")
+        self.form = form_for(strategy, form)
+        self.strategy, self.layers = strategy, layers(strategy)
         self.private = isinstance(strategy, PRIVATE)
-        self.form = self._suitable(form)
+        self._judges = bool(own_methods(strategy, "aggregate_evaluate"))
+        self._aggregates = bool(own_methods(strategy, "aggregate_train"))
+        self._own: dict[str, Any] = {}  # what hooks stand in front of
 
     @property
     def name(self) -> str:
@@ -90,30 +61,42 @@ class Wrapped:
     @property
     def weighted_by(self) -> str:
         """Key of the metric that weighs a client."""
-        return str(getattr(self.inner, "weighted_by_key", "num-examples"))
+        keys = [getattr(one, "weighted_by_key", None) for one in self.layers]
+        return next((key for key in keys if isinstance(key, str)), "num-examples")
 
     @property
     def clipping_norm(self) -> float | None:
         """The norm that a strategy's noise is calibrated to, if there is noise."""
         return float(self.strategy.clipping_norm) if isinstance(self.strategy, PRIVATE) else None
 
-    def _suitable(self, form: str) -> str:
-        if form not in ("auto", *FORMS):
-            raise ValueError(f"replies must be one of {sorted(('auto', *FORMS))}, got {form!r}")
-        comparing = isinstance(self.inner, COMPARING)
-        if self.private and comparing:
-            raise ValueError(f"{self.name} adds noise to an average; wrap FedAvg in it")
-        if comparing and form in ("mean", "each"):
-            raise ValueError(
-                f"{self.name} compares clients; it cannot be given replies={form!r}, leave it out"
-            )
-        if self.private and form not in ("auto", "each"):
-            raise ValueError(f"{self.name} counts replies; it needs replies='each'")
-        if form != "auto":
-            return form
-        if comparing:
-            return "support"
-        return "each" if self.private or _own(self.strategy) else "mean"
+    @property
+    def evaluates_itself(self) -> bool:
+        """Whether what comes of an evaluation is not for Flower's own code to add up."""
+        return self._judges
+
+    def having(self, name: str) -> Strategy | None:
+        """Return the strategy, or the one inside it, that has an attribute; None: none has."""
+        return next((one for one in self.layers if hasattr(one, name)), None)
+
+    # --- its own start ----------------------------------------------------------------------------
+
+    @contextmanager
+    def hooked(self, by: Strategy) -> Iterator[None]:
+        """Let the strategy's own `start` call the rounds of another one in place of its own."""
+        self._own = {name: vars(self.strategy).get(name) for name in HOOKS}
+        try:
+            with _replaced(self.strategy, {name: getattr(by, name) for name in HOOKS}):
+                yield
+        finally:
+            self._own = {}
+
+    @contextmanager
+    def itself(self) -> Iterator[Any]:
+        """Yield the strategy as it is without hooks."""
+        with ExitStack() as stack:
+            if self._own:
+                stack.enter_context(_replaced(self.strategy, self._own))
+            yield self.strategy
 
     # --- before the round -------------------------------------------------------------------------
 
@@ -122,8 +105,9 @@ class Wrapped:
 
         It remembers the model that it answered itself, which a rounded step does not lead to.
         """
-        if isinstance(getattr(self.inner, "current_arrays", None), ArrayRecord):
-            self.inner.current_arrays = ArrayRecord(dict(arrays))  # type: ignore[attr-defined]
+        for one in self.layers:
+            if isinstance(getattr(one, "current_arrays", None), ArrayRecord):
+                one.current_arrays = ArrayRecord(dict(arrays))  # type: ignore[attr-defined]
 
     # --- what the run remembers -------------------------------------------------------------------
 
@@ -133,18 +117,12 @@ class Wrapped:
         A strategy with `state` and `restore` of its own says it itself. Of others, all attributes
         are taken that are numbers, texts, arrays, records of arrays or containers of these.
         """
-        return {"layers": [remembered(one) for one in self._layers()]}
+        return {"layers": [remembered(one) for one in self.layers]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Let the strategies remember what `state` said."""
-        for one, known in zip(self._layers(), state["layers"], strict=True):
+        for one, known in zip(self.layers, state["layers"], strict=True):
             remind(one, known)
-
-    def _layers(self) -> list[Strategy]:
-        found = [self.strategy]
-        while found[-1] is not self.inner:
-            found.append(found[-1].strategy)  # type: ignore[attr-defined]
-        return found
 
     # --- when it is over --------------------------------------------------------------------------
 
@@ -153,30 +131,35 @@ class Wrapped:
         round_: int,
         used: Sequence[Reply],
         arrays: Sequence[ArrayRecord],
+        failed: Sequence[Message],
         before: ArrayRecord | None = None,
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Let the strategy take its step.
 
         Args:
             round_: The federated round.
-            used: The replies that count.
+            used: The replies that count; there may be none.
             arrays: What the strategy is given as their arrays: one record for each reply, or one
                 for all.
+            failed: An error for each reply that does not count. Strategies that add noise are
+                given them only where nothing else came: they let a round with one error go.
             before: The model before the step, where the arrays are not all of the model.
         """
         if before is not None:
-            for one in (self.strategy, self.inner):
-                if isinstance(getattr(one, "current_arrays", None), ArrayRecord):
-                    one.current_arrays = ArrayRecord(dict(before))  # type: ignore[attr-defined]
-        if self.form == "mean":
+            self.start_from(before)
+        if used and self.form == "mean":
             replies = [self._standing_for_all(used, arrays[0])]
-        elif len(arrays) == 1:
+        elif used and len(arrays) == 1:
             replies = [self._own_reply(reply, ArrayRecord(dict(arrays[0]))) for reply in used]
         else:
             pairs = zip(used, arrays, strict=True)
             replies = [self._own_reply(reply, record) for reply, record in pairs]
-        with self._metrics_of(used):
-            return self.strategy.aggregate_train(round_, replies)
+        if not used or not self.private:
+            replies += failed
+        with self._metrics_of(used), self.itself() as strategy:
+            found: tuple[ArrayRecord | None, MetricRecord | None]
+            found = strategy.aggregate_train(round_, replies)
+            return found
 
     def _standing_for_all(self, used: Sequence[Reply], arrays: ArrayRecord) -> Message:
         """Return one reply with everybody's weight and mean metrics."""
@@ -199,48 +182,70 @@ class Wrapped:
             elif name == reply.metrics and self.private:
                 content[name] = MetricRecord(dict(reply.message.content.metric_records[name]))
                 content.metric_records[name][self.weighted_by] = 1.0
-            elif name == reply.metrics or _own(self.strategy):
+            elif name == reply.metrics or self._aggregates:
                 content[name] = record
         message.content = content
         return message
 
     @contextmanager
     def _metrics_of(self, used: Sequence[Reply]) -> Iterator[None]:
-        """Let the strategy's own function for metrics see all replies, not their average."""
-        own = getattr(self.inner, "train_metrics_aggr_fn", None)
-        if own is None:
-            yield
-            return
+        """Let a function for metrics that somebody wrote see all replies, not their average."""
         contents = [_without_arrays(reply.message.content) for reply in used]
 
-        def guarded(given: list[RecordDict], key: str) -> MetricRecord:
-            try:
-                found: MetricRecord = own(contents if self.form == "mean" else given, key)
-                return found
-            except Exception as error:  # one client's odd metric must not end the run
-                log(WARNING, "the metrics of this round are lost: %s", error)
-                return MetricRecord()
+        def guarded(own: Callable[..., MetricRecord]) -> Callable[..., MetricRecord]:
+            def call(given: list[RecordDict], key: str) -> MetricRecord:
+                try:
+                    return own(contents if self.form == "mean" else given, key)
+                except Exception as error:  # one client's odd metric must not end the run
+                    log(WARNING, "the metrics of this round are lost: %s", error)
+                    return MetricRecord()
 
-        self.inner.train_metrics_aggr_fn = guarded  # type: ignore[attr-defined]
-        try:
+            return call
+
+        with ExitStack() as stack:
+            for one in self.layers:
+                if (own := getattr(one, _METRICS, None)) is not None:
+                    stack.enter_context(_replaced(one, {_METRICS: guarded(own)}))
             yield
-        finally:
-            self.inner.train_metrics_aggr_fn = own  # type: ignore[attr-defined]
 
 
-def typed(record: ArrayRecord, base: Mapping[str, Any], counters: Mapping[str, Any]) -> ArrayRecord:
+_METRICS = "train_metrics_aggr_fn"
+
+
+@contextmanager
+def _replaced(strategy: Strategy, attributes: Mapping[str, Any]) -> Iterator[None]:
+    """Give an object other attributes for a while; None: what its class says."""
+    own = vars(strategy)
+    before = {name: own[name] for name in attributes if name in own}
+
+    def put(some: Mapping[str, Any]) -> None:
+        for name in attributes:
+            own.pop(name, None)
+        own.update({name: value for name, value in some.items() if value is not None})
+
+    put(attributes)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+def typed(record: ArrayRecord, sent: Sent, counters: Mapping[str, Any]) -> ArrayRecord:
     """Return the strategy's answer in the types that the model has.
 
-    Flower's optimizers answer in float64, and no optimizer's step makes sense on counters.
+    Flower's optimizers answer in float64, and no optimizer's step makes sense on counters. An
+    answer of another structure stays as it is.
 
     Args:
         record: The strategy's answer; it may leave the counters out.
-        base: The tensors before the step.
+        sent: The tensors before the step.
         counters: The clients' mean of tensors that are not floating point.
     """
-    if set(record) == set(base) and all(
-        str(base[name].dtype) == array.dtype for name, array in record.items()
-    ):
+    base = sent.arrays
+    missing = {name: array for name, array in counters.items() if name not in record}
+    if structure(record) | structure(missing) != sent.structure:
+        return record
+    if not missing and all(str(base[name].dtype) == one.dtype for name, one in record.items()):
         return record
     arrays = to_arrays(record)
     return to_record(
@@ -251,10 +256,15 @@ def typed(record: ArrayRecord, base: Mapping[str, Any], counters: Mapping[str, A
     )
 
 
-def _own(strategy: Strategy) -> bool:
-    """Return whether a strategy has an aggregation that Flower does not come with."""
-    defined = next(kind for kind in type(strategy).__mro__ if "aggregate_train" in vars(kind))
-    return not defined.__module__.startswith("flwr.")
+def explodes(record: ArrayRecord, before: Mapping[str, Any]) -> str:
+    """Return the name of a tensor that a step made NaN or infinite; empty: there is none."""
+    for name, array in to_arrays(record).items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            old = before.get(name)
+            sound = old is None or old.shape != array.shape or np.isfinite(old).all()
+            if sound:
+                return name
+    return ""
 
 
 def _metrics(reply: Reply) -> RecordDict:

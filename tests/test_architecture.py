@@ -163,8 +163,9 @@ def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
 
 # The order inside strategies/: each may import those before it, and none after it.
 ORDER = (
-    *("intake", "remembered", "server_q", "wrapped", "shared_support", "aggregation"),
-    *("downlink", "secure", "rounds", "darex_strategy", "server_app"),
+    *("forms", "sent", "reply", "agreement", "intake", "remembered", "server_q", "wrapped"),
+    *("front", "shared_support", "aggregation", "downlink", "asking", "secure", "rounds"),
+    *("darex_strategy", "server_app"),
 )
 
 

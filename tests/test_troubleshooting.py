@@ -137,10 +137,11 @@ def dense_by_another_name(_: Any) -> None:
 PROVOKED = {
     "training has diverged": nan,
     "the model stays as it is": nan,
-    "differ in names": other_names,
+    "they differ in names": other_names,
     "has shape": other_shape,
     "the weight 'num-examples'": no_weight,
     "which one is the model?": two_records,
+    "in this round or any": two_records,
     "LocalDpMod expects the keys": mods_the_wrong_way_round,
     "use mask='round'": robust_with_masks_of_their_own,
     "has to be the outermost": not_outermost,

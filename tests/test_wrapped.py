@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fl_darex.clients import DarexMod
 from fl_darex.delta import Delta
+from fl_darex.errors import DeltaError
 from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.masks import SHARED
 from fl_darex.pruning import dare
@@ -255,7 +256,8 @@ def controlled_app() -> Any:
 @pytest.mark.parametrize("downlink", ["dense", "update"])
 def test_a_strategy_of_ones_own_sees_every_reply_and_all_of_its_records(downlink: str) -> None:
     own = Controlled(min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, fraction_evaluate=0.0)
-    strategy = DarexStrategy(own, 0.9, seed=SEED, downlink=downlink, values="fp32")
+    options: dict[str, Any] = {"replies": "each", "seed": SEED, "values": "fp32"}
+    strategy = DarexStrategy(own, 0.9, downlink=downlink, **options)
     found = to_arrays(rounds(strategy, Federation(controlled_app(), CLIENTS), 3).arrays)
     assert strategy.counted == CLIENTS
     assert own.seen == [(i + 1.0, float(i)) for i in range(CLIENTS)] * 3
@@ -277,7 +279,7 @@ def test_the_dense_column_of_several_records_is_what_plain_flower_sends() -> Non
             min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, fraction_evaluate=0.0
         )
         if mods:
-            strategy = DarexStrategy(own, 0.9, seed=SEED)
+            strategy = DarexStrategy(own, 0.9, replies="each", seed=SEED)
             rounds(strategy, Federation(controlled_app(), CLIENTS), 1)
             ledger = strategy.ledger
         else:
@@ -314,6 +316,14 @@ def test_two_records_of_which_none_is_the_model_are_an_error_of_that_client(capl
         reply.content["b"] = to_record({"y": arrays["layer.bias"]})
         return reply
 
+    def some(message: Message, context: Any, call_next: Any) -> Message:
+        odd = context.node_config["partition-id"] == 1
+        return rename(message, context, call_next) if odd else call_next(message, context)
+
     strategy = DarexStrategy(made(LINEAR["FedAvg"]), 0.9)
-    run(strategy, mods=[DarexMod(), rename])
-    assert strategy.counted == 0
+    with listening(caplog):
+        run(strategy, mods=[DarexMod(), some])
+    assert strategy.counted == CLIENTS - 1
+    assert "client 1 does not count this round: DeltaError: the reply holds 2" in caplog.text
+    with pytest.raises(DeltaError, match="which one is the model"):
+        run(DarexStrategy(made(LINEAR["FedAvg"]), 0.9), mods=[DarexMod(), rename])

@@ -130,25 +130,3 @@ def check_choice(name: str, value: object, known: Iterable[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         hint = nearest(value, choices) if isinstance(value, str) else ""
         raise ValueError(f"{name} must be one of {choices}, got {value!r}{hint}")
-
-
-def check_replies(asked: Uplink, form: str, strategy: str) -> None:
-    """Raise `ValueError` if clients cannot be compared although a strategy does that.
-
-    Args:
-        asked: The settings of the uplink.
-        form: Which replies the strategy is given.
-        strategy: Its name.
-    """
-    if form != "support" or not asked.how.packs:
-        return
-    if asked.mask != "round":
-        raise ValueError(
-            f"{strategy} compares clients, and clients with masks of their own have next to no "
-            "coordinates in common (at p = .99 the median of ten is 0 everywhere): use mask='round'"
-        )
-    if asked.q == SERVER_VALIDATION:
-        raise ValueError(
-            f"q = {SERVER_VALIDATION!r} searches along the average, which {strategy} does not "
-            "take; choose another q"
-        )

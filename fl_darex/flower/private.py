@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 from flwr.common.constant import SUPERLINK_NODE_ID as SERVER_NODE_ID
 from flwr.common.constant import ErrorCode, SType
@@ -32,6 +32,7 @@ __all__ = [
     "SType",
     "adopt_run",
     "answering",
+    "as_error",
     "from_bytes",
     "is_simulated",
     "node_id_of",
@@ -85,6 +86,13 @@ def answering(reply: Message, message_id: str) -> Message:
     other = copy.copy(reply)
     other.__dict__["_metadata"] = metadata = copy.copy(reply.metadata)
     metadata.__dict__["_reply_to_message_id"] = message_id
+    return other
+
+
+def as_error(reply: Message, reason: str) -> Message:
+    """Return a reply with an error in place of its content."""
+    other = copy.copy(reply)
+    other.__dict__ |= {"_content": None, "_error": Error(ErrorCode.UNKNOWN, reason)}
     return other
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_darex.delta import Layout
-from fl_darex.errors import DeltaError, PacketError, Reason
+from fl_darex.errors import DIVERGED, DeltaError, PacketError, Reason
 from fl_darex.masks import ONE
 from fl_darex.positions import Mask
 from fl_darex.survivors import Survivors
@@ -146,7 +146,7 @@ def _written(
     """Return numbers as bytes, and their exponent; refuse what the decoder would refuse."""
     largest = np.max(np.abs(numbers), initial=np.float32(0))
     if not np.isfinite(largest):
-        raise DeltaError("the update holds NaN or infinite values; training has diverged")
+        raise DeltaError(f"the update holds NaN or infinite values; {DIVERGED}")
     exponent = coding.exponent(largest)
     with np.errstate(over="ignore"):
         data = coding.write(numbers, exponent, noise)

@@ -15,6 +15,7 @@ from fl_darex.errors import PacketError
 from fl_darex.flower.ledger import without_settings
 from fl_darex.flower.model_note import DELIVERY_KEY, GREETING_KEY, ModelNote
 
+from ..sent import same
 from .broadcast import Broadcast
 
 
@@ -38,11 +39,33 @@ class Addressing:
     def __init__(self, broadcast: Broadcast) -> None:
         self._broadcast = broadcast
         self.model = ArrayRecord()
+        self._known: dict[int, tuple[ArrayRecord, bool]] = {}  # records that were compared
+        self._informed: set[int] = set()
 
     def present(self, model: ArrayRecord) -> None:
         """Say which model the next messages stand for."""
-        self._broadcast.present(model)
-        self.model = model
+        self._informed, self._known = set(), {}
+        if not same(model, self.model) or not self.model:
+            self._broadcast.present(model)
+            self.model = model
+
+    def leave(self) -> None:
+        """Say that the next messages carry other models, as they are."""
+        self._informed, self._known = set(), {}
+
+    def holds(self, record: ArrayRecord) -> bool:
+        """Return whether a record is what clients can be brought to from what they hold."""
+        return not self.model or same(record, self._broadcast.model)
+
+    def is_model(self, record: ArrayRecord) -> bool:
+        """Return whether a record is the model, or a copy of it: the same bits."""
+        if id(record) not in self._known:
+            self._known[id(record)] = (record, same(record, self.model))
+        return self._known[id(record)][1]
+
+    def informed(self, node: int) -> bool:
+        """Return whether a client was sent the model, and not another one, since `present`."""
+        return node in self._informed
 
     def question(self, config: ConfigRecord) -> RecordDict | None:
         """Return what new nodes are asked, with a run's settings; None: nothing."""
@@ -57,8 +80,10 @@ class Addressing:
             message: As the wrapped strategy made it; its content may be shared with others.
             settings: What the reply must look like; none: as the app leaves it.
         """
-        carried = self._broadcast.content(message.metadata.dst_node_id)
-        message.content = self._settled(message.content, *carried, settings)
+        node = message.metadata.dst_node_id
+        if self._places(message.content):
+            self._informed.add(node)
+        message.content = self._settled(message.content, *self._broadcast.content(node), settings)
 
     def again(self, message: Message, client: int, settings: Sequence[Setting]) -> Message:
         """Return a message with the whole model, for a client that lacks what it was sent."""
@@ -78,13 +103,13 @@ class Addressing:
             plain[_record_of(content) or next(iter(content.array_records))] = self.model
         return plain
 
-    def place(self, content: RecordDict) -> str:
-        """Return which ArrayRecord of a content is the model; empty: it is the only one."""
-        places = self._places(content)
-        return places[0] if places and len(content.array_records) > 1 else ""
+    def place(self, content: RecordDict) -> str | None:
+        """Return which ArrayRecord of a content is the model, ours or the only one; None: none."""
+        places, records = self._places(content), list(content.array_records)
+        return next(iter([*places, *records[:1]]), None) if places or len(records) == 1 else None
 
     def _places(self, content: RecordDict) -> list[str]:
-        return [name for name, record in content.array_records.items() if record is self.model]
+        return [name for name, record in content.array_records.items() if self.is_model(record)]
 
     def _settled(
         self,
@@ -98,7 +123,7 @@ class Addressing:
         places = self._places(content)
         if note is not None and places:
             copied[places[0]] = carried
-            note = replace(note, record=self.place(content))
+            note = replace(note, record=places[0] if len(content.array_records) > 1 else "")
         else:
             note = None  # another model than ours goes as it is
         settings = [*([] if note is None else [note]), *asked]

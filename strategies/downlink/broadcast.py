@@ -35,6 +35,8 @@ from fl_darex.wire.versions import (
     tensor_digests,
 )
 
+from ..sent import same, structure
+
 _MOST_LOST = 2  # a client that loses its model so often is sent the whole one from then on
 
 
@@ -74,7 +76,7 @@ class Broadcast:
             )
         self.run = secrets.token_hex(8)
         self._policy, self._keep, self._values, self._seed = policy, keep, values, seed
-        self._dense, self._assume = tuple(dense), held
+        self._named, self._dense, self._assume = tuple(dense), tuple(dense), held
         self.model = ArrayRecord()
         self._first = ArrayRecord()  # the model before the first packet
         self._digests: dict[str, bytes] = {}  # of its tensors
@@ -95,11 +97,12 @@ class Broadcast:
     def present(self, record: ArrayRecord) -> None:
         """Say which model the next messages carry.
 
-        Any other record than the one that `advance` returned begins a new history.
+        Any other tensors than those that `advance` returned begin a new history.
         """
-        if record is self.model and (self._versions or not self._policy.versions):
+        if (self._versions or not self._policy.versions) and same(record, self.model):
             return
         self.model = self._first = record
+        self._dense = tuple(name for name in self._named if name in record)
         if not self._policy.versions:
             return
         self._base = {}
@@ -232,8 +235,19 @@ class Broadcast:
             self.model = record
             return record
         before, after = view_arrays(self.model), view_arrays(record)
-        delta = Delta(after, before, self._dense)
-        data = self._packed(delta, sent, round_)
+        data = None
+        if structure(before) == structure(after):
+            delta = Delta(after, before, self._dense)
+            data = self._packed(delta, sent, round_)
+        else:
+            odd = sorted({name for name, _ in structure(before) ^ structure(after)})[:5]
+            log(
+                WARNING,
+                "round %s: the step added, removed or reshaped %s; all clients are sent "
+                "the whole model",
+                round_,
+                odd,
+            )
         if data is None:
             self.present(record)
             return record

@@ -32,7 +32,7 @@ from fl_darex.secagg.ring import Vector
 from fl_darex.secagg.sealed_packet import SealedHeader
 from fl_darex.secagg.settings import LEAST_CLIENTS
 
-from ..intake import log_refused
+from ..reply import log_refused
 
 Found = TypeVar("Found")
 

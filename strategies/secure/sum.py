@@ -15,13 +15,13 @@ from fl_darex.compression.terms import Terms
 from fl_darex.compression.update import SparseUpdate
 from fl_darex.compression.uplink import Uplink
 from fl_darex.compression.weighted_sum import Part
-from fl_darex.delta import Layout
-from fl_darex.errors import PacketError, Reason
+from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.secagg import SecureAggregation
 from fl_darex.secagg.messages import Stage
 from fl_darex.secagg.numbers import Mean, Target
 
-from ..intake import Reply
+from ..reply import Reply
+from ..sent import Asked, Sent
 from ..wrapped import Wrapped
 from .round import SecureRound
 
@@ -57,20 +57,19 @@ class SecureSum:
                 f"with secure aggregation all clients need the same q; q={asked.rule!r} lets each "
                 "choose its own: use 'dare', a number or 'server-validation'"
             )
-        if wrapped.form == "support":
+        if wrapped.form in ("support", "own"):
             raise ValueError(
-                f"{wrapped.name} compares clients, and secure aggregation opens their sum alone"
+                f"{wrapped.name} needs each client's own reply, and secure aggregation opens their "
+                "sum alone"
             )
         self._settings, self._wrapped, self._norm = settings, wrapped, norm or 0.0
         self._round: SecureRound | None = None
-        self._terms: Mapping[int, Terms] = {}
+        self._asked: Mapping[int, Asked] = {}
 
     def begin(
         self,
         messages: Sequence[Message],
-        terms: Mapping[int, Terms],
-        base: Arrays,
-        layout: Layout,
+        asked: Mapping[int, Asked],
         grid: Grid,
         timeout: float,
     ) -> list[Message]:
@@ -78,18 +77,24 @@ class SecureSum:
 
         Args:
             messages: The round's, one per client.
-            terms: What each client is told, by node id.
-            base: The tensors that clients are sent.
-            layout: Their layout.
+            asked: What each client is asked for, by node id.
             grid: Where they are.
             timeout: Seconds to wait for short answers, where the settings do not say.
+
+        Raises:
+            DeltaError: If clients are sent different models.
         """
-        self._round, self._terms = None, terms
+        self._round, self._asked = None, asked
         if not messages:
             return []
-        any_terms = next(iter(terms.values()))
-        slots = {node: told.slot for node, told in terms.items()}
-        target = self._target(base, layout, any_terms)
+        if len({id(one.sent) for one in asked.values()}) > 1:
+            raise DeltaError(
+                f"{self._wrapped.name} sends clients different models, and secure aggregation adds "
+                "up changes of one: leave secure= out"
+            )
+        _, any_terms, sent, _ = next(iter(asked.values()))
+        slots = {node: one.terms.slot for node, one in asked.items()}
+        target = self._target(sent, any_terms)
         try:
             opened = SecureRound(self._settings, grid, messages, slots, target, timeout)
             opened.open()
@@ -100,16 +105,16 @@ class SecureSum:
         log(INFO, "secure aggregation: ring of %s bits", 8 * opened.ring.width)
         return [message for message in messages if self.stage(message.metadata.dst_node_id)]
 
-    def _target(self, base: Arrays, layout: Layout, terms: Terms) -> Target:
+    def _target(self, sent: Sent, terms: Terms) -> Target:
         """Return what this round's sealed packets must be; the mask is drawn for that."""
-        where = terms.uplink.how.mask(terms).in_layout(layout)
-        counts = tuple(where[spec.name].size for spec in layout.pruned)
+        where = terms.uplink.how.mask(terms).in_layout(sent.layout)
+        counts = tuple(where[spec.name].size for spec in sent.layout.pruned)
         weight = "" if self._wrapped.private else self._wrapped.weighted_by
-        return Target(base, layout, terms, counts, weight, self._norm)
+        return Target(sent.arrays, sent.layout, terms, counts, weight, self._norm)
 
     def stage(self, node: int) -> Stage | None:
         """Return what goes with the model to a client; None: it does not take part."""
-        return self._round.stages.get(self._terms[node].slot) if self._round else None
+        return self._round.stages.get(self._asked[node].terms.slot) if self._round else None
 
     def end(self, replies: Iterable[Message]) -> tuple[Reply, list[Reply]]:
         """Return one reply with the mean, and the replies of the clients in it.
@@ -142,6 +147,6 @@ class SecureSum:
             kept[self._wrapped.weighted_by] = part.weight
             arrays = next(iter(message.content.array_records.values()))
             message.content = RecordDict({"arrays": arrays, "metrics": kept})
-            told = self._terms[message.metadata.src_node_id]
-            replies.append(Reply(message, "arrays", "metrics", told, part))
+            told = self._asked[message.metadata.src_node_id]
+            replies.append(Reply(message, "arrays", "metrics", told, told.sent, part))
         return replies
