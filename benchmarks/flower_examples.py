@@ -8,8 +8,10 @@
 local ones of the same columns and shapes (``flower_apps/local_data.py``), and nothing else changes
 but the two lines (``flower_apps/two_lines.py``). "plain" is the app as it is, "two lines" has the
 defaults (p = .99, fp16), "K" is ``DarexStrategy(..., p=0, values="fp32")``, which has to equal
-plain to round-off. Bytes are those of all messages, counted in the same way for all of them
-(``LedgerGrid``). Apps whose framework is not installed are left out, with a line.
+plain to round-off; "reversed" is plain with the replies in the reverse order, which tells what
+round-off comes to where an app's training amplifies it. Bytes are those of all messages, counted in
+the same way for all of them (``LedgerGrid``). Apps whose framework is not installed are left out,
+with a line.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ from runs import RESULTS, ROOT, load, save
 
 from fl_darex.observers.run_folder import versions
 
-VARIANTS = {"plain": None, "two lines": "", "K": ', p=0, values="fp32"'}
-# K only once: what the two lines give has the same bits on both engines, and the table says so.
+# What DarexStrategy is given; None: the app as it is.
+VARIANTS = {"plain": None, "two lines": "", "K": ', p=0, values="fp32"', "reversed": None}
 RUNS = [("local", variant) for variant in VARIANTS] + [("ray", "plain"), ("ray", "two lines")]
+TRIAL = RUNS[: len(VARIANTS)]
+HEADS = ("app", "parameters", "metric", "plain", "two lines", "K", "reversed", "up", "down")
 FRAMEWORKS = ("keras", "jax", "flax", "pytorch-lightning", "monai", "fastai", "opacus", "pennylane")
 
 
@@ -48,7 +52,7 @@ def run(name: str, app: App, source: Path, scratch: Path, wanted: list[Any]) -> 
     for engine, variant in wanted:
         out = scratch / f"{engine}-{variant.replace(' ', '-')}"
         job = prepare(name, app, source, out.with_suffix(".app"), VARIANTS[variant])
-        jobs.append({**job, "engine": engine, "out": str(out)})
+        jobs.append({**job, "engine": engine, "variant": variant, "out": str(out)})
     start(jobs, scratch / "log.txt")
     runs, models = [], []
     for (engine, variant), job in zip(wanted, jobs, strict=True):
@@ -151,7 +155,7 @@ def lines(rows: list[dict[str, Any]]) -> list[list[str]]:
             one = shown["local", variant]
             other = shown.get(("ray", variant), one)
             cells.append(one if one == other else f"{one} / {other}")
-        cells += [shown["local", "K"], f"{runs['local', 'K']['apart']:.0e}"]
+        cells += [f"{runs['local', variant]['apart']:.0e}" for variant in ("K", "reversed")]
         for way in ("up", "down"):
             plain, sent = (runs["local", variant][way] for variant in ("plain", "two lines"))
             cells.append(f"{plain / 1e6:,.3f} ({plain / sent:,.1f}x)")
@@ -162,7 +166,7 @@ def lines(rows: list[dict[str, Any]]) -> list[list[str]]:
 def table(rows: list[dict[str, Any]]) -> Table:
     """Return metrics, how far K is from plain, and plain's MB with how much smaller they get."""
     shown = Table(title="Flower's examples, plain and with the two lines")
-    for column in ("app", "parameters", "metric", *VARIANTS, "K - plain", "up", "down"):
+    for column in HEADS:
         shown.add_column(column)
     for line in lines(rows):
         shown.add_row(*line)
@@ -195,7 +199,7 @@ def main(
             if keep is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir(parents=True)
-            row = run(name, app, flower.resolve(), scratch, RUNS[:3] if trial else RUNS)
+            row = run(name, app, flower.resolve(), scratch, TRIAL if trial else RUNS)
         console.print(table([row]))
         if not trial:
             rows = [*(row for row in rows if row["app"] != name), row]

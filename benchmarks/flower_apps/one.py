@@ -12,21 +12,22 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
+from fl_darex.flower.grids import GridView
 from fl_darex.flower.ledger import Ledger, LedgerGrid
 from fl_darex.flower.records import to_arrays
 from fl_darex.simulation import InProcessGrid
 from fl_darex.simulation.cluster import Resources, connect
-from fl_darex.simulation.grid import SimulatedGrid
 from fl_darex.simulation.ray_grid import RayGrid
 
 from .client import SeededApp, forget, loaded, seed
@@ -41,9 +42,11 @@ def run(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     server = loaded(str(folder), job["serverapp"], job["examples"])
     with ExitStack() as stack:
         told, made = stack.enter_context(_listening()), stack.enter_context(_watching())
-        grid: SimulatedGrid = InProcessGrid(client, clients, config)
+        grid: Grid = InProcessGrid(client, clients, config)
         if job["engine"] == "ray":
             grid = stack.enter_context(RayGrid(client, clients, run_config=config))
+        if job["variant"] == "reversed":
+            grid = _Reversed(grid)
         seed("server")
         context = Context(grid.run.run_id, 1, {}, RecordDict(), config)
         server(LedgerGrid(grid, ledger), context)
@@ -61,6 +64,15 @@ def run(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "evaluate_server": _by_round(result.evaluate_metrics_serverapp),
     }
     return said, to_arrays(result.arrays)
+
+
+class _Reversed(GridView):
+    """Gives replies in the reverse order: what round-off alone does to an app."""
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        return list(self.grid.send_and_receive(messages, timeout=timeout))[::-1]
 
 
 @contextmanager

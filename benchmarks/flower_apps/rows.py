@@ -44,16 +44,17 @@ def _scans(folder: Path) -> None:
 
 ALL = {"fraction-evaluate": 1.0}
 APPS: dict[str, App] = {
-    "quickstart-pytorch": App("torchvision", "accuracy", ALL),
+    "quickstart-pytorch": App("torchvision", "accuracy", {**ALL, "num-server-rounds": 8}),
     "advanced-pytorch": App("wandb", "accuracy", {"fraction-train": 1.0, **ALL}),
-    "custom-mods": App("tensorboard", "accuracy", {**ALL, "num-server-rounds": 5}),
+    "custom-mods": App("tensorboard", "accuracy", {**ALL, "num-server-rounds": 8}),
     "quickstart-numpy": App("numpy", ""),
     "quickstart-sklearn": App("sklearn", "accuracy", {"num-server-rounds": 10}),
     "fl-tabular": App("sklearn", "accuracy"),
     "quickstart-huggingface": App(
         "transformers",
         "accuracy",
-        settings={"model-name": "tiny-bert", "fraction-train": 1.0, **ALL},
+        {"model-name": "tiny-bert", "fraction-train": 1.0, **ALL},
+        examples=400,
         prepare=_tiny_bert,
     ),
     "quickstart-tensorflow": App("keras", "eval_acc", settings={"fraction-train": 1.0}),
