@@ -7,11 +7,11 @@
 ``--flower`` is a checkout of https://github.com/adap/flower. Each app is copied, its data sets are
 local ones of the same columns and shapes (``flower_apps/local_data.py``), and nothing else changes
 but the two lines (``flower_apps/two_lines.py``). "plain" is the app as it is, "two lines" has the
-defaults (p = .99, fp16), "K" is ``DarexStrategy(..., p=0, values="fp32")``, which has to equal
-plain to round-off; "reversed" is plain with the replies in the reverse order, which tells what
-round-off comes to where an app's training amplifies it. Bytes are those of all messages, counted in
-the same way for all of them (``LedgerGrid``). Apps whose framework is not installed are left out,
-with a line.
+defaults (p = .99, fp16), "p=.9" is for large steps, "K" is ``DarexStrategy(..., p=0,
+values="fp32")``, which has to equal plain to round-off. "reversed" is plain with the replies in the
+reverse order: what round-off comes to where an app's training amplifies it. Bytes are those of all
+messages, counted in the same way for all of them (``LedgerGrid``). Apps whose framework is not
+installed are left out, with a line.
 """
 
 from __future__ import annotations
@@ -33,16 +33,24 @@ import typer
 from flower_apps.rows import APPS, App
 from flower_apps.two_lines import put_into
 from rich.console import Console
-from rich.table import Table
 from runs import RESULTS, ROOT, load, save
 
 from fl_darex.observers.run_folder import versions
 
 # What DarexStrategy is given; None: the app as it is.
-VARIANTS = {"plain": None, "two lines": "", "K": ', p=0, values="fp32"', "reversed": None}
+VARIANTS = {
+    "plain": None,
+    "two lines": "",
+    "p=.9": ", p=0.9",
+    "K": ', p=0, values="fp32"',
+    "reversed": None,
+}
 RUNS = [("local", variant) for variant in VARIANTS] + [("ray", "plain"), ("ray", "two lines")]
 TRIAL = RUNS[: len(VARIANTS)]
-HEADS = ("app", "parameters", "metric", "plain", "two lines", "K", "reversed", "up", "down")
+HEADS = (
+    *("app", "parameters", "metric", "plain", "two lines", "p=.9"),
+    *("K", "reversed", "MB up", "MB down"),
+)
 FRAMEWORKS = ("keras", "jax", "flax", "pytorch-lightning", "monai", "fastai", "opacus", "pennylane")
 
 
@@ -51,7 +59,7 @@ def run(name: str, app: App, source: Path, scratch: Path, wanted: list[Any]) -> 
     jobs = []
     for engine, variant in wanted:
         out = scratch / f"{engine}-{variant.replace(' ', '-')}"
-        job = prepare(name, app, source, out.with_suffix(".app"), VARIANTS[variant])
+        job = prepare(name, app, source, Path(f"{out}.app"), VARIANTS[variant])
         jobs.append({**job, "engine": engine, "variant": variant, "out": str(out)})
     start(jobs, scratch / "log.txt")
     runs, models = [], []
@@ -101,6 +109,7 @@ def start(jobs: list[dict[str, Any]], log: Path) -> None:
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT / "benchmarks"), str(ROOT)]),
         "OMP_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
         "WANDB_MODE": "disabled",
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
@@ -115,14 +124,11 @@ def start(jobs: list[dict[str, Any]], log: Path) -> None:
 
 
 def apart(plain: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    """Return the largest difference of two models, as a share of its tensor's largest entry."""
+    """Return the largest difference of two models, as a share of plain's largest entry."""
     if set(plain) != set(other):
         return float("inf")
-    return max(
-        float(np.max(np.abs(a.astype(float) - other[name])) / (np.max(np.abs(a)) or 1.0))
-        for name, a in plain.items()
-        if a.size
-    )
+    differences = [np.max(np.abs(a.astype(float) - other[name])) for name, a in plain.items()]
+    return float(max(differences) / max(np.max(np.abs(a)) for a in plain.values()))
 
 
 def _frameworks() -> dict[str, str]:
@@ -137,6 +143,8 @@ def _frameworks() -> dict[str, str]:
 
 def score(metric: str, run: dict[str, Any]) -> float | None:
     """Return the app's own number after the last round; None where it has none."""
+    if metric in run:
+        return float(run[metric])
     for asked in ("evaluate_server", "evaluate_clients"):
         if run[asked] and metric in run[asked][-1]:
             return float(run[asked][-1][metric])
@@ -155,6 +163,7 @@ def lines(rows: list[dict[str, Any]]) -> list[list[str]]:
             one = shown["local", variant]
             other = shown.get(("ray", variant), one)
             cells.append(one if one == other else f"{one} / {other}")
+        cells.append(shown["local", "p=.9"])
         cells += [f"{runs['local', variant]['apart']:.0e}" for variant in ("K", "reversed")]
         for way in ("up", "down"):
             plain, sent = (runs["local", variant][way] for variant in ("plain", "two lines"))
@@ -163,14 +172,11 @@ def lines(rows: list[dict[str, Any]]) -> list[list[str]]:
     return found
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Return metrics, how far K is from plain, and plain's MB with how much smaller they get."""
-    shown = Table(title="Flower's examples, plain and with the two lines")
-    for column in HEADS:
-        shown.add_column(column)
-    for line in lines(rows):
-        shown.add_row(*line)
-    return shown
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the table as docs/plug-in.md has it."""
+    return "\n".join(
+        f"| {' | '.join(cells)} |" for cells in [HEADS, ["---"] * len(HEADS), *lines(rows)]
+    )
 
 
 def main(
@@ -182,7 +188,7 @@ def main(
     table_only: Annotated[bool, typer.Option("--table", help="print, do not run")] = False,
 ) -> None:
     """Run the apps that the results lack, write the results and print the table."""
-    console = Console(width=170)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     known = (RESULTS / "flower-examples.json").exists()
     rows: list[dict[str, Any]] = load("flower-examples") if known else []
     if not table_only and flower is None:

@@ -51,28 +51,28 @@ def run(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         context = Context(grid.run.run_id, 1, {}, RecordDict(), config)
         server(LedgerGrid(grid, ledger), context)
     result = next((one for one in reversed(made) if one.arrays), Result())
+    model = to_arrays(result.arrays)
     said = {
         "up": sum(entry.up_bytes for entry in ledger.entries),
         "down": sum(entry.down_bytes for entry in ledger.entries),
         "failed": sum(entry.failed for entry in ledger.entries if entry.kind != "handshake"),
         "messages": len(ledger.entries),
         "seconds": round(time.monotonic() - start, 1),
+        "mean": float(np.mean(np.concatenate([array.ravel() for array in model.values()]))),
         "files": sorted(_files(folder) - there),
         "log": told,
         "train": _by_round(result.train_metrics_clientapp),
         "evaluate_clients": _by_round(result.evaluate_metrics_clientapp),
         "evaluate_server": _by_round(result.evaluate_metrics_serverapp),
     }
-    return said, to_arrays(result.arrays)
+    return said, model
 
 
 class _Reversed(GridView):
     """Gives replies in the reverse order: what round-off alone does to an app."""
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        return list(self.grid.send_and_receive(messages, timeout=timeout))[::-1]
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return list(self.grid.pull_messages(message_ids))[::-1]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ class App:
 
     Attributes:
         needs: The module without which it does not run.
-        metric: Name of the app's own number.
+        metric: Name of the app's own number; ``mean``: that of the last model's entries.
         settings: Of its run configuration: all clients take part, so that a run without and one
             with the two lines have the same ones; and where a run takes minutes, fewer rounds.
         clients: Two where the app's own file lets a part of them train: Flower then takes all.
@@ -47,7 +47,7 @@ APPS: dict[str, App] = {
     "quickstart-pytorch": App("torchvision", "accuracy", {**ALL, "num-server-rounds": 8}),
     "advanced-pytorch": App("wandb", "accuracy", {"fraction-train": 1.0, **ALL}),
     "custom-mods": App("tensorboard", "accuracy", {**ALL, "num-server-rounds": 8}),
-    "quickstart-numpy": App("numpy", ""),
+    "quickstart-numpy": App("numpy", "mean"),
     "quickstart-sklearn": App("sklearn", "accuracy", {"num-server-rounds": 10}),
     "fl-tabular": App("sklearn", "accuracy"),
     "quickstart-huggingface": App(
@@ -57,19 +57,20 @@ APPS: dict[str, App] = {
         examples=400,
         prepare=_tiny_bert,
     ),
-    "quickstart-tensorflow": App("keras", "eval_acc", settings={"fraction-train": 1.0}),
+    "quickstart-tensorflow": App("keras", "eval_acc", {"fraction-train": 1.0}, examples=900),
     "quickstart-jax": App("flax", "eval_acc", clients=2),
     "quickstart-pytorch-lightning": App("pytorch_lightning", "eval_loss", clients=2),
-    "quickstart-monai": App("monai", "eval_acc", settings={"fraction-train": 1.0}, prepare=_scans),
+    "quickstart-monai": App("monai", "eval_acc", {"fraction-train": 1.0}, prepare=_scans),
     "quickstart-fastai": App(
-        "fastai", "eval_acc", settings={"fraction-train": 1.0}, examples=200, clients=2
+        "fastai", "eval_acc", {"fraction-train": 1.0}, examples=120, clients=2
     ),
     "federated-vae": App("torchvision", "loss"),
-    "opacus": App("opacus", "accuracy"),
+    "opacus": App("opacus", "accuracy", examples=600),
     "quickstart-pennylane": App(
         "pennylane",
         "accuracy",
         {"num-server-rounds": 3, "local-epochs": 1, **ALL},
+        examples=400,
     ),
     "quickstart-mlx": App("mlx", "accuracy"),
 }
