@@ -44,9 +44,15 @@ def _scans(folder: Path) -> None:
 
 ALL = {"fraction-evaluate": 1.0}
 APPS: dict[str, App] = {
-    "quickstart-pytorch": App("torchvision", "accuracy", {**ALL, "num-server-rounds": 8}),
-    "advanced-pytorch": App("wandb", "accuracy", {"fraction-train": 1.0, **ALL}),
-    "custom-mods": App("tensorboard", "accuracy", {**ALL, "num-server-rounds": 8}),
+    "quickstart-pytorch": App(
+        "torchvision", "accuracy", {**ALL, "num-server-rounds": 8, "learning-rate": 0.02}
+    ),
+    "advanced-pytorch": App(
+        "wandb", "accuracy", {"fraction-train": 1.0, **ALL, "num-server-rounds": 6}
+    ),
+    "custom-mods": App(
+        "tensorboard", "accuracy", {**ALL, "num-server-rounds": 8, "learning-rate": 0.02}
+    ),
     "quickstart-numpy": App("numpy", "mean"),
     "quickstart-sklearn": App("sklearn", "accuracy", {"num-server-rounds": 10}),
     "fl-tabular": App("sklearn", "accuracy"),
@@ -57,7 +63,7 @@ APPS: dict[str, App] = {
         examples=400,
         prepare=_tiny_bert,
     ),
-    "quickstart-tensorflow": App("keras", "eval_acc", {"fraction-train": 1.0}, examples=900),
+    "quickstart-tensorflow": App("keras", "eval_acc", {"fraction-train": 1.0}, 2, 400),
     "quickstart-jax": App("flax", "eval_acc", clients=2),
     "quickstart-pytorch-lightning": App("pytorch_lightning", "eval_loss", clients=2),
     "quickstart-monai": App("monai", "eval_acc", {"fraction-train": 1.0}, prepare=_scans),
