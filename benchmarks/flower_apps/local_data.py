@@ -40,10 +40,19 @@ def install(examples: int) -> None:
         return found if split is None else found[split]
 
     datasets.load_dataset = load_dataset
+    datasets.Dataset.batch = _batch_here
     # The package of that name would look for the metric on the hub.
     metrics = ModuleType("evaluate")
     metrics.load = lambda name: _Accuracy()  # type: ignore[attr-defined]
     sys.modules["evaluate"] = metrics
+
+
+_batch = datasets.Dataset.batch
+
+
+def _batch_here(self: datasets.Dataset, *args: Any, num_proc: Any = None, **settings: Any) -> Any:
+    """Do without more processes: JAX's threads do not survive the fork."""
+    return _batch(self, *args, **settings)
 
 
 @cache
