@@ -157,7 +157,7 @@ def tiny_bert(folder: Path) -> None:
 
 def scans(folder: Path) -> None:
     """Write pictures of six kinds to a folder for each kind, as MedNIST has them."""
-    shown, labels = pictures(64, "L", 400)
+    shown, labels = pictures(64, "L", 160)
     for index, (picture, label) in enumerate(zip(shown, labels, strict=True)):
         if label < 6:
             kind = folder / f"kind{label}"

@@ -66,7 +66,13 @@ APPS: dict[str, App] = {
     "quickstart-tensorflow": App("keras", "eval_acc", {"fraction-train": 1.0}, 2, 400),
     "quickstart-jax": App("flax", "eval_acc", clients=2),
     "quickstart-pytorch-lightning": App("pytorch_lightning", "eval_loss", clients=2),
-    "quickstart-monai": App("monai", "eval_acc", {"fraction-train": 1.0}, prepare=_scans),
+    "quickstart-monai": App(
+        "monai",
+        "eval_acc",
+        {"fraction-train": 1.0, "num-server-rounds": 3, "batch-size": 16},
+        2,
+        prepare=_scans,
+    ),
     "quickstart-fastai": App(
         "fastai", "eval_acc", {"fraction-train": 1.0}, examples=120, clients=2
     ),
