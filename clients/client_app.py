@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fl_darex.errors import ConfigError
 from fl_darex.flower.ledger import ROUND_KEY
 from fl_darex.flower.records import to_record, view_arrays
-from fl_darex.flower.roster import HANDSHAKE, PARTITION_KEY, answer
+from fl_darex.flower.roster import PARTITION_KEY, is_handshake, partition_of
 from fl_darex.survivors import Q, Survivors
 from fl_darex.training.calibration import choose_q, input_norms
 from fl_darex.training.evaluation import evaluate as evaluate_model
@@ -44,20 +44,12 @@ def search(message: Message, context: Context, survivors: Survivors, rule: str) 
 
 def own(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Load what the run's settings name of somebody's own, before the mod is told of it by name."""
-    if message.metadata.message_type.partition(".")[0] != "query":
+    if not is_handshake(message):
         settings_of(message, context)
     return call_next(message, context)
 
 
 app = ClientApp(mods=[own, DarexMod(base, norms=norms, search=search)])
-
-
-@app.query(HANDSHAKE)
-def handshake(message: Message, context: Context) -> Message:
-    """Tell the server which partition this node has."""
-    if PARTITION_KEY not in context.node_config and has_own_data(context):
-        return Message(RecordDict(), reply_to=message)  # any slot will do
-    return answer(message, _partition(context))
 
 
 @app.train()
@@ -98,9 +90,9 @@ def _session(message: Message, context: Context) -> Session:
 
 def _partition(context: Context) -> int:
     """Return the node's partition; seeds and masks go by it, and the share of common data."""
+    if (own := partition_of(context)) is not None:
+        return own
     partition = context.node_config.get(PARTITION_KEY)
-    if isinstance(partition, int):
-        return partition
     if partition is None and has_own_data(context):
         return context.node_id
     raise ConfigError(

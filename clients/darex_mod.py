@@ -6,19 +6,22 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from logging import WARNING
 from os import PathLike
+from pathlib import Path
+from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.logger import log
 from numpy.typing import ArrayLike
 
+from fl_darex import checks
 from fl_darex.compression.method import Local, Method
 from fl_darex.compression.methods import METHODS
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.update import SparseUpdate
 from fl_darex.delta import Delta, restructured
-from fl_darex.errors import DeltaError, PacketError, Reason
-from fl_darex.files.tensors import read_tensors
+from fl_darex.errors import ConfigError, DeltaError, PacketError, Reason
+from fl_darex.files.tensors import open_tensors, read_tensors
 from fl_darex.flower import roster as handshake
 from fl_darex.flower.model_note import DIGESTS_KEY, HELD_KEY, MISSING, Greeting, ModelNote
 from fl_darex.flower.records import model_among, packet_record, to_arrays, view_arrays
@@ -38,6 +41,7 @@ Norms = Callable[[Message, Context], Mapping[str, ArrayLike]]
 Search = Callable[[Message, Context, Survivors, str], Q]
 """Returns q for survivors, by the rule that is named: one number, or one per pruned tensor."""
 
+Row = TypeVar("Row", Method, Coding)
 
 _IN_THE_CLEAR = (
     "the server asks for an update in the clear, and this client has DarexMod(secure_only=True): "
@@ -70,6 +74,11 @@ class DarexMod:
         methods: Compression methods of one's own that a server may ask for. It calls them by name
             alone: a message never names a module to import.
         codings: Value codings of one's own, likewise.
+
+    Raises:
+        TypeError: If an argument is of another kind.
+        ConfigError: If ``base`` is a path to no tensors: their names and types are read at once,
+            the tensors when they are needed.
     """
 
     def __init__(
@@ -82,11 +91,17 @@ class DarexMod:
         methods: Iterable[Method] = (),
         codings: Iterable[Coding] = (),
     ) -> None:
-        for method in methods:
+        if isinstance(base, Mapping):
+            raise TypeError("base must be a path or a function that returns the tensors by name")
+        if not isinstance(base, str | PathLike):
+            checks.function("base", base, "a path, a function")
+        checks.function("norms", norms)
+        checks.function("search", search)
+        for method in _listed("methods", methods):
             METHODS.add(method)
-        for coding in codings:
+        for coding in _listed("codings", codings):
             CODINGS.add(coding)
-        self._secure_only = secure_only
+        self._secure_only = checks.flag("secure_only", secure_only)
         self._receiver = Receiver(_from_path(base) if isinstance(base, str | PathLike) else base)
         self._norms, self._search = norms, search
 
@@ -100,7 +115,7 @@ class DarexMod:
         """
         config = _own_config(message)
         if greeting := Greeting.detach(config):
-            return self._greet(greeting, message, context, call_next)
+            return self._greet(greeting, message, context)
         note, terms = ModelNote.detach(config), Terms.detach(config)
         stage = Stage.detach(config)
         if stage is not None and stage.stage != MASKED:
@@ -126,28 +141,21 @@ class DarexMod:
         )
         return _compressed(terms, stage, local, message, context, call_next)
 
-    def _greet(
-        self, greeting: Greeting, message: Message, context: Context, call_next: ClientAppCallable
-    ) -> Message:
-        """Add to the app's answer what this client holds."""
-        held = self._receiver.held(greeting.run, context)
+    def _greet(self, greeting: Greeting, message: Message, context: Context) -> Message:
+        """Answer in the app's place: which partition this client has, and what it holds."""
+        held = self._receiver.held(greeting.run, context) if greeting.first else None
         digests: dict[str, bytes] = {}
-        if held is None:
+        if held is None and greeting.first:
             try:
                 digests = self._receiver.digests(message, context)
             except Exception as error:  # the app's own: it must not keep the client out
                 log(WARNING, "the base model cannot be had: %s: %s", type(error).__name__, error)
             if content_version(digests).hex() == greeting.first:
                 held, digests = content_version(digests), {}
-        reply = call_next(message, context)
-        partition = context.node_config.get(handshake.PARTITION_KEY)
-        if not reply.has_content() and isinstance(partition, int):
-            # Flower's mods for privacy take every message for one with a model.
-            reply = handshake.answer(message, partition)
-        if reply.has_content():
-            reply.content["darex"] = ConfigRecord(
-                {HELD_KEY: held.hex() if held else "", DIGESTS_KEY: b"".join(digests.values())}
-            )
+        reply = handshake.answer(message, handshake.partition_of(context))
+        reply.content["darex"] = ConfigRecord(
+            {HELD_KEY: held.hex() if held else "", DIGESTS_KEY: b"".join(digests.values())}
+        )
         return reply
 
 
@@ -216,6 +224,27 @@ def _model_of(content: RecordDict, name: str, what: str, like: Iterable[str] | N
 
 
 def _from_path(path: str | PathLike[str]) -> Base:
-    """Return a function that reads the tensors when they are needed, once per process."""
+    """Return a function that reads the tensors when they are needed, once per process.
+
+    Raises:
+        ConfigError: If nothing can be read there: not round by round on each client, but now.
+    """
+    if not Path(path).expanduser().exists():
+        raise ConfigError(
+            f"base: there is no file or folder {str(path)!r} on this machine; where only some "
+            "machines have it, give a function that returns the tensors"
+        )
+    try:
+        found = open_tensors(path)
+    except ConfigError as error:
+        raise ConfigError(f"base: {error}") from error
+    if not found:
+        raise ConfigError(f"base: {str(path)!r} holds no tensors")
     read = cache(lambda: read_tensors(path))
     return lambda message, context: read()
+
+
+def _listed(name: str, rows: Iterable[Row]) -> list[Row]:
+    if isinstance(rows, str) or not isinstance(rows, Iterable):
+        raise TypeError(f"{name} must be a list of objects, got {checks.shown(rows)}")
+    return list(rows)

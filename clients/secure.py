@@ -8,9 +8,11 @@ difference, and two answers about drop-outs could unmask.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from logging import WARNING
 from typing import Any, NoReturn
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common.logger import log
 from numpy.typing import NDArray
 
 from fl_darex.compression.terms import Terms
@@ -19,10 +21,20 @@ from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.flower.records import SEALED_STYPE, packet_record
 from fl_darex.secagg import keys
 from fl_darex.secagg.masks import add_shared, own_mask
-from fl_darex.secagg.messages import KEYS, MASKED, SECURE_KEY, SHARES, Stage, rows_of
+from fl_darex.secagg.messages import (
+    KEYS,
+    MASKED,
+    SECURE_KEY,
+    SHARES,
+    UNREAD,
+    Stage,
+    join,
+    rows_of,
+)
 from fl_darex.secagg.numbers import to_vector
 from fl_darex.secagg.ring import Vector
 from fl_darex.secagg.sealed_packet import SealedHeader
+from fl_darex.secagg.shares import SHARE_BYTES, split
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -99,8 +111,8 @@ def _share(stage: Stage, state: RecordDict) -> ConfigRecord:
     _check_peers(stage, peers, own)
     holders = sorted([*peers, stage.slot])
     seed, session = keys.new_secret(), bytes.fromhex(stage.session)
-    of_seed = keys.split(seed, stage.threshold, len(holders))
-    of_key = keys.split(known["masking"], stage.threshold, len(holders))
+    of_seed = split(seed, stage.threshold, len(holders))
+    of_key = split(known["masking"], stage.threshold, len(holders))
     given = {who: of_seed[at] + of_key[at] for at, who in enumerate(holders)}
     sealed = b"".join(
         keys.seal(known["channel"], keys.halves(both)[0], session, stage.slot, peer, given[peer])
@@ -147,7 +159,8 @@ def _mask(vector: Vector, stage: Stage, known: Mapping[str, Any]) -> None:
 def _unmask(stage: Stage, state: RecordDict) -> ConfigRecord:
     """Return shares of the own masks of clients that stayed, and of the keys of those that did not.
 
-    Never both of one client: the two together open its vector.
+    Never both of one client: the two together open its vector. A letter that cannot be read costs
+    the share in it: the answer says whose it was, and zeros stand in for the share.
     """
     known = _remembered(stage, state, MASKED)
     peers = rows_of(known["peers"], 2 * keys.PUBLIC_BYTES)
@@ -160,15 +173,23 @@ def _unmask(stage: Stage, state: RecordDict) -> ConfigRecord:
             "that were there are needed, this one among them"
         )
     del state[SECURE_KEY]  # whatever comes after is not answered
-    session, found = bytes.fromhex(stage.session), []
+    session, found, unread = bytes.fromhex(stage.session), [], []
     for member in members:
         shares = known["kept"]
         if member != stage.slot:
             public, letter = keys.halves(peers[member])[0], letters[member]
-            shares = keys.unseal(known["channel"], public, session, member, stage.slot, letter)
-        of_seed, of_key = shares[: keys.SHARE_BYTES], shares[keys.SHARE_BYTES :]
+            try:
+                shares = keys.unseal(known["channel"], public, session, member, stage.slot, letter)
+            except PacketError as error:
+                log(WARNING, "secure aggregation: the letter of client %s: %s", member, error)
+                unread.append(member)
+                shares = bytes(2 * SHARE_BYTES)
+        of_seed, of_key = shares[:SHARE_BYTES], shares[SHARE_BYTES:]
         found.append(of_seed if member in alive else of_key)
-    return ConfigRecord({"shares": b"".join(found)})
+    answered: dict[str, Any] = {"shares": b"".join(found)}
+    if unread:
+        answered[UNREAD] = join((member, b"") for member in unread)
+    return ConfigRecord(answered)
 
 
 def _remembered(stage: Stage, state: RecordDict, before: str) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
 from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
+from fl_darex import checks
 from fl_darex.compression.downlink import DownlinkPolicy
 from fl_darex.compression.method import Method
 from fl_darex.compression.uplink import Uplink
@@ -59,9 +61,8 @@ class DarexStrategy(PackedRounds):
             largest entries of that, the rest is kept for later rounds. Or a
             `fl_darex.compression.downlink.DownlinkPolicy` of your own.
         base_held: Whether all clients are ``DarexMod(base=...)`` and hold the initial model, so
-            that nobody is sent it. Without this they have to say so themselves, in the answer to
-            ``query.handshake``, for which an app needs a handler. A client that turns out to hold
-            something else is sent the model after all.
+            that nobody is sent it. Without this they say so themselves in the handshake. A client
+            that turns out to hold something else is sent the model after all.
         downlink_p: Fraction of the server's step that ``"server"`` keeps back; None: ``p``.
         downlink_values: How the server's packets write numbers; None: as ``values``.
         seed: Seed of masks and of the sampling of clients, in [0, 2**63).
@@ -84,6 +85,10 @@ class DarexStrategy(PackedRounds):
             needs ``mask="round"``. ``values`` is not used: `SecureAggregation` says how numbers
             travel. With ``clip``, clients clip their own updates.
         on_reply: Called with the ledger's entry as each reply arrives.
+        handshake: Whether new nodes are asked for their partition and what they hold; ``DarexMod``
+            answers. Without, slots go by node id, and the same seed gives the same run only where
+            the ids are the same. For apps without the mod that would train on a message without a
+            model.
         uplink: Everything about the way up in one value, in place of p, q, values, mask, count,
             method, seed, dense and options.
         options: The method's own settings: ``scope`` of magnitude and WANDA (among which entries
@@ -93,7 +98,10 @@ class DarexStrategy(PackedRounds):
     Attributes are those of `PackedRounds`: ``ledger``, ``q`` and ``counted``.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        TypeError: If an argument is of another kind: a class in an object's place, a text in a
+            number's, a strategy of Flower's former API.
+        ValueError: If an argument is outside its range, or a setting of the way up stands beside
+            ``uplink``.
     """
 
     def __init__(
@@ -118,17 +126,64 @@ class DarexStrategy(PackedRounds):
         validate: Callable[[Mapping[str, Any]], float] | None = None,
         secure: SecureAggregation | None = None,
         on_reply: Callable[[Entry], None] | None = None,
+        handshake: bool = True,
         uplink: Uplink | None = None,
         **options: Scalar,
     ) -> None:
-        if uplink is None:
-            names = dense if isinstance(dense, str) else tuple(dense)  # a text is refused as such
-            more: dict[str, Any] = dict(q=q, values=values, mask=mask, count=count, seed=seed)
-            uplink = Uplink.of(method, p, dense=names, options=options, **more)
-        elif options:
-            raise ValueError(f"uplink says everything about the way up; {sorted(options)} besides")
+        _check_strategy(strategy)
+        max_weight = checks.positive("max_weight", max_weight)
+        clip = None if clip is None else checks.positive("clip", clip, "a norm above 0, or None")
+        checks.function("validate", validate)
+        checks.function("on_reply", on_reply)
+        checks.instance("secure", secure, SecureAggregation | None, "a SecureAggregation or None")
+        base_held = checks.flag("base_held", base_held)
+        if downlink_p is not None:
+            wanted = "a number in [0, 1), or None"
+            downlink_p = checks.real("downlink_p", downlink_p, wanted, lambda x: 0 <= x < 1)
+        more: dict[str, Any] = dict(q=q, values=values, mask=mask, count=count, method=method)
+        uplink = _uplink(uplink, dict(p=p, seed=seed, dense=dense, **more), options)
         wrapped = Wrapped(strategy, replies)
         check_form(uplink, wrapped.form, strategy)
         broadcast = broadcast_for(downlink, uplink, downlink_p, downlink_values, base_held)
         clip = tightest(clip, wrapped.clipping_norm)
         super().__init__(wrapped, uplink, broadcast, clip, max_weight, secure, validate, on_reply)
+        self._roster.asks = checks.flag("handshake", handshake)
+
+
+def _uplink(uplink: Uplink | None, said: dict[str, Any], options: Mapping[str, Scalar]) -> Uplink:
+    """Return what is asked: the one value, or one made of the settings.
+
+    Raises:
+        TypeError: If a setting is of another kind.
+        ValueError: If one is outside its range, or the value and settings beside it are given.
+    """
+    if uplink is not None:
+        checks.instance("uplink", uplink, Uplink, "an Uplink or None")
+        usual = signature(DarexStrategy).parameters
+        besides = sorted([*options, *(n for n, v in said.items() if v != usual[n].default)])
+        if besides:
+            raise ValueError(f"uplink says everything about the way up; {besides} besides")
+        return uplink
+    dense = said.pop("dense")
+    if isinstance(dense, str) or not isinstance(dense, Iterable):
+        raise TypeError(f"dense must be a list of names, got {dense!r}")
+    wanted = "a whole number in [0, 2**63)"
+    seed = checks.whole("seed", said.pop("seed"), wanted, lambda n: 0 <= n < 2**63)
+    p = checks.real("p", said.pop("p"), "a number in [0, 1)")
+    method = said.pop("method")
+    return Uplink.of(method, p, seed=seed, dense=tuple(dense), options=options, **said)
+
+
+def _check_strategy(strategy: Any) -> None:
+    """Raise `TypeError` unless something is a strategy of Flower's present API."""
+    kind = strategy if isinstance(strategy, type) else type(strategy)
+    if any(one.__module__.startswith("flwr.server.strategy") for one in kind.__mro__):
+        raise TypeError(
+            f"{kind.__name__} is of Flower's former API (flwr.server.strategy), whose clients and "
+            f"rounds are others: take `from flwr.serverapp.strategy import {kind.__name__}`, or "
+            "what is like it there"
+        )
+    if isinstance(strategy, PackedRounds):
+        raise TypeError("strategy is a DarexStrategy already; give it the strategy inside")
+    wanted = "a strategy of flwr.serverapp.strategy, such as FedAvg()"
+    checks.instance("strategy", strategy, Strategy, wanted)

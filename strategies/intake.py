@@ -57,6 +57,7 @@ class Intake:
     clip: float | None
     equal: bool
     _plain: set[int] = field(default_factory=set)
+    _noted: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.max_weight <= LARGEST_WEIGHT:
@@ -128,6 +129,16 @@ class Intake:
                 "other tensors than it was sent; it counts like any other",
                 reply.terms.slot,
             )
+
+    def note_arrays(self, messages: Iterable[Message]) -> None:
+        """Say once how many bytes of arrays come back from an evaluation: most apps mean none."""
+        records = [one.content.array_records.values() for one in messages if one.has_content()]
+        arrays = [array for some in records for record in some for array in record.values()]
+        if arrays and not self._noted:
+            self._noted = True
+            total = sum(len(array.data) for array in arrays)
+            text = "answers to an evaluation carry %s bytes of arrays; leave them out in the app"
+            log(WARNING, text, total)
 
     def _read(self, message: Message, asked: Asked, others: dict[Any, Sent]) -> Reply:
         metrics, weight = weight_of(message, self.weighted_by, self.max_weight)

@@ -214,6 +214,7 @@ class PackedRounds(Front):
             node = reply.metadata.src_node_id
             if reply.has_content() and self._addressing.informed(node):
                 self._broadcast.holds(node)
+        self._intake.note_arrays(ordered)
         if not self._wrapped.evaluates_itself:
             ordered = self._intake.comparable(ordered)
         with self._wrapped.itself() as strategy:
@@ -248,6 +249,7 @@ class PackedRounds(Front):
             "roster": self._roster,
             "intake": self._intake,
             "strategy": self._wrapped,
+            **({"secure": self._secure} if self._secure else {}),
         }
 
     def _result(self, round_: int, replies: list[Message]) -> RoundResult:

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fl_darex.flower.records import to_arrays, to_record
-from fl_darex.flower.roster import HANDSHAKE, answer
+from fl_darex.flower.roster import answer, is_handshake
 
 logging.getLogger("flwr").setLevel(logging.WARNING)
 
@@ -36,16 +36,17 @@ def step_of(partition: int, round_: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def numpy_app(mods: list[Any] | None = None, broken: tuple[int, ...] = ()) -> ClientApp:
-    """A ClientApp that needs NumPy alone; partitions in ``broken`` raise."""
-    app = ClientApp(mods=mods or [])
+    """A ClientApp that needs NumPy alone; partitions in ``broken`` raise.
 
-    @app.query(HANDSHAKE)
-    def handshake(message: Message, context: Context) -> Message:
-        return answer(message, int(context.node_config["partition-id"]))
+    It tells its partition without the mod, too.
+    """
+    app = ClientApp(mods=mods or [])
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         partition = int(context.node_config["partition-id"])
+        if is_handshake(message):  # there is no mod that would have answered
+            return answer(message, partition)
         if partition in broken:
             raise RuntimeError(f"client {partition} is broken")
         config = next(iter(message.content.config_records.values()))

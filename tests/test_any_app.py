@@ -1,6 +1,6 @@
 """Flower apps as people have them: inside `DarexStrategy` each means what it meant.
 
-With p = 0 and fp32, `EXACT`, a wrapped strategy equals plain Flower to round-off.
+With p = 0 and fp32 (`EXACT`) a wrapped strategy equals plain Flower to round-off.
 """
 
 from __future__ import annotations
@@ -12,81 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from federations import Federation, fedavg, listening, rounds
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg, Strategy
+from side_by_side import CLIENTS, EXACT, ONE, app, assert_equal, both, plus, reply, three
 
-from fl_darex.clients import DarexMod
 from fl_darex.errors import DeltaError
 from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.strategies import DarexStrategy, SecureAggregation
-
-EXACT: dict[str, Any] = {"p": 0.0, "values": "fp32"}
-ONE = {"w": np.ones(20, np.float32)}
-CLIENTS = 3
-Change = Callable[[dict[str, np.ndarray], int, int], Any]
-
-
-def app(change: Change, mods: bool = True) -> ClientApp:
-    """Answers with what ``change`` makes of the arrays, the partition and the round."""
-    made = ClientApp(mods=[DarexMod()] if mods else [])
-
-    @made.train()
-    def train(message: Message, context: Any) -> Message:
-        partition = int(context.node_config["partition-id"])
-        records = message.content.array_records
-        arrays = to_arrays(next(iter(records.values()))) if records else {}
-        configs = list(message.content.config_records.values())
-        round_ = int(configs[0].get("server-round", 0)) if configs else 0
-        found = change(arrays, partition, round_)
-        if not isinstance(found, RecordDict):
-            found = reply(found)
-        return Message(found, reply_to=message)
-
-    @made.evaluate()
-    def evaluate(message: Message, context: Any) -> Message:
-        arrays = to_arrays(next(iter(message.content.array_records.values())))
-        total = sum(float(array.sum()) for array in arrays.values())
-        metrics = MetricRecord({"num-examples": 1, "sum": total})
-        return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-    return made
-
-
-def reply(arrays: Any, **metrics: Any) -> RecordDict:
-    record = arrays if isinstance(arrays, ArrayRecord) else to_record(arrays)
-    return RecordDict({"arrays": record, "metrics": MetricRecord({"num-examples": 1} | metrics)})
-
-
-def both(
-    make: Callable[[], Strategy],
-    change: Change,
-    count: int = 4,
-    clients: int = CLIENTS,
-    base: Any = ONE,
-    **options: Any,
-) -> tuple[Any, Any, Any]:
-    """Run plain and wrapped, both on the same clients: two results, and the wrapped strategy."""
-    plain = rounds(make(), Federation(app(change, False), clients), count, base)
-    strategy = DarexStrategy(make(), **EXACT | options)
-    return plain, rounds(strategy, Federation(app(change), clients), count, base), strategy
-
-
-def assert_equal(found: Any, expected: Any, within: float = 1e-5) -> None:
-    one, other = to_arrays(found.arrays), to_arrays(expected.arrays)
-    assert set(one) == set(other)
-    for name, array in other.items():
-        np.testing.assert_allclose(one[name], array, rtol=within, atol=within)
-
-
-def three(kind: type[FedAvg] = FedAvg, **options: Any) -> FedAvg:
-    return fedavg(kind, CLIENTS, **options)
-
-
-def plus(arrays: dict[str, np.ndarray], by: float) -> dict[str, np.ndarray]:
-    return {name: array + array.dtype.type(by) for name, array in arrays.items()}
-
 
 # --- an aggregation of one's own --------------------------------------------------------------
 
@@ -651,3 +584,19 @@ def test_no_step_makes_the_model_infinite(caplog) -> None:
         found = rounds(strategy, Federation(app(lambda a, p, r: plus(a, 1.0)), CLIENTS), 3, ONE)
     np.testing.assert_allclose(to_arrays(found.arrays)["w"], 3.0)
     assert "round 2: the step makes 'w' NaN or infinite; the model stays as it is" in caplog.text
+
+
+def test_an_evaluation_that_sends_the_model_back_is_said_once(caplog) -> None:
+    made = app(step)
+
+    def call(message: Message, context: Any) -> Message:
+        answer = made(message, context)
+        if message.metadata.message_type == "evaluate":
+            answer.content["arrays"] = message.content["arrays"]
+        return answer
+
+    strategy = DarexStrategy(three(fraction_evaluate=1.0, min_evaluate_nodes=CLIENTS), **EXACT)
+    with listening(caplog):
+        rounds(strategy, Federation(call, CLIENTS), 3, ONE)
+    said = {one.getMessage() for one in caplog.records if "evaluation carry" in one.getMessage()}
+    assert said == {"answers to an evaluation carry 624 bytes of arrays; leave them out in the app"}

@@ -19,6 +19,7 @@ ROOMS = {
     "registry": set(),
     "options": set(),
     "saveable": set(),
+    "checks": set(),
     "change": set(),
     "masks": set(),
     "delta": set(),
@@ -34,9 +35,9 @@ ROOMS = {
         *("change", "masks", "delta", "options", "positions", "survivors", "pruning"),
         *("registry", "rescaling", "wire"),
     },
-    "secagg": {"change", "compression", "masks", "delta", "survivors", "wire"},
+    "secagg": {"change", "checks", "compression", "masks", "delta", "survivors", "wire"},
     "files": {"wire"},
-    "flower": {"compression", "options", "registry", "secagg", "seeds", "wire"},
+    "flower": {"checks", "compression", "options", "registry", "secagg", "seeds", "wire"},
     "config": {
         *("compression", "flower", "masks", "options", "registry", "rescaling", "wire"),
     },
@@ -49,7 +50,7 @@ ROOMS = {
         *("activations", "delta", "masks", "positions", "pruning", "rescaling", "seeds"),
         *("survivors", "training"),
     },
-    "simulation": {"flower", "registry"},
+    "simulation": {"checks", "flower", "registry"},
     "observers": {"config", "files", "flower"},
     # Names the two apps for Flower, as text.
     "apps": {"strategies", "clients"},

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import pytest
 
 from fl_darex.commands.run import own_keys
 from fl_darex.compression import METHODS
+from fl_darex.files.tensors import write_tensors
 from fl_darex.flower.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +64,10 @@ def name_of(page: Path) -> str:
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if PYTHON.search(p.read_text("utf-8"))], ids=name_of
 )
-def test_the_python_of_a_page_runs_from_top_to_bottom(page):
+def test_the_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "models").mkdir()
+    write_tensors(tmp_path / "models" / "model.safetensors", {"w": np.zeros(3)})
     space = {}
     exec(compile(GIVEN.get(name_of(page), ""), "given", "exec"), space)
     text = page.read_text("utf-8")

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from apps import BASE, numpy_app
 from federations import CLIENTS, Federation, fedavg, listening, rounds
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 
 from fl_darex.clients import DarexMod
 from fl_darex.flower.ledger import LACKING
-from fl_darex.flower.model_note import DELIVERY_KEY
+from fl_darex.flower.model_note import DELIVERY_KEY, GREETING_KEY
 from fl_darex.flower.records import PACKET_STYPE, to_arrays, to_record
+from fl_darex.flower.roster import is_handshake
+from fl_darex.simulation.client import failure
 from fl_darex.strategies import DarexStrategy
 
 BOTH = pytest.mark.parametrize("downlink", ["update", "server"])
@@ -33,6 +35,11 @@ MODEL = {
 def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FL_DAREX_CACHE", str(tmp_path))
     return tmp_path
+
+
+def training(messages: list[Message]) -> list[Message]:
+    """Those in which a model is trained: not the question that opens a run."""
+    return [m for m in messages if m.metadata.message_type == "train" and not is_handshake(m)]
 
 
 class Witness:
@@ -125,7 +132,7 @@ def test_every_client_trains_the_very_bits_that_the_server_holds(downlink, which
     assert len(grid.witness.seen) == 5 * CLIENTS
     assert strategy.counted == CLIENTS
     # Nobody was ever sent a whole model, and no two rounds had the same one.
-    trained = [m for m in grid.delivered if m.metadata.message_type == "train"]
+    trained = training(grid.delivered)
     assert all(start_of(message) for message in trained)
     assert len({repr(model) for model in models.values()}) == 6
 
@@ -139,7 +146,7 @@ def test_clients_that_come_now_and_then_catch_up(downlink):
     grid = Fleet(8, held_model)
     models = run(strategy, grid, 12)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
-    trained = [m for m in grid.delivered if m.metadata.message_type == "train"]
+    trained = training(grid.delivered)
     assert {packets_in(message) for message in trained} >= {0, 1, 2, 3}
     assert len(grid.witness.seen) == 24
 
@@ -154,7 +161,7 @@ def test_evaluation_brings_clients_up_to_date_too(downlink):
     for (round_, _, kind), seen in grid.witness.seen.items():
         assert seen == models[round_ if kind == "evaluate" else round_ - 1]
     sent = [(m.metadata.message_type, packets_in(m)) for m in grid.delivered]
-    assert set(sent) == {("query.handshake", 0), ("train", 0), ("evaluate", 1)}
+    assert set(sent) == {("train", 0), ("evaluate", 1)}
 
 
 def test_an_update_is_the_servers_own_step_rounded():
@@ -244,7 +251,7 @@ def test_a_client_without_a_base_is_sent_the_model_once(downlink):
     grid = Fleet(CLIENTS)
     models = run(strategy, grid, 3)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
-    trained = [m for m in grid.delivered if m.metadata.message_type == "train"]
+    trained = training(grid.delivered)
     assert [bool(start_of(message)) for message in trained] == [False] * 4 + [True] * 8
 
 
@@ -258,7 +265,7 @@ def test_a_client_that_holds_a_part_is_sent_the_rest(downlink):
     grid = Fleet(CLIENTS, body_only)
     models = run(strategy, grid, 3)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
-    trained = [m for m in grid.delivered if m.metadata.message_type == "train"]
+    trained = training(grid.delivered)
     assert [list(m.content["arrays"]) for m in trained[:CLIENTS]] == [["head.weight"]] * CLIENTS
 
 
@@ -269,7 +276,7 @@ def test_a_base_with_another_bit_is_not_trusted(downlink):
     grid = Fleet(CLIENTS, lambda m, c: other)
     models = run(strategy, grid, 2)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
-    trained = [m for m in grid.delivered if m.metadata.message_type == "train"]
+    trained = training(grid.delivered)
     assert list(trained[0].content["arrays"]) == ["layer.weight"]
 
 
@@ -293,7 +300,7 @@ def test_a_client_without_the_mod_gets_the_whole_model_and_counts(downlink):
     models = run(strategy, grid, 3, BASE)
     assert strategy.counted == CLIENTS
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
-    trained = [m for m in grid.delivered if m.metadata.message_type == "train"]
+    trained = training(grid.delivered)
     whole = [grid.partitions[m.metadata.dst_node_id] for m in trained if not start_of(m)]
     assert whole == [2, 2, 2]
 
@@ -302,15 +309,15 @@ def test_a_client_without_the_mod_gets_the_whole_model_and_counts(downlink):
 def test_a_client_that_was_not_greeted_is_known_by_its_packet(downlink):
     class Silent(Fleet):
         def _reply(self, message: Message) -> Message:
-            if message.metadata.message_type.startswith("query"):
-                message.content = RecordDict()  # as an app without a handshake: no answer of ours
+            if is_handshake(message):  # the question is lost on the way
+                return failure(message, "no answer")
             return super()._reply(message)
 
     strategy = DarexStrategy(fedavg(), p=0.9, downlink=downlink)
     grid = Silent(CLIENTS)
     models = run(strategy, grid, 3)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
-    trained = [m for m in grid.delivered if m.metadata.message_type == "train"]
+    trained = training(grid.delivered)
     assert [bool(start_of(message)) for message in trained] == [False] * 4 + [True] * 8
 
 
@@ -326,7 +333,7 @@ class Losing(Fleet):
         self.done: set[tuple[int, int]] = set()
 
     def _reply(self, message: Message) -> Message:
-        if message.metadata.message_type == "train":
+        if training([message]):
             round_ = int(message.content["config"]["server-round"])
             key = (round_, self.partitions[message.metadata.dst_node_id])
             if key not in self.done:
@@ -371,7 +378,7 @@ def test_a_client_that_lost_its_cache_is_sent_the_whole_model(downlink, cache_fo
     ]
     assert "client 0 lacks an earlier model and is sent the whole one" in caplog.text
     assert strategy.counted == CLIENTS
-    again = [m for m in grid.delivered if m.metadata.message_type == "train"][-CLIENTS:]
+    again = training(grid.delivered)[-CLIENTS:]
     assert all(start_of(message) for message in again)
 
 
@@ -421,7 +428,7 @@ def test_a_client_that_fails_after_it_got_the_model_still_follows(downlink):
     grid.apps[1] = numpy_app([DarexMod(held_model), grid.witness, raises_in_round_2])
     models = run(strategy, grid, 4)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
-    third = [m for m in grid.delivered if m.metadata.message_type == "train"][2 * CLIENTS :]
+    third = training(grid.delivered)[2 * CLIENTS :]
     assert [packets_in(m) for m in third[:CLIENTS]] == [1, 2, 1, 1]
 
 
@@ -449,7 +456,7 @@ def test_a_client_that_comes_late_begins_with_its_base_or_the_whole_model():
     grid.apps[3] = numpy_app([DarexMod(), grid.witness])
     models = run(strategy, grid, 6)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
-    fourth = [m for m in grid.delivered if m.metadata.message_type == "train"][6:10]
+    fourth = training(grid.delivered)[6:10]
     assert [packets_in(m) for m in fourth] == [1, 1, 3, 0]
     assert not start_of(fourth[3])
 
@@ -460,7 +467,7 @@ def test_packets_that_would_be_larger_than_the_model_are_not_sent_and_forgotten(
     grid = Fleet(CLIENTS, lambda m, c: BASE)
     models = run(strategy, grid, 8, BASE)
     assert all(seen == models[round_ - 1] for (round_, _, _), seen in grid.witness.seen.items())
-    trained = [m for m in grid.delivered if m.metadata.message_type == "train"]
+    trained = training(grid.delivered)
     # A packet of everything is a little smaller than the model: one pays, two do not.
     assert max(packets_in(m) for m in trained) == 1
     assert len(strategy._broadcast._packets) <= 2
@@ -483,8 +490,8 @@ def test_a_step_that_is_not_a_number_is_not_taken(caplog):
     with listening(caplog):
         models = run(strategy, grid, 3, BASE)
     assert "round 2: the step makes 'layer.bias' NaN or infinite" in caplog.text
-    assert models[1] == models[0]
-    third = [m for m in grid.delivered if m.metadata.message_type == "train"][-CLIENTS:]
+    assert models[2] == models[1] != models[0]
+    third = training(grid.delivered)[-CLIENTS:]
     assert all(start_of(message) for message in third)
 
 
@@ -600,19 +607,11 @@ def test_a_dense_downlink_asks_nothing_and_keeps_nothing(cache_folder):
     run(strategy, grid, 2)
     assert not list(cache_folder.iterdir())
     assert all(DELIVERY_KEY not in m.content.get("config", {}) for m in grid.delivered)
-    handshakes = [m for m in grid.delivered if m.metadata.message_type.startswith("query")]
-    assert all(not len(m.content) for m in handshakes)
+    (question,) = {m.content["config"][GREETING_KEY] for m in grid.delivered if is_handshake(m)}
+    assert '"first":""' in question  # it asks for the partition alone
 
 
 # --- clients that say nothing ---------------------------------------------------------------------
-
-
-def silent(base: Any = None) -> Any:
-    """An app without a handler for the handshake."""
-    app = numpy_app([DarexMod(base)])
-    for name in [one for one in app._registered_funcs if one.startswith("query")]:
-        del app._registered_funcs[name]
-    return app
 
 
 class Silent(Fleet):
@@ -620,7 +619,12 @@ class Silent(Fleet):
 
     def __init__(self, bases: list[Any]) -> None:
         super().__init__(len(bases))
-        self.apps = [silent(base) for base in bases]
+        self.apps = [numpy_app([DarexMod(base)]) for base in bases]
+
+    def _reply(self, message: Message) -> Message:
+        if is_handshake(message):
+            return failure(message, "no answer")
+        return super()._reply(message)
 
 
 def test_clients_that_are_known_to_hold_the_first_model_need_not_say_so() -> None:

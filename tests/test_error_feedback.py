@@ -68,7 +68,7 @@ class Lossy(InProcessGrid):
     def _reply(self, message: Message) -> Message:
         reply = super()._reply(message)
         client = self.partitions[message.metadata.dst_node_id]
-        if client == self.loses and message.metadata.message_type == "train":
+        if client == self.loses and message.content.array_records:
             self.trained += 1
             if self.trained == 2:
                 config = next(iter(message.content.config_records.values()))

@@ -30,16 +30,9 @@ from flwr.serverapp.strategy import FedAvg
 from fl_darex.clients import DarexMod
 from fl_darex.simulation import InProcessGrid
 from fl_darex.strategies import DarexStrategy
-from fl_darex.flower.roster import answer
-from fl_darex.flower.ledger import HANDSHAKE
 
 CLIENTS, SIZE = 4, 10_000
 app = ClientApp(mods=[DarexMod()])
-
-
-@app.query(HANDSHAKE)
-def handshake(message, context):
-    return answer(message, context.node_config["partition-id"])
 
 
 @app.train()

@@ -27,7 +27,6 @@ from fl_darex.clients.secure import answer, hide
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.flower.records import SEALED_STYPE, packet_of, packet_record, to_record
 from fl_darex.secagg import SecureAggregation, keys
-from fl_darex.secagg.keys import combine
 from fl_darex.secagg.masks import add_shared, own_mask
 from fl_darex.secagg.messages import (
     KEYS,
@@ -42,6 +41,7 @@ from fl_darex.secagg.messages import (
 )
 from fl_darex.secagg.numbers import shape_of
 from fl_darex.secagg.sealed_packet import SEALED_HEADER_BYTES, SealedHeader
+from fl_darex.secagg.shares import combine
 
 SESSION = "00112233445566778899aabbccddeeff"
 HEADER = SealedHeader(
@@ -299,7 +299,9 @@ def test_a_late_reply_of_a_client_that_was_given_up_stays_masked() -> None:
     state = dict(clients.states[3].config_records[SECURE_KEY])
     late = sealed(3, update(3), sent, clients.states[3])
 
-    secret = combine({at: shares[48:] for at, shares in enumerate(given)}, 3, lambda _: True)
+    found = combine({at: shares[48:] for at, shares in enumerate(given)}, 3, lambda _: True)
+    assert found is not None
+    secret = found.secret
     assert secret == state["masking"]  # a client that stayed does not tell: see the threshold
     shape = shape_of(LAYOUT, asked.ring_for(count).width, SURVIVORS)
     left, session = shape.read(late[SEALED_HEADER_BYTES:]), bytes.fromhex(sent.session)

@@ -23,6 +23,7 @@ from flwr.serverapp.strategy import (
 from secure_clients import Lossy
 
 from fl_darex.clients import DarexMod
+from fl_darex.errors import DeltaError
 from fl_darex.flower.records import SEALED_STYPE, packet_of
 from fl_darex.secagg.messages import KEYS, MASKED, SHARES, UNMASK
 from fl_darex.strategies import DarexStrategy, SecureAggregation
@@ -221,16 +222,12 @@ def test_a_ring_that_cannot_hold_the_sum_ends_the_run_with_the_numbers() -> None
 def test_a_client_may_insist_on_secure_aggregation() -> None:
     """It then trains for no server that does not ask for it, with packets or without."""
     app = numpy_app([DarexMod(secure_only=True)])
-    strategies = {
-        "clear": darex(secure=None),
-        "dense": darex(secure=None, method="dense", mask="client"),
-        "secure": darex(),
-    }
-    counted = {}
-    for name, strategy in strategies.items():
-        run(strategy, app=app)
-        counted[name] = strategy.counted
-    assert counted == {"clear": 0, "dense": 0, "secure": CLIENTS}
+    for options in ({}, {"method": "dense", "mask": "client"}):
+        with pytest.raises(DeltaError, match=r"in this round or any.*secure_only=True"):
+            run(darex(secure=None, **options), app=app)
+    strategy = darex()
+    run(strategy, app=app)
+    assert strategy.counted == CLIENTS
 
 
 class Tampering(Federation):

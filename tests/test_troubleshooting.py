@@ -15,7 +15,7 @@ from example_apps import ROOT
 from federations import Federation, rounds
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.mod import LocalDpMod
+from flwr.clientapp.mod import LocalDpMod, message_size_mod
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import FedAvg
 
@@ -38,9 +38,9 @@ def run(app: Any, strategy: Any = None, count: int = 1) -> None:
     rounds(strategy or DarexStrategy(fedavg()), Federation(app, 2), count)
 
 
-def answering(change: Callable[[dict[str, np.ndarray]], RecordDict]) -> ClientApp:
-    """An app with the mod and no handler but this: what it answers to the tensors it was sent."""
-    app = ClientApp(mods=[DarexMod()])
+def answering(change: Callable[[dict[str, np.ndarray]], RecordDict], *mods: Any) -> ClientApp:
+    """An app with no handler but this: what it answers to the tensors it was sent."""
+    app = ClientApp(mods=list(mods or [DarexMod()]))
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -119,11 +119,18 @@ def cache_read_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_such_base(_: Any) -> None:
-    run(numpy_app([DarexMod(base="/nowhere/model.safetensors")]))
+    DarexMod(base="/nowhere/model.safetensors")
+
+
+def base_that_fails(_: Any) -> None:
+    def base(message: Message, context: Context) -> Any:
+        raise OSError("the disk is gone")
+
+    run(numpy_app([DarexMod(base=base)]))
 
 
 def no_partition(_: Any) -> None:
-    run(answering(reply))
+    run(answering(reply, message_size_mod))  # without ours
 
 
 def percent(_: Any) -> None:
@@ -148,9 +155,9 @@ PROVOKED = {
     "wire version 3": another_version,
     "lacks an earlier model": cache_gone,
     "models cannot be kept in": cache_read_only,
-    "the base model cannot be had": no_such_base,
+    "the base model cannot be had": base_that_fails,
+    "there is no file or folder": no_such_base,
     "got free slots": no_partition,
-    "No query function registered": no_partition,
     "p must be in [0, 1)": percent,
     "dense names no such tensor": dense_by_another_name,
     "Received 1 results": no_partition,

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
 from fl_darex.compression.terms import CONFIG_KEY
-from fl_darex.flower.grids import GridView, exchange
+from fl_darex.flower.grids import GridView, exchange, stranger
 from fl_darex.flower.model_note import MISSING
 from fl_darex.flower.private import ErrorCode, SType, with_content
 from fl_darex.flower.records import PACKET_STYPE, SEALED_STYPE, packet_of
-from fl_darex.flower.roster import HANDSHAKE
+from fl_darex.flower.roster import HANDSHAKE, is_handshake
 from fl_darex.flower.sizes import (
     ArrayInfo,
     Chunks,
@@ -118,7 +118,7 @@ class LedgerGrid(GridView):
         self._ledger = ledger
         self._on_reply = on_reply
         self._plain = plain or without_settings
-        self._open: dict[str, tuple[Entry, dict[str, RecordInfo]]] = {}
+        self._open: dict[str, tuple[Entry, dict[str, RecordInfo], Metadata]] = {}
         # The model of a round is one ArrayRecord in many messages: describe it once.
         self._described: dict[int, tuple[ArrayRecord, RecordInfo, RecordInfo]] = {}
         self._chunks = Chunks()
@@ -130,7 +130,7 @@ class LedgerGrid(GridView):
         for message in listed:
             entry, dense = self._sent(message)
             self._ledger.entries.append(entry)
-            self._open[message.metadata.message_id] = (entry, dense)
+            self._open[message.metadata.message_id] = (entry, dense, message.metadata)
         self._described.clear()
         self._chunks = Chunks()
         return ids
@@ -146,11 +146,14 @@ class LedgerGrid(GridView):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Push messages and wait for their replies, at most ``timeout`` seconds."""
-        pause = getattr(self.grid, "pull_interval", 3.0)
-        replies, late = exchange(self, messages, timeout, pause)
-        for key in late:  # what comes after the timeout belongs to no round
-            self._open.pop(key, None)
+        replies, late = exchange(self, messages, timeout, self.pull_interval)
+        self.forget(late)
         return replies
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Count no replies to these messages: what comes after the timeout belongs to no round."""
+        for key in message_ids:
+            self._open.pop(key, None)
 
     def _sent(self, message: Message) -> tuple[Entry, dict[str, RecordInfo]]:
         node = message.metadata.dst_node_id
@@ -168,10 +171,10 @@ class LedgerGrid(GridView):
         return entry, {name: trained for name, (_, trained) in whole.items()}
 
     def _received(self, reply: Message) -> None:
-        known = self._open.pop(reply.metadata.reply_to_message_id, None)
-        if known is None:
-            return
-        entry, sent_dense = known
+        key = reply.metadata.reply_to_message_id
+        if key not in self._open or stranger(reply, self._open[key][2]):
+            return  # nobody waits for it
+        entry, sent_dense, _ = self._open.pop(key)
         entry.failed = reply.has_error()
         if entry.failed and reply.error.code in _NOBODY_SENT:
             return self._tell(entry)
@@ -203,7 +206,7 @@ def _kind_of(message: Message) -> str:
     kind, content = message.metadata.message_type, message.content
     if not content.array_records and any(SECURE_KEY in c for c in content.config_records.values()):
         return SECURE
-    return HANDSHAKE if kind.endswith("." + HANDSHAKE) else kind
+    return HANDSHAKE if is_handshake(message) else kind
 
 
 def _stands_for_model(record: ArrayRecord) -> bool:

@@ -24,7 +24,7 @@ MISSING = "darex.missing"
 """Name of the record in the reply of a client that does not hold what it should."""
 
 
-_START = Rule("16 hexadecimal digits or empty", lambda value: value == "" or is_hex(value, 16))
+_MAYBE = Rule("16 hexadecimal digits or empty", lambda value: value == "" or is_hex(value, 16))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class ModelNote(Note, key=DELIVERY_KEY, what="the server's delivery"):
     """
 
     run: Annotated[str, DIGITS]
-    start: Annotated[str, _START]
+    start: Annotated[str, _MAYBE]
     model: Annotated[str, DIGITS]
     dense: Annotated[tuple[str, ...], NAMES] = ()
     record: Annotated[str, TEXT] = ""
@@ -48,15 +48,16 @@ class ModelNote(Note, key=DELIVERY_KEY, what="the server's delivery"):
 
 @dataclass(frozen=True, kw_only=True)
 class Greeting(Note, key=GREETING_KEY, what="the server's greeting"):
-    """What the server says when it asks a client what it holds.
+    """What the server says when it asks a client which partition it has, and what it holds.
 
     Attributes:
         run: The run's own 16 hexadecimal digits.
-        first: Version of the model before round 1, 16 digits.
+        first: Version of the model before round 1, 16 digits; empty: the server keeps no versions,
+            and what clients hold is of no use to it.
     """
 
     run: Annotated[str, DIGITS]
-    first: Annotated[str, DIGITS]
+    first: Annotated[str, _MAYBE]
 
 
 def delivered(record: ArrayRecord) -> tuple[dict[str, Array], list[bytes]]:

@@ -10,19 +10,56 @@ from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
+from fl_darex.flower.model_note import GREETING_KEY, Greeting
+
 HANDSHAKE = "handshake"
 PARTITION_KEY = "partition-id"
+
+ASKED_AS = "train"
+"""Type of the message that asks. Flower calls mods only for messages that an app has a handler for,
+and this handler every app has; the question itself is told by its content."""
+
 MESSAGE_TYPE = f"query.{HANDSHAKE}"
+"""Type of the question in earlier versions, which apps needed a handler for; still answered."""
+
+_MOST = 2**63  # partitions are slots of the wire format
 
 
-def answer(message: Message, partition: int) -> Message:
-    """Return a client's answer to the handshake."""
-    content = RecordDict({HANDSHAKE: ConfigRecord({PARTITION_KEY: partition})})
+def answer(message: Message, partition: int | None) -> Message:
+    """Return a client's answer to the handshake; None: it has no partition of its own."""
+    content = RecordDict()
+    if partition is not None:
+        content[HANDSHAKE] = ConfigRecord({PARTITION_KEY: partition})
     return Message(content, reply_to=message)
+
+
+def is_handshake(message: Message) -> bool:
+    """Return whether a message asks for the partition, by its content or the earlier type."""
+    if message.metadata.message_type == MESSAGE_TYPE:
+        return True
+    content = message.content
+    return not content.array_records and any(
+        GREETING_KEY in config for config in content.config_records.values()
+    )
+
+
+def partition_of(context: Context) -> int | None:
+    """Return the partition that a node's configuration names; None: it names no whole number."""
+    return _partition(context.node_config.get(PARTITION_KEY))
+
+
+def _partition(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value < _MOST else None
+
+
+def _bare_question() -> RecordDict:
+    config = ConfigRecord()
+    Greeting(run="0" * 16, first="").attach(config)
+    return RecordDict({"config": config})
 
 
 class Roster:
@@ -40,6 +77,7 @@ class Roster:
 
     Attributes:
         partition_of: Partition or slot by node id; no two nodes have the same.
+        asks: Whether nodes are asked; else they have slots in the order of their ids.
     """
 
     def __init__(
@@ -48,6 +86,7 @@ class Roster:
         heard: Callable[[int, ConfigRecord], None] | None = None,
     ) -> None:
         self.partition_of = partition_of
+        self.asks = True
         self._heard = heard
         self._told: dict[int, int] = {}
 
@@ -57,11 +96,12 @@ class Roster:
         Args:
             grid: Where the nodes are.
             timeout: Seconds to wait for answers.
-            question: What the new nodes are sent; default: nothing.
+            question: What the new nodes are sent, with a `Greeting` in it; default: that alone.
         """
         nodes = sorted(grid.get_node_ids())
-        if new := [node for node in nodes if node not in self.partition_of]:
-            told = self._ask(grid, new, timeout, question or RecordDict())
+        new = [node for node in nodes if node not in self.partition_of]
+        if new and self.asks:
+            told = self._ask(grid, new, timeout, question or _bare_question())
             self._told |= told
             log(INFO, "handshake: %s nodes, %s told their partition", len(new), len(told))
         self._seat(nodes)
@@ -85,7 +125,9 @@ class Roster:
         for node in unplaced:
             taken = set(self.partition_of.values())
             self.partition_of[node] = next(n for n in range(len(taken) + 1) if n not in taken)
-        if unplaced:
+        if unplaced and not self.asks:
+            log(INFO, "%s nodes have free slots, in the order of their ids", len(unplaced))
+        elif unplaced:
             log(
                 WARNING,
                 "handshake: %s nodes told no partition of their own and got free slots; "
@@ -113,14 +155,14 @@ class Roster:
     def _ask(
         self, grid: Grid, nodes: Iterable[int], timeout: float, question: RecordDict
     ) -> dict[int, int]:
-        messages = [Message(question, node, MESSAGE_TYPE) for node in nodes]
+        messages = [Message(question, node, ASKED_AS) for node in nodes]
         told: dict[int, int] = {}
         for reply in grid.send_and_receive(messages, timeout=timeout):
             node = reply.metadata.src_node_id
             if not reply.has_content():
                 continue
             for config in reply.content.config_records.values():
-                if isinstance(partition := config.get(PARTITION_KEY), int):
+                if (partition := _partition(config.get(PARTITION_KEY))) is not None:
                     told[node] = partition
                 if self._heard is not None:
                     self._heard(node, config)

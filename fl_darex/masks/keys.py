@@ -36,8 +36,11 @@ def keep_threshold(p: float) -> int:
         p: Fraction dropped, in [0, 1). ``p = 0`` keeps every entry.
 
     Raises:
+        TypeError: If ``p`` is a text or a truth value.
         ValueError: If ``p`` is outside [0, 1) or so close to 1 that nothing could survive.
     """
+    if isinstance(p, str | bytes | bool | np.bool_):
+        raise TypeError(f"p must be a number in [0, 1), got {p!r}")
     p = float(p)
     if not 0.0 <= p < 1.0:
         raise ValueError(f"p must be in [0, 1), got {p!r}; to send nothing, skip the client")

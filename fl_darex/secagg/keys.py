@@ -1,6 +1,5 @@
-"""Secrets: key agreement, sealed letters, random streams, and shares that rebuild a secret.
+"""Secrets: key agreement, sealed letters and random streams, all from ``cryptography``.
 
-All from the ``cryptography`` library but the sharing, which is Shamir's from ``pycryptodome``.
 Every secret that may have to be rebuilt is 16 bytes long: an X25519 key pair is derived from them,
 and so is the key of a mask. 128 bits are X25519's own strength.
 """
@@ -8,9 +7,7 @@ and so is the key of a mask. 128 bits are X25519's own strength.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 
-from Crypto.Protocol.SecretSharing import Shamir
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -19,11 +16,14 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fl_darex.errors import PacketError, Reason
+from fl_darex.secagg.shares import SHARE_BYTES
 
-SECRET_BYTES = SHARE_BYTES = SESSION_BYTES = 16
+SECRET_BYTES = SESSION_BYTES = 16
 PUBLIC_BYTES = COMMITMENT_BYTES = 32
 LETTER_BYTES = 2 * SHARE_BYTES + 16
 """Two shares, sealed."""
+
+_FIELD = 2**255 - 19
 
 
 def new_secret() -> bytes:
@@ -61,7 +61,13 @@ def agree(secret: bytes, public: bytes, session: bytes, label: str) -> bytes:
 
 
 def check(public: bytes) -> None:
-    """Raise `PacketError` if a public key is one with which nothing is secret."""
+    """Raise `PacketError` if a public key is one with which nothing is secret.
+
+    Nor may it be written in another way than `public_key` does: X25519 takes several for the same
+    key, and a secret that is rebuilt would not be known by its key.
+    """
+    if int.from_bytes(public, "little") >= _FIELD:
+        raise PacketError("a public key of secure aggregation is no key", Reason.VALUES)
     agree(bytes(SECRET_BYTES), public, b"", "check")
 
 
@@ -109,36 +115,6 @@ def unseal(
         raise PacketError(
             "shares of secure aggregation were changed on their way", Reason.CHECKSUM
         ) from None
-
-
-def split(secret: bytes, threshold: int, holders: int) -> list[bytes]:
-    """Return one share for each holder; ``threshold`` of them give the secret, fewer say nothing.
-
-    A share's number is not in it: holder i, from 0, has share number i + 1.
-    """
-    return [share for _, share in Shamir.split(threshold, holders, secret, ssss=False)]
-
-
-def combine(
-    shares: Mapping[int, bytes], threshold: int, right: Callable[[bytes], bool]
-) -> bytes | None:
-    """Return the secret that enough shares give, or None.
-
-    Args:
-        shares: By holder, from 0.
-        threshold: As in `split`.
-        right: Tells the secret. A wrong share gives a wrong secret; other shares are then tried in
-            its place, as long as there are more than ``threshold``.
-    """
-    numbered = [(holder + 1, share) for holder, share in sorted(shares.items())]
-    if len(numbered) < threshold:
-        return None
-    for start in range(len(numbered) if len(numbered) > threshold else 1):
-        some = [*numbered, *numbered][start : start + threshold]
-        secret: bytes = Shamir.combine(some, ssss=False)
-        if right(secret):
-            return secret
-    return None
 
 
 def _private(secret: bytes) -> X25519PrivateKey:

@@ -1,4 +1,4 @@
-"""Masks: who shares one with whom, what they are, and how a sum is rid of them.
+"""Masks: who shares one with whom, and what they are.
 
 All share with all, or each with a few at random as in SecAgg+ (Bell et al., CCS 2020): put the
 clients around a table in random order; neighbours are those who sit near. So few drop-outs hardly
@@ -7,12 +7,9 @@ ever cut the table in two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random
 
-from fl_darex.errors import PacketError, Reason
 from fl_darex.secagg import keys
 from fl_darex.secagg.ring import Shape, Vector
 
@@ -86,78 +83,3 @@ def add_shared(
         vector.add(mask)
     else:
         vector.subtract(mask)
-
-
-@dataclass
-class Members:
-    """What a server knows of the clients of a round, by slot; none of it is secret.
-
-    Attributes:
-        session: The round's 16 bytes.
-        public: The two public keys of each: for letters, then for masks.
-        graph: Who shares masks and secrets with whom.
-        threshold: Shares that give a secret.
-        commitments: What fixes the seed of each one's own mask.
-        masked: Who may have masked with whom: the clients whose shares went around.
-    """
-
-    session: bytes
-    public: dict[int, bytes] = field(default_factory=dict)
-    graph: Graph = field(default_factory=dict)
-    threshold: int = 2
-    commitments: dict[int, bytes] = field(default_factory=dict)
-    masked: set[int] = field(default_factory=set)
-
-    def near(self, slot: int) -> list[int]:
-        """Return whose shares a client holds, its own among them, rising."""
-        return sorted([slot, *self.masked.intersection(self.graph[slot])])
-
-    def mask_key(self, slot: int) -> bytes:
-        """Return the public key with which a client makes masks."""
-        return keys.halves(self.public[slot])[1]
-
-    def unmask(
-        self, total: Vector, alive: Set[int], given: Mapping[int, Mapping[int, bytes]]
-    ) -> None:
-        """Take all masks out of the sum of the vectors of ``alive``, in place.
-
-        Args:
-            total: The sum of their masked vectors.
-            alive: Those whose vectors are in the sum.
-            given: For each client that answered, its share of each of `near`: of the seed of the
-                own mask if that one is alive, else of the key of its masks.
-
-        Raises:
-            PacketError: If too few right shares of a secret came.
-        """
-        commit = partial(keys.commitment, session=self.session)
-        for slot in sorted(self.masked):
-            peers = sorted(alive & set(self.graph[slot]))
-            if slot in alive:
-                seed = self._rebuilt(slot, given, commit, self.commitments[slot])
-                total.subtract(own_mask(total.shape, seed, self.session, slot))
-            elif peers:
-                secret = self._rebuilt(slot, given, keys.public_key, self.mask_key(slot))
-                for peer in peers:
-                    add_shared(total, secret, self.mask_key(peer), self.session, slot, peer)
-
-    def _rebuilt(
-        self,
-        slot: int,
-        given: Mapping[int, Mapping[int, bytes]],
-        shown: Callable[[bytes], bytes],
-        known: bytes,
-    ) -> bytes:
-        """Return a client's secret, which shows itself as what is known of it."""
-        holders = sorted([slot, *self.graph[slot]])  # in the order of share numbers
-        held = {
-            at: given[one][slot] for at, one in enumerate(holders) if slot in given.get(one, {})
-        }
-        found = keys.combine(held, self.threshold, lambda secret: shown(secret) == known)
-        if found is None:
-            raise PacketError(
-                f"the masks of client {slot} cannot be removed: {len(held)} shares came, "
-                f"{self.threshold} right ones are needed",
-                Reason.REPLY,
-            )
-        return found

@@ -11,7 +11,9 @@ shares     slot and two public keys of each neighbour    ``commitment``, ``share
                                                          letter for each neighbour, in that order
 masked     slot and sealed letter of each neighbour      the masked packet
 unmask     slots of clients whose masked packet came     ``shares``: one share for each neighbour
-                                                         and for oneself, in the order of slots
+                                                         and for oneself, in the order of slots;
+                                                         ``unread``: slots whose letter cannot be
+                                                         read, if any
 =========  ============================================  ========================================
 """
 
@@ -31,6 +33,9 @@ SECURE_KEY = "darex.secure"
 ROWS_KEY = "darex.secure.rows"
 
 KEYS, SHARES, MASKED, UNMASK = "keys", "shares", "masked", "unmask"
+
+UNREAD = "unread"
+"""Key of the slots whose letters could not be read, in an answer to ``unmask``."""
 
 SLOT_BYTES = 8
 MOST_ROWS = 2**15

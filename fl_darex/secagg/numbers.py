@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ WEIGHT_STEPS = 2**24
 LARGEST_COUNTER = 2**23
 """Most that a counter may change in a round; times weights and clients it fits into 63 bits."""
 
+_ROUND_OFF = 1e-5  # of norms, which are added up in other orders than clients do
 _AT_ONCE = 1 << 16  # numbers: their temporaries stay in cache
 
 Numbers = NDArray[np.float32]
@@ -127,6 +128,9 @@ class Mean:
 def to_mean(total: Vector, target: Target, stage: Stage, clients: int) -> Mean:
     """Return the weighted mean of the updates in an unmasked sum.
 
+    However its clients lie, none of its numbers is larger than the range, no counter moves by more
+    than `LARGEST_COUNTER`, and it is no longer than the norm that was asked for.
+
     Args:
         total: The sum.
         target: What it stands for.
@@ -134,41 +138,86 @@ def to_mean(total: Vector, target: Target, stage: Stage, clients: int) -> Mean:
         clients: How many vectors were added.
 
     Raises:
-        PacketError: If no sum of such vectors has these numbers (a mask is left over), or all
-            weights are 0.
+        PacketError: If no sum of such vectors has these numbers (a client lies, or a mask is left
+            over), with the reason ``VALUES``; or if all weights are 0.
     """
     narrow, wide = total.signed()
     units, clipped = map(int, wide[-TAIL:])
     _check(narrow, wide, stage, clients)
     unit = WEIGHT_STEPS / (stage.levels * units)
     start, at, terms = sum(target.counts), 0, target.terms
-    numbers = (narrow[:start] * (stage.range * unit)).astype(np.float32)
+    numbers = _scaled(narrow[:start], stage.range, unit)
     dense, raw = {}, {}
     for spec in target.layout.dense:
-        part = narrow[start : start + spec.numel] * (stage.dense_range * unit)
-        dense[spec.name], start = part.astype(np.float32), start + spec.numel
+        part = narrow[start : start + spec.numel]
+        dense[spec.name], start = _scaled(part, stage.dense_range, unit), start + spec.numel
     for spec in target.layout.raw:
         raw[spec.name] = moved(target.before[spec.name], wide[at : at + spec.numel] / units)
         at += spec.numel
     how, q = terms.uplink.how, terms.uplink.divisor
     mean = Survivors(target.layout, how.mask(terms), numbers, target.counts, dense, raw, q)
+    if stage.norm:
+        mean = _shortened(mean, target, stage, clients * unit)
     weight = units / WEIGHT_STEPS * stage.max_weight
     return Mean(mean, weight, clipped / max(1, clients * (narrow.size + at)))
 
 
 def _check(narrow: NDArray[np.int64], wide: NDArray[np.int64], stage: Stage, clients: int) -> None:
-    """Refuse numbers that no sum has: a mask that is left over is random and hardly fits."""
-    counters, units, clipped = wide[:-TAIL], wide[-2], wide[-1]
+    """Refuse numbers that no sum has.
+
+    A mask that is left over is random and hardly fits. What a client writes into one field only is
+    bound by the others: numbers and counters are multiples of the weight, but for rounding.
+    """
+    counters, units, clipped = wide[:-TAIL], int(wide[-2]), int(wide[-1])
+    least = 0 if stage.weight else clients * WEIGHT_STEPS
     fits = (
-        0 <= units <= clients * WEIGHT_STEPS
+        least <= units <= clients * WEIGHT_STEPS
         and 0 <= clipped <= clients * (narrow.size + counters.size)
-        and _largest(narrow) <= clients * stage.levels
-        and _largest(counters) <= clients * WEIGHT_STEPS * LARGEST_COUNTER
+        and (_largest(narrow) - clients) * WEIGHT_STEPS <= stage.levels * units
+        and _largest(counters) <= units * LARGEST_COUNTER
     )
     if not fits:
-        raise PacketError("the sum of the masked updates makes no sense", Reason.VALUES)
+        _refuse()
     if units == 0:
         raise PacketError("all masked updates of this round have weight 0", Reason.REPLY)
+
+
+def _scaled(integers: NDArray[np.int64], largest: float, unit: float) -> Numbers:
+    """Return the mean that a sum stands for; rounding alone takes it out of the range."""
+    mean = integers * (largest * unit)
+    return np.clip(mean, -largest, largest, out=mean).astype(np.float32)
+
+
+def _shortened(mean: Survivors, target: Target, stage: Stage, rounding: float) -> Survivors:
+    """Return a mean of updates that have a largest norm; refuse one that rounding does not explain.
+
+    Args:
+        mean: Of all clients.
+        target: What it is the mean of.
+        stage: With that norm.
+        rounding: By how much a number may be off, in units of its range.
+    """
+    found = SparseUpdate.of_survivors(mean).norm(target.before)
+    whole = sum(spec.numel for spec in target.layout.dense)
+    off = (
+        mean.count**0.5 * stage.range / target.terms.uplink.divisor,
+        whole**0.5 * stage.dense_range,
+    )
+    if found > stage.norm * (1 + _ROUND_OFF) + rounding * np.hypot(*off):
+        _refuse()
+    if found <= stage.norm:
+        return mean
+    factor = np.float32(stage.norm / found)
+    dense = {name: change * factor for name, change in mean.dense.items()}
+    return replace(mean, numbers=mean.numbers * factor, dense=dense)
+
+
+def _refuse() -> NoReturn:
+    raise PacketError(
+        "the sum of the masked updates makes no sense: a client sent something else than it was "
+        "asked for",
+        Reason.VALUES,
+    )
 
 
 def _rounded(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fl_darex import checks
 from fl_darex.errors import PacketError, Reason
 from fl_darex.secagg.ring import WIDEST, Ring, bits_needed, ring_for
 
@@ -44,6 +45,7 @@ class SecureAggregation:
             others, and the weight, are left out of replies.
 
     Raises:
+        TypeError: If one is of another kind, such as a text in a number's place.
         ValueError: If one is outside its range.
     """
 
@@ -58,28 +60,27 @@ class SecureAggregation:
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metrics", tuple(self.metrics))
-        for name in ("range", "max_weight", "dense_range", "timeout"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
-        if type(self.bits) is not int or not 2 <= self.bits <= 32:
-            raise ValueError(f"bits must be an integer from 2 to 32, got {self.bits!r}")
-        widths = list(range(8, 8 * WIDEST + 1, 8))
-        if self.ring is not None and self.ring not in widths:
-            raise ValueError(f"ring must be one of {widths} or None, got {self.ring!r}")
-        if self.neighbours is not None and (self.neighbours < 2 or self.neighbours % 2):
-            raise ValueError(
-                f"neighbours must be an even number from 2 on, or None, got {self.neighbours!r}"
-            )
-        part = isinstance(self.threshold, float)
-        if part and not 0.5 <= self.threshold < 1.0:
-            raise ValueError(
-                f"threshold must be a part in [0.5, 1) or a number of clients, "
-                f"got {self.threshold!r}"
-            )
-        if not part and self.threshold < 2:
-            raise ValueError(f"threshold must be 2 clients or more, got {self.threshold!r}")
+        names = self.metrics
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
+            raise TypeError(f"metrics must be a list of names, got {names!r}")
+        object.__setattr__(self, "metrics", tuple(names or ()))
+        for name in ("range", "max_weight"):
+            checks.positive(name, getattr(self, name))
+        for name in ("dense_range", "timeout"):
+            if getattr(self, name) is not None:
+                checks.positive(name, getattr(self, name), "a finite number above 0, or None")
+        checks.whole("bits", self.bits, "an integer from 2 to 32", lambda n: 2 <= n <= 32)
+        if self.ring is not None:
+            widths = list(range(8, 8 * WIDEST + 1, 8))
+            checks.whole("ring", self.ring, f"one of {widths} or None", widths.__contains__)
+        if self.neighbours is not None:
+            wanted = "an even number from 2 on, or None"
+            checks.whole("neighbours", self.neighbours, wanted, lambda n: n >= 2 and n % 2 == 0)
+        if isinstance(self.threshold, float):
+            wanted = "a part in [0.5, 1) or a number of clients"
+            checks.real("threshold", self.threshold, wanted, lambda part: 0.5 <= part < 1.0)
+        else:
+            checks.whole("threshold", self.threshold, "2 clients or more", lambda n: n >= 2)
 
     @property
     def levels(self) -> int:
@@ -108,6 +109,13 @@ class SecureAggregation:
                 Reason.REPLY,
             )
         return self.threshold
+
+    def suits(self, clients: int) -> bool:
+        """Return whether a round of so many clients can be."""
+        try:
+            return LEAST_CLIENTS <= clients and bool(self.needed(clients))
+        except PacketError:
+            return False
 
     def least(self, clients: int) -> int:
         """Return how many of ``clients`` must stay for their sum to be opened."""

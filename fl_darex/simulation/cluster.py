@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import ray
 
+from fl_darex import checks
 from fl_darex.errors import ConfigError, EngineError
 
 _ANSWER_SECONDS = 5.0
@@ -25,12 +27,23 @@ class Resources:
         num_gpus: GPUs per client, may be a fraction; Ray does not cap memory by it.
         actors: Worker processes at most; 0 = as many as fit.
         ray_address: An existing Ray cluster; empty = use the one of this process or start one.
+
+    Raises:
+        TypeError: If one is of another kind, such as a text in a number's place.
+        ValueError: If one is outside its range.
     """
 
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     actors: int = 0
     ray_address: str = ""
+
+    def __post_init__(self) -> None:
+        checks.positive("num_cpus", self.num_cpus)
+        wanted = "a finite number from 0 on"
+        checks.real("num_gpus", self.num_gpus, wanted, lambda number: 0 <= number < math.inf)
+        checks.whole("actors", self.actors, "a whole number from 0 on", lambda n: n >= 0)
+        checks.instance("ray_address", self.ray_address, str, "text, HOST:PORT")
 
 
 def connect(resources: Resources) -> bool:

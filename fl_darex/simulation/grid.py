@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fl_darex import checks
 from fl_darex.flower.grids import exchange
 from fl_darex.flower.private import (
     SERVER_NODE_ID,
@@ -32,14 +34,16 @@ class SimulatedGrid(Grid):
         partitions: Partition by node id.
 
     Raises:
+        TypeError: If the number of clients is no whole number, or the settings are no mapping.
         ValueError: If there is not even one client.
     """
 
     pull_interval = 0.0  # pull_messages waits itself where there is something to wait for
 
     def __init__(self, clients: int, run_config: Mapping[str, Any] | None = None) -> None:
-        if clients < 1:
-            raise ValueError(f"clients must be 1 or more, got {clients}")
+        clients = checks.whole("clients", clients, "1 or more", lambda number: number >= 1)
+        if run_config is not None:
+            checks.instance("run_config", run_config, Mapping, "a mapping of names to values")
         self.partitions = {node_id_of(index): index for index in range(clients)}
         self._run = adopt_run("simulation")
         self._run_config = dict(run_config or {})
@@ -47,7 +51,12 @@ class SimulatedGrid(Grid):
         self._done: dict[str, Message] = {}
 
     def serve(self, server_app: ServerApp) -> Context:
-        """Run a ServerApp on this grid and return the server's context."""
+        """Run a ServerApp on this grid and return the server's context.
+
+        Raises:
+            TypeError: If it is none.
+        """
+        check_app("server_app", server_app, ServerApp)
         context = self._context(SERVER_NODE_ID, {}, RecordDict())
         server_app(self, context)
         return context
@@ -143,3 +152,16 @@ class SimulatedGrid(Grid):
 
     def _context(self, node: int, config: dict[str, Any], state: RecordDict) -> Context:
         return Context(self._run.run_id, node, config, state, dict(self._run_config))
+
+
+def check_app(name: str, app: Any, kind: type[ClientApp] | type[ServerApp]) -> None:
+    """Raise `TypeError` unless a value can be an app: the other half of an app can be called, too.
+
+    Args:
+        name: What the argument is called.
+        app: A ServerApp, a ClientApp or a function in its place.
+        kind: Which of the two is wanted.
+    """
+    other = ClientApp if kind is ServerApp else ServerApp
+    if not callable(app) or isinstance(app, type | other):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {checks.shown(app)}")

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import ServerApp
 
 from fl_darex.registry import load
 from fl_darex.simulation.client import answer, detached
-from fl_darex.simulation.grid import SimulatedGrid
+from fl_darex.simulation.grid import SimulatedGrid, check_app
 
 
 class InProcessGrid(SimulatedGrid):
@@ -28,6 +29,7 @@ class InProcessGrid(SimulatedGrid):
         run_config: What clients and server see as ``context.run_config``.
 
     Raises:
+        TypeError: If an argument is of another kind, such as a class in place of an app.
         ValueError: If there is not even one client.
     """
 
@@ -39,6 +41,7 @@ class InProcessGrid(SimulatedGrid):
     ) -> None:
         super().__init__(clients, run_config)
         self._app = load(client_app, "ClientApp") if isinstance(client_app, str) else client_app
+        check_app("client_app", self._app, ClientApp)
         self._left: dict[int, RecordDict] = {}
 
     def _hand_out(self, messages: list[Message]) -> None:

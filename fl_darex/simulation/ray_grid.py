@@ -10,15 +10,17 @@ from typing import Any, Self
 
 import ray
 from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import ServerApp
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
+from fl_darex import checks
 from fl_darex.flower.private import ErrorCode, with_content
 from fl_darex.simulation.client import failure
 from fl_darex.simulation.cluster import Resources, capacity, connect
-from fl_darex.simulation.grid import SimulatedGrid
+from fl_darex.simulation.grid import SimulatedGrid, check_app
 from fl_darex.simulation.worker import Worker
 
 _POLL_SECONDS = 0.05
@@ -54,6 +56,7 @@ class RayGrid(SimulatedGrid):
         run_config: What clients see as ``context.run_config``.
 
     Raises:
+        TypeError: If an argument is of another kind, such as a class in place of an app.
         ConfigError: If not even one client fits into the cluster.
         EngineError: If Ray cannot be started.
     """
@@ -68,6 +71,9 @@ class RayGrid(SimulatedGrid):
         run_config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(clients, run_config)
+        if not isinstance(client_app, str):
+            check_app("client_app", client_app, ClientApp)
+        checks.instance("resources", resources or Resources(), Resources, "Resources or None")
         self._resources = resources or Resources()
         self._left: dict[int, ObjectRef[Any]] = {}
         self._waiting: deque[_Task] = deque()
@@ -189,8 +195,10 @@ def simulate(
         run_config: What both apps see as ``context.run_config``.
 
     Raises:
+        TypeError: If an argument is of another kind, such as a class in place of an app.
         ConfigError: If not even one client fits into the cluster.
     """
+    check_app("server_app", server_app, ServerApp)
     with RayGrid(client_app, clients, resources, run_config) as grid:
         return grid.serve(server_app)
 

@@ -148,9 +148,8 @@ class Broadcast:
 
     def greet(self, config: ConfigRecord) -> None:
         """Write a greeting, which asks a client what it holds, into a message's configuration."""
-        if self._policy.versions:
-            first = content_version(self._digests).hex()
-            Greeting(run=self.run, first=first).attach(config)
+        first = content_version(self._digests).hex() if self._policy.versions else ""
+        Greeting(run=self.run, first=first).attach(config)
 
     def heard(self, node: int, answer: ConfigRecord) -> None:
         """Take note of a client's answer to the greeting."""

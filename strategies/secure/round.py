@@ -16,23 +16,28 @@ from fl_darex.errors import PacketError, Reason
 from fl_darex.flower.ledger import ROUND_KEY
 from fl_darex.flower.records import SEALED_STYPE, packet_of
 from fl_darex.secagg import SecureAggregation, keys
-from fl_darex.secagg.masks import Members, is_connected, seat, staying
+from fl_darex.secagg.masks import is_connected, seat, staying
+from fl_darex.secagg.members import Given, Members
 from fl_darex.secagg.messages import (
     KEYS,
     MASKED,
     SECURE_KEY,
     SHARES,
     UNMASK,
+    UNREAD,
     Stage,
     answer_bytes,
     join,
+    rows_of,
 )
 from fl_darex.secagg.numbers import Mean, Target, shape_of, to_mean
 from fl_darex.secagg.ring import Vector
 from fl_darex.secagg.sealed_packet import SealedHeader
 from fl_darex.secagg.settings import LEAST_CLIENTS
+from fl_darex.secagg.shares import SHARE_BYTES
 
 from ..reply import log_refused
+from . import metrics
 
 Found = TypeVar("Found")
 
@@ -55,6 +60,7 @@ class SecureRound:
         target: What is summed.
         ring: In which numbers are added.
         stages: What goes with the model to each client that takes part, by slot; see `open`.
+        summed: Slots of the clients whose masked updates came; see `unmasked`.
 
     Raises:
         PacketError: If there are too few clients, or the threshold does not suit so many.
@@ -85,6 +91,12 @@ class SecureRound:
         self._shape = shape_of(target.layout, self.ring.width, self._survivors)
         self._members = Members(session=token_bytes(keys.SESSION_BYTES))
         self.stages: dict[int, Stage] = {}
+        self.summed: tuple[int, ...] = ()
+
+    @property
+    def caught(self) -> Mapping[int, str]:
+        """Who broke the protocol, by slot, and how."""
+        return self._members.caught
 
     def open(self) -> dict[int, Stage]:
         """Exchange keys and shares; return, by slot, what goes with the model to each client.
@@ -117,15 +129,21 @@ class SecureRound:
         """Return the weighted mean of the clients that stayed, and their replies by slot.
 
         Raises:
-            PacketError: If too few clients stayed, or no sum can be had from what they sent.
+            PacketError: If too few clients stayed, or no sum can be had from what they sent; the
+                reason is ``VALUES`` where a client is to blame.
         """
         total, counted = self.unmasked(replies)
         stage = next(iter(self.stages.values()))
         return to_mean(total, self.target, stage, len(counted)), counted
 
     def unmasked(self, replies: Iterable[Message]) -> tuple[Vector, list[Message]]:
-        """Return the sum of the clients' integers, modulo the ring, and the replies in it."""
+        """Return the sum of the clients' integers, modulo the ring, and the replies in it.
+
+        Raises:
+            PacketError: If it cannot be had; the reason is ``VALUES`` where a client is to blame.
+        """
         total, counted = self._added(replies)
+        self.summed = tuple(sorted(counted))
         alive, near = set(counted), self._members.near
         self._need(len(alive), "masked updates")
         if not is_connected(self._members.graph, alive):
@@ -135,11 +153,9 @@ class SecureRound:
                 Reason.REPLY,
             )
         rows = {slot: [(one, b"") for one in near(slot) if one in alive] for slot in sorted(alive)}
-        given = self._ask(
-            UNMASK, rows, lambda slot, record: _cut(record, keys.SHARE_BYTES, near(slot))
-        )
+        given = self._ask(UNMASK, rows, lambda slot, record: _read_given(record, near(slot)))
         self._members.unmask(total, alive, given)
-        return total, [counted[slot] for slot in sorted(counted)]
+        return total, [counted[slot] for slot in self.summed]
 
     def _ask(
         self,
@@ -194,13 +210,16 @@ class SecureRound:
 
     def _added(self, replies: Iterable[Message]) -> tuple[Vector, dict[int, Message]]:
         """Return the sum of all sound sealed packets, and their messages by slot."""
-        total, counted = self._shape.zeros(), dict[int, Message]()
-        for reply in replies:
+        total, counted, came = self._shape.zeros(), dict[int, Message](), list(replies)
+        names = metrics.usual(came, self._settings.metrics)
+        for reply in came:
             slot = self._slots.get(reply.metadata.src_node_id, -1)
             try:
                 if slot not in self.stages or slot in counted:
                     raise PacketError("nobody asked for this reply, or it came twice", Reason.REPLY)
-                total.add(self._opened(reply, self.stages[slot]))
+                vector = self._opened(reply, self.stages[slot])
+                metrics.check(reply, names)
+                total.add(vector)
                 counted[slot] = reply
             except PacketError as error:
                 log_refused(slot, error)
@@ -260,6 +279,14 @@ def _unique(public: Mapping[int, bytes]) -> dict[int, bytes]:
         else:
             found[slot] = both
     return found
+
+
+def _read_given(record: ConfigRecord, near: Sequence[int]) -> Given:
+    """Return the shares in a client's last answer, and whose letters it could not read."""
+    unread, shares = record.get(UNREAD, b""), _cut(record, SHARE_BYTES, near)
+    if not isinstance(unread, bytes) or not set(found := rows_of(unread, 0)) <= set(near):
+        raise PacketError("it complains of letters that it was not sent", Reason.VALUES)
+    return Given(shares, frozenset(found))
 
 
 def _cut(record: ConfigRecord, size: int, slots: Sequence[int]) -> dict[int, bytes]:

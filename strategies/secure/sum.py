@@ -23,7 +23,9 @@ from fl_darex.secagg.numbers import Mean, Target
 from ..reply import Reply
 from ..sent import Asked, Sent
 from ..wrapped import Wrapped
+from .metrics import metrics_of
 from .round import SecureRound
+from .suspects import Suspects
 
 _MANY = 0.01  # of a round's numbers: then the range is worth a warning
 
@@ -58,12 +60,11 @@ class SecureSum:
                 "choose its own: use 'dare', a number or 'server-validation'"
             )
         if wrapped.form in ("support", "own"):
-            raise ValueError(
-                f"{wrapped.name} needs each client's own reply, and secure aggregation opens their "
-                "sum alone"
-            )
+            does = "compares clients" if wrapped.form == "support" else "needs each client's arrays"
+            raise ValueError(f"{wrapped.name} {does}, and secure aggregation opens their sum alone")
         self._settings, self._wrapped, self._norm = settings, wrapped, norm or 0.0
         self._round: SecureRound | None = None
+        self._suspects = Suspects()
         self._asked: Mapping[int, Asked] = {}
 
     def begin(
@@ -94,16 +95,19 @@ class SecureSum:
             )
         _, any_terms, sent, _ = next(iter(asked.values()))
         slots = {node: one.terms.slot for node, one in asked.items()}
+        out = self._suspects.left_out(slots.values(), self._settings.suits)
+        some = [one for one in messages if slots[one.metadata.dst_node_id] not in out]
         target = self._target(sent, any_terms)
         try:
-            opened = SecureRound(self._settings, grid, messages, slots, target, timeout)
+            opened = SecureRound(self._settings, grid, some, slots, target, timeout)
             opened.open()
         except PacketError as error:
-            log(WARNING, "round %s: %s", any_terms.round, error)
+            without = f"; clients {sorted(out)} are left out" if out else ""
+            log(WARNING, "round %s: %s%s", any_terms.round, error, without)
             return []
         self._round = opened
         log(INFO, "secure aggregation: ring of %s bits", 8 * opened.ring.width)
-        return [message for message in messages if self.stage(message.metadata.dst_node_id)]
+        return [message for message in some if self.stage(message.metadata.dst_node_id)]
 
     def _target(self, sent: Sent, terms: Terms) -> Target:
         """Return what this round's sealed packets must be; the mask is drawn for that."""
@@ -125,7 +129,15 @@ class SecureSum:
         if self._round is None:
             raise PacketError("secure aggregation did not come about", Reason.REPLY)
         done, self._round = self._round, None
-        mean, counted = done.close(replies)
+        try:
+            mean, counted = done.close(replies)
+        except PacketError as error:
+            self._suspects.catch(done.caught)
+            if error.reason is Reason.VALUES and not done.caught:
+                self._suspects.summed(done.summed, sound=False)
+            raise
+        self._suspects.catch(done.caught)
+        self._suspects.summed(done.summed, sound=True)
         if mean.clipped > _MANY:
             log(
                 WARNING,
@@ -135,11 +147,18 @@ class SecureSum:
         used = self._replies(mean, counted)
         return used[0], used
 
+    def state(self) -> dict[str, Any]:
+        """Return whom later rounds do without; see `fl_darex.saveable.Saveable`."""
+        return self._suspects.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Do without those that `state` said."""
+        self._suspects.restore(state)
+
     def _replies(self, mean: Mean, counted: Sequence[Message]) -> list[Reply]:
         """Return a reply for each client in the mean: all have its update and the same weight."""
         part = Part(SparseUpdate.of_survivors(mean.survivors), mean.weight / len(counted))
-        records = (message.content.metric_records.values() for message in counted)
-        sent = [next(iter(metrics), MetricRecord()) for metrics in records]
+        sent = [metrics_of(message) for message in counted]
         names = [name for name in self._settings.metrics if all(name in one for one in sent)]
         replies = []
         for message, metrics in zip(counted, sent, strict=True):

@@ -14,7 +14,6 @@ from flwr.clientapp import ClientApp
 
 from fl_darex.clients import DarexMod
 from fl_darex.flower.records import packet_of, packet_record, to_arrays, to_record
-from fl_darex.flower.roster import HANDSHAKE, answer
 from fl_darex.wire.header import HEADER_BYTES, read_header
 
 # Of the model that `apps_hostile.server_app` starts with.
@@ -116,7 +115,7 @@ ACTS: list[tuple[Callable[[Message], None], str]] = [
 def misbehave(message: Message, context: Context, call_next: Any) -> Message:
     """Let the honest client work, and spoil what comes out where the node is set up for it."""
     reply: Message = call_next(message, context)
-    if not context.node_config.get("hostile") or message.metadata.message_type != "train":
+    if not context.node_config.get("hostile") or not reply.content.array_records:
         return reply
     (_, record), *_ = reply.content.array_records.items()
     honest = packet_of(record) or b""
@@ -126,11 +125,6 @@ def misbehave(message: Message, context: Context, call_next: Any) -> Message:
 
 
 app = ClientApp(mods=[misbehave, DarexMod()])
-
-
-@app.query(HANDSHAKE)
-def handshake(message: Message, context: Context) -> Message:
-    return answer(message, int(context.node_config["partition-id"]))
 
 
 @app.train()

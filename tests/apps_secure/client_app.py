@@ -10,7 +10,6 @@ from flwr.clientapp import ClientApp
 
 from fl_darex.clients import DarexMod
 from fl_darex.flower.records import to_arrays, to_record
-from fl_darex.flower.roster import HANDSHAKE, answer
 
 SHAPES = {"embedding": (1000, 60), "layer.weight": (100, 100), "layer.bias": (100,), "s": ()}
 LOST = 1  # the round in which a node that is set up for it dies
@@ -26,11 +25,6 @@ def base(message: Message, context: Context) -> dict[str, np.ndarray]:
 
 
 app = ClientApp(mods=[DarexMod(base, secure_only=True)])
-
-
-@app.query(HANDSHAKE)
-def handshake(message: Message, context: Context) -> Message:
-    return answer(message, int(context.node_config["partition-id"]))
 
 
 @app.train()

@@ -10,7 +10,6 @@ from flwr.clientapp import ClientApp
 
 from fl_darex.clients import DarexMod
 from fl_darex.flower.records import to_arrays, to_record
-from fl_darex.flower.roster import HANDSHAKE, answer
 
 
 def partition_of(context: Context) -> int:
@@ -29,11 +28,6 @@ def own_metrics(arrays: Iterable[np.ndarray], context: Context) -> MetricRecord:
     """Numbers that differ between clients and rounds: SuperLink takes equal objects once."""
     size = sum(float(np.abs(array).sum()) for array in arrays)
     return MetricRecord({"num-examples": 1, "loss": size + partition_of(context)})
-
-
-@app.query(HANDSHAKE)
-def handshake(message: Message, context: Context) -> Message:
-    return answer(message, partition_of(context))
 
 
 @app.train()

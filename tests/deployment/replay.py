@@ -49,7 +49,7 @@ class Replay(Federation):
         return [node for node, partition in self.partitions.items() if partition in now]
 
     def _reply(self, message: Message) -> Message:
-        if message.metadata.message_type == "train":
+        if message.metadata.message_type == "train" and message.content.array_records:
             config = next(iter(message.content.config_records.values()))
             self._finished = int(config["server-round"])  # type: ignore[arg-type]
             if not self._rounds[self._finished][self.partitions[message.metadata.dst_node_id]]:
