@@ -190,7 +190,9 @@ def test_a_lie_in_the_handshake_costs_nobody_else_anything(change: Any) -> None:
     found = rounds(strategy, Federation(answered(change), CLIENTS), 3, BASE)
     assert strategy.counted >= CLIENTS - 1
     assert float(to_arrays(found.arrays)["w"].mean()) > 1.3
-    kept = sum(len(digest) for some in strategy._broadcast._base.values() for digest in some)
+    kept = sum(
+        len(digest) for some in strategy._broadcast._clients.base.values() for digest in some
+    )
     assert kept < 1 << 16
 
 

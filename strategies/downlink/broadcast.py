@@ -25,8 +25,6 @@ from fl_darex.delta import Delta
 from fl_darex.errors import DeltaError
 from fl_darex.files.model_cache import ModelCache
 from fl_darex.flower.model_note import (
-    DIGESTS_KEY,
-    HELD_KEY,
     Greeting,
     ModelNote,
     Step,
@@ -36,18 +34,15 @@ from fl_darex.flower.records import into_record, to_arrays, to_record, view_arra
 from fl_darex.positions import Mask
 from fl_darex.ties import tie, write_ties
 from fl_darex.wire.header import NO_VERSION
-from fl_darex.wire.json_notes import is_hex
 from fl_darex.wire.reader import read_packet
 from fl_darex.wire.versions import (
-    VERSION_BYTES,
     content_version,
     next_version,
     tensor_digests,
 )
 
 from ..sent import same, structure
-
-_MOST_LOST = 2  # a client that loses its model so often is sent the whole one from then on
+from .holdings import Holdings
 
 
 class Broadcast:
@@ -91,10 +86,7 @@ class Broadcast:
         self._versions: list[bytes] = []  # from the first to the present one
         self._steps: list[Step] = []  # that lead from each to the next
         self._kept: State = {}  # of the server's steps, by the policy
-        self._held: dict[int, bytes] = {}
-        self._base: dict[int, frozenset[bytes]] = {}  # digests of what a client has from the start
-        self._speaks: set[int] = set()  # clients that answered in our terms
-        self._lost: dict[int, int] = {}  # how often a client did not hold what it should
+        self._clients = Holdings()
         self._contents: dict[tuple[int, frozenset[str]], ArrayRecord] = {}
 
     @property
@@ -112,7 +104,7 @@ class Broadcast:
         self.model = self._first = record
         if not self._policy.versions:
             return
-        self._base = {}
+        self._clients.base = {}
         tensors = view_arrays(record)
         self._asked, self._digests = self._uplink.fitted(tensors), tensor_digests(tensors)
         self._versions, self._steps = [content_version(self._digests)], []
@@ -124,8 +116,7 @@ class Broadcast:
         Other machines forget it after `fl_darex.files.model_cache.FORGOTTEN_DAYS`.
         """
         ModelCache(self.run).remove()
-        self._held.clear()
-        self._base.clear()
+        self._clients.forget()
 
     def send_whole(self, names: Sequence[str]) -> None:
         """Send the whole change of more tensors from now on.
@@ -138,7 +129,7 @@ class Broadcast:
         self._asked = self._uplink.fitted(view_arrays(self.model))
         if self._policy.versions:
             self._versions, self._steps, self._contents = self._versions[-1:], [], {}
-            self._first, self._digests, self._base = ArrayRecord(), {}, {}
+            self._first, self._digests, self._clients.base = ArrayRecord(), {}, {}
 
     # --- what the run remembers -------------------------------------------------------------------
 
@@ -153,7 +144,7 @@ class Broadcast:
             "versions": list(self._versions),
             "steps": [tuple(step) for step in self._steps],
             "kept": {name: array.copy() for name, array in self._kept.items()},
-            "clients": [dict(self._held), dict(self._base), set(self._speaks), dict(self._lost)],
+            "clients": self._clients.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -165,7 +156,7 @@ class Broadcast:
         self._first = self.model if first is None else to_record(first)
         self._digests, self._kept = state["digests"], state["kept"]
         self._versions, self._steps = state["versions"], [Step(*one) for one in state["steps"]]
-        self._held, self._base, self._speaks, self._lost = state["clients"]
+        self._clients.restore(state["clients"])
         self._contents = {}
 
     # --- what a client holds ----------------------------------------------------------------------
@@ -177,33 +168,19 @@ class Broadcast:
 
     def heard(self, node: int, answer: ConfigRecord) -> None:
         """Take note of a client's answer to the greeting."""
-        held, digests = answer.get(HELD_KEY), answer.get(DIGESTS_KEY)
-        if held is None:
-            return
-        self._speaks.add(node)
-        if is_hex(held, 2 * VERSION_BYTES):
-            self._held[node] = bytes.fromhex(str(held))
-        if isinstance(digests, bytes) and self._digests:
-            size, known = VERSION_BYTES, set(self._digests.values())
-            parts = (digests[at : at + size] for at in range(0, len(digests), size))
-            # Of what a stranger lists only tensors of the model are of use, or kept.
-            self._base[node] = frozenset(part for part in parts if part in known)
+        self._clients.heard(node, answer, self._digests.values())
 
     def spoke(self, node: int) -> None:
         """A client's packet said which version it was made from, so it holds that version."""
-        self._speaks.add(node)
-        self.holds(node)
+        self._clients.spoke(node, self.version)
 
     def holds(self, node: int) -> None:
         """A client was sent the present model and has answered."""
-        if node in self._speaks and self._lost.get(node, 0) < _MOST_LOST:
-            self._held[node] = self.version
+        self._clients.holds(node, self.version)
 
     def lacks(self, node: int) -> None:
-        """A client does not hold what it should: nothing is assumed of it any more."""
-        self._held.pop(node, None)
-        self._base.pop(node, None)
-        self._lost[node] = self._lost.get(node, 0) + 1
+        """A client does not hold what it should."""
+        self._clients.lacks(node)
 
     # --- what it is sent --------------------------------------------------------------------------
 
@@ -230,13 +207,14 @@ class Broadcast:
 
     def _start(self, node: int) -> tuple[int | None, list[str]]:
         """Return where a client's way to the present model begins, and the tensors it needs."""
-        held = self._held.get(node)
+        clients = self._clients
+        held = clients.held.get(node)
         if held in self._versions:
             start, tensors = self._versions.index(held), []
-        elif node in self._base:
-            known = self._base[node]
+        elif node in clients.base:
+            known = clients.base[node]
             start, tensors = 0, [n for n, digest in self._digests.items() if digest not in known]
-        elif self._assume and self._first and node not in self._lost:
+        elif self._assume and self._first and node not in clients.lost:
             start, tensors = 0, []
         else:
             return None, []
@@ -310,7 +288,7 @@ class Broadcast:
         whole = _bytes(self.model)
         while sum(len(s.packet) for s in self._steps) >= whole and len(self._steps) > 1:
             del self._steps[0], self._versions[0]
-            self._first, self._digests, self._base = ArrayRecord(), {}, {}
+            self._first, self._digests, self._clients.base = ArrayRecord(), {}, {}
 
 
 def _bytes(record: ArrayRecord) -> int:
