@@ -67,14 +67,14 @@ def tie(layout: Layout, after: Arrays, before: Arrays) -> Layout:
     """
     whole = {spec.name for spec in layout.dense}
     sources: dict[str, str] = {}
-
-    def moved(name: str) -> tuple[bool, float]:
-        return name not in whole, float(np.abs(after[name] - before[name]).sum(dtype=np.float64))
-
     for group in tied_groups(layout, after):
         if all(np.array_equal(after[name], before[name]) for name in group):
             continue
-        first = min(group, key=moved)
+        able = [name for name in group if name in whole] or group
+        apart = not all(np.array_equal(before[group[0]], before[name]) for name in group)
+        first = (
+            min(able, key=lambda name: _distance(after[name], before[name])) if apart else able[0]
+        )
         sources |= {name: first for name in group if name != first}
     return layout.tie(sources)
 
@@ -108,6 +108,10 @@ def read_ties(layout: Layout, text: str) -> Layout:
     if chained := sorted(set(sources) & set(sources.values())):
         _refuse(f"ties a tensor to {chained[0]!r}, which is tied itself")
     return layout.tie(sources)
+
+
+def _distance(one: NDArray[Any], other: NDArray[Any]) -> float:
+    return float(np.abs(one - other).sum(dtype=np.float64))
 
 
 def _same(one: NDArray[Any], other: NDArray[Any]) -> bool:

@@ -34,7 +34,7 @@ ROOMS = {
     "wire": {"masks", "delta", "positions", "registry", "survivors"},
     "compression": {
         *("change", "masks", "delta", "options", "positions", "survivors", "pruning"),
-        *("registry", "rescaling", "wire"),
+        *("registry", "rescaling", "ties", "wire"),
     },
     "secagg": {"change", "checks", "compression", "masks", "delta", "survivors", "wire"},
     "files": {"wire"},
