@@ -154,9 +154,10 @@ class DarexMod:
             if content_version(digests).hex() == greeting.first:
                 held, digests = content_version(digests), {}
         reply = handshake.answer(message, handshake.partition_of(context))
-        reply.content["darex"] = ConfigRecord(
-            {HELD_KEY: held.hex() if held else "", DIGESTS_KEY: b"".join(digests.values())}
-        )
+        if greeting.first:
+            reply.content["darex"] = ConfigRecord(
+                {HELD_KEY: held.hex() if held else "", DIGESTS_KEY: b"".join(digests.values())}
+            )
         return reply
 
 

@@ -32,12 +32,17 @@ def real(
         TypeError: If it is no number; texts and truth values are none.
         ValueError: If it is NaN, or a number that is not allowed.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be {wanted}, got {value!r}")
-    number = float(value)
+    number = numeric(name, value, wanted)
     if math.isnan(number) or not holds(number):
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
     return number
+
+
+def numeric(name: str, value: Any, wanted: str) -> float:
+    """Return a number of any kind, NaN too, as a float; the `TypeError` is that of `real`."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be {wanted}, got {value!r}")
+    return float(value)
 
 
 def whole(name: str, value: Any, wanted: str, holds: Callable[[int], bool]) -> int:

@@ -144,7 +144,7 @@ class DarexStrategy(PackedRounds):
     ) -> None:
         _check_strategy(strategy)
         max_weight = checks.positive("max_weight", max_weight)
-        clip = None if clip is None else checks.positive("clip", clip, "a norm above 0, or None")
+        clip = None if clip is None else checks.numeric("clip", clip, "a norm above 0, or None")
         checks.function("validate", validate)
         checks.function("on_reply", on_reply)
         checks.instance("secure", secure, SecureAggregation | None, "a SecureAggregation or None")
