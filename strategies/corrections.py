@@ -35,6 +35,7 @@ class Corrections:
     ) -> None:
         self._uplink, self._validate, self._send_whole = uplink, validate, send_whole
         self.q = uplink.divisor
+        self._whole: set[str] = set()  # what was said of
 
     def __call__(self, used: list[Reply], mean: Arrays, sent: Sent) -> None:
         """Correct a mean.
@@ -56,15 +57,16 @@ class Corrections:
         # The smallest of all, so that what is taken back lies between what clients have.
         q = min(float(np.min(one)) for one in found)
         names = keep_nonnegative(sent.arrays, mean, sent.layout, q, self._uplink.values)
-        if names:
+        if names := [name for name in names if name not in self._whole]:
+            self._whole.update(names)
             text = "rescaling would make entries of %s negative, which has none; it goes whole now"
             log(WARNING, text, names)
             self._send_whole(names)
 
     def state(self) -> dict[str, Any]:
-        """Return q."""
-        return {"q": self.q}
+        """Return q, and which tensors are sent whole for their sign."""
+        return {"q": self.q, "whole": sorted(self._whole)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Know q."""
-        self.q = state["q"]
+        """Know what `state` said."""
+        self.q, self._whole = state["q"], set(state["whole"])

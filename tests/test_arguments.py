@@ -116,7 +116,7 @@ def test_arguments_of_the_strategy_say_what_they_want(options: dict[str, Any], s
 @pytest.mark.parametrize("kind", [np.float32, np.float64, float])
 def test_numbers_of_numpy_are_numbers(kind: Any) -> None:
     strategy = DarexStrategy(fedavg(), p=kind(0.75), seed=np.int64(3), base_held=np.False_)
-    assert strategy._uplink == Uplink.of("dare", 0.75, seed=3)
+    assert strategy._uplink == Uplink.of("dare", 0.75, seed=3, dense_below="auto")
     assert type(strategy._uplink.seed) is int  # JSON writes no other
 
 

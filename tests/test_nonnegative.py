@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from federations import Federation, listening, rounds
+from side_by_side import app, three
 
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.uplink import Uplink
 from fl_darex.compression.weighted_sum import Part, weighted_mean
 from fl_darex.delta import Delta, Layout
+from fl_darex.flower.records import to_arrays
+from fl_darex.strategies import DarexStrategy
 from fl_darex.strategies.nonnegative import keep_nonnegative
 
 N = 500
@@ -39,7 +43,7 @@ def test_a_variance_by_any_name_stays_nonnegative_and_is_sent_whole_from_then_on
     rng, dense = np.random.default_rng(0), ()
     model = {"0": rng.normal(size=N), mean_name: np.zeros(N), variance: np.ones(N)}
     model = {name: array.astype(np.float32) for name, array in model.items()}
-    named = []
+    named, known = [], bool(Layout.of(model).dense)  # some are told by their names
     for round_ in range(1, 5):
         clients = [
             {
@@ -50,11 +54,11 @@ def test_a_variance_by_any_name_stays_nonnegative_and_is_sent_whole_from_then_on
             for _ in range(4)
         ]
         raw, model, found = after_round(model, clients, round_=round_, dense=dense)
-        assert (raw[variance] < 0).any() == (round_ == 1)
+        assert (raw[variance] < 0).any() == (round_ == 1 and not known)
         assert (model["0"] == raw["0"]).all() and (model[mean_name] == raw[mean_name]).all()
         named, dense = [*named, *found], (*dense, *found)
         assert model[variance].min() >= 0
-    assert named == [variance]
+    assert named == ([] if known else [variance])
     np.testing.assert_allclose(model[variance], 0.5, atol=2**-10)
 
 
@@ -116,3 +120,27 @@ def test_empty_tensors_and_counters_are_left_alone():
     mean = {"none": before["none"], "n": np.array(-1)}
     assert keep_nonnegative(before, mean, Layout.of(before), 0.5) == []
     assert mean["n"] == -1
+
+
+@pytest.mark.parametrize("names", [("2", "3"), ("avg", "inv_var")])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"replies": "own"}, {"replies": "support", "mask": "round"}, {"downlink": "server"}],
+    ids=str,
+)
+def test_a_run_keeps_variances_and_says_from_when_on_they_go_whole(names, options, caplog):
+    mean_name, variance = names
+    rng = np.random.default_rng(0)
+    base = {"0": rng.normal(size=N), mean_name: rng.normal(size=N), variance: np.ones(N)}
+    base = {name: array.astype(np.float32) for name, array in base.items()}
+
+    def change(arrays, partition, round_):
+        assert arrays[variance].min() >= 0  # what a client is sent
+        return arrays | {variance: np.full(N, 0.5, np.float32)}
+
+    strategy = DarexStrategy(three(), 0.9, dense_below=0, **options)
+    with listening(caplog):
+        found = rounds(strategy, Federation(app(change), 3), 4, base)
+    np.testing.assert_allclose(to_arrays(found.arrays)[variance], 0.5, atol=2**-9)
+    said = {id(one): one.getMessage() for one in caplog.records if "whole now" in one.getMessage()}
+    assert len(said) == 1 and variance in next(iter(said.values()))

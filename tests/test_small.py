@@ -132,12 +132,12 @@ def test_a_model_that_is_too_small_for_its_p_is_named_once(
 ) -> None:
     base = {"w": np.zeros((4, 3)), "b": np.zeros(3)}
     assert said(caplog, DarexStrategy(fedavg()), base) == [
-        "the model is too small for p = 0.99: all its 15 entries are sent whole"
+        "DAREx: the model is too small for p = 0.99: all its 15 entries are sent whole"
     ]
     caplog.clear()
     assert said(caplog, DarexStrategy(fedavg(), dense_below=0), base) == [
-        "the model is too small for p = 0.99: about 0.15 of 15 entries survive a round, so that "
-        "most wait for many (0 are sent whole); lower p, or raise dense_below"
+        "DAREx: the model is too small for p = 0.99: about 0.15 of 15 entries survive a round, so "
+        "that most wait for many (0 are sent whole); lower p, or raise dense_below"
     ]
 
 
@@ -159,8 +159,8 @@ def test_tensors_with_numbers_for_names_get_a_line_unless_somebody_knows_them(
     base = {str(i): np.ones(n, np.float32) for i, n in enumerate((90_000, 500, 500))}
     (text,) = said(caplog, DarexStrategy(fedavg()), base)
     assert text == (
-        "the model's 3 tensors have numbers for names, which do not tell BatchNorm's running "
-        "statistics from weights: send them whole with dense=[...], such as dense=['2']"
+        "DAREx: the model's 3 tensors have numbers for names, which do not tell BatchNorm's "
+        "running statistics from weights: send them whole with dense=[...], such as dense=['2']"
     )
     caplog.clear()
     assert said(caplog, DarexStrategy(fedavg(), dense=["2"]), base) == []

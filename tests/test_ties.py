@@ -301,7 +301,9 @@ def test_secure_aggregation_names_what_looks_like_one_tensor_once(
     assert strategy.counted == CLIENTS and np.isfinite(found["wte.weight"]).all()
     told = {id(record): record.getMessage() for record in caplog.records}
     (text,) = (text for text in told.values() if "same numbers" in text)
-    assert text.startswith("lm_head.weight = wte.weight: the same numbers, so perhaps one tensor")
+    assert text.startswith(
+        "DAREx: lm_head.weight = wte.weight: the same numbers, so perhaps one tensor"
+    )
 
 
 # --- the parts --------------------------------------------------------------------------------

@@ -121,8 +121,8 @@ def test_independent_masks_are_refused_where_clients_are_compared(kind: Any) -> 
             "searches along the average",
         ),
         (lambda **o: flower.FedXgbBagging(**o), {}, "exchanges trees"),
-        (LINEAR["FedAvg"], {"clip": 0.0}, "clip must be a norm above 0"),
-        (LINEAR["FedAvg"], {"clip": float("nan")}, "clip must be a norm above 0"),
+        (LINEAR["FedAvg"], {"clip": 0.0}, "clip is the largest norm of an update"),
+        (LINEAR["FedAvg"], {"clip": float("nan")}, "clip is the largest norm of an update"),
     ],
 )
 def test_what_cannot_work_is_refused_before_the_first_round(strategy, options, says) -> None:
