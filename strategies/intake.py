@@ -20,7 +20,7 @@ from fl_darex.change import holds
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.update import Before, Update, WholeUpdate
 from fl_darex.compression.weighted_sum import Part
-from fl_darex.errors import PacketError, Reason
+from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.flower.private import as_error
 from fl_darex.flower.records import model_among, packet_of, ties_in, to_arrays
 from fl_darex.ties import read_ties
@@ -60,6 +60,7 @@ class Intake:
     equal: bool
     _plain: set[int] = field(default_factory=set)
     _noted: bool = False
+    _sound: bool = False  # whether a reply counted yet
 
     def __post_init__(self) -> None:
         if not 0.0 < self.max_weight <= LARGEST_WEIGHT:
@@ -71,6 +72,9 @@ class Intake:
         Args:
             messages: All that came back, in any order.
             asked: What each node was asked for.
+
+        Raises:
+            DeltaError: If nobody ever counted, and each for a reason that no round will mend.
         """
         came, others = Came(), dict[Any, Sent]()
         for message in sorted(messages, key=self._place):
@@ -88,6 +92,9 @@ class Intake:
             except PacketError as error:
                 came.refuse(slot, error)
         came.usable = agreeing(came.usable, came.refuse)
+        self._sound = self._sound or bool(came.usable)
+        if not self._sound and (why := came.structural):
+            raise DeltaError(f"no client's reply can be used, in this round or any: {why}")
         return came
 
     def comparable(self, messages: list[Message]) -> list[Message]:
@@ -111,12 +118,13 @@ class Intake:
         return [refused.get(id(message), message) for message in messages]
 
     def state(self) -> dict[str, Any]:
-        """Return of which clients it was said that they have no mod."""
-        return {"plain": sorted(self._plain)}
+        """Return whether a reply counted yet, and what was said once."""
+        return {"plain": sorted(self._plain), "noted": self._noted, "sound": self._sound}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Say nothing twice."""
-        self._plain = set(state["plain"])
+        self._plain, self._noted = set(state["plain"]), state["noted"]
+        self._sound = state["sound"]
 
     def note_plain(self, used: Iterable[Reply]) -> None:
         """Say once of each client that it sends whole tensors although packets were asked for."""

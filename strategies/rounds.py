@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl_darex.compression.uplink import Uplink
-from fl_darex.errors import DeltaError, PacketError
+from fl_darex.errors import PacketError
 from fl_darex.flower.grids import FallbackGrid, OrderedGrid, seeded_random
 from fl_darex.flower.ledger import Entry, Ledger, LedgerGrid
 from fl_darex.flower.records import view_arrays
@@ -182,7 +182,8 @@ class PackedRounds(Front):
             return None, result.metrics
         self._counted |= {reply.terms.slot: server_round for reply in result.used}
         masks = [mask for reply in result.used if (mask := reply.update.mask) is not None]
-        whole = len(masks) < len(result.used)  # a client without the mod: its change is everywhere
+        # A client without the mod changes everything, and so may a step without clients.
+        whole = not masks or len(masks) < len(result.used)
         advanced = self._broadcast.advance(after, None if whole else masks, server_round)
         return advanced, result.metrics
 
@@ -259,11 +260,7 @@ class PackedRounds(Front):
         }
 
     def _result(self, round_: int, replies: list[Message]) -> RoundResult:
-        """Let the wrapped strategy take its step on what counts of the replies.
-
-        Raises:
-            DeltaError: If nobody ever counted, and each for a reason that no round will mend.
-        """
+        """Let the wrapped strategy take its step on what counts of the replies."""
         wrapped, came = self._wrapped, Came()
         try:
             if self._secure:
@@ -271,8 +268,6 @@ class PackedRounds(Front):
                 came.usable, came.failed = [mean], [r for r in replies if r.has_error()]
                 return average(wrapped, round_, came, self._corrections, used)
             came = self._intake.usable(replies, self._asked)
-            if not self._counted and (why := came.structural):
-                raise DeltaError(f"no client's reply can be used, in this round or any: {why}")
             if came.usable or self._asked:
                 return STEPS[wrapped.form](wrapped, round_, came, self._corrections)
         except PacketError as error:

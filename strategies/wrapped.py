@@ -14,7 +14,7 @@ from flwr.common.logger import log
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fl_darex.flower.records import to_arrays, to_record
+from fl_darex.flower.records import to_arrays, to_record, view_arrays
 
 from .forms import PRIVATE, form_for, layers, own_methods
 from .remembered import remembered, remind
@@ -258,7 +258,7 @@ def typed(record: ArrayRecord, sent: Sent, counters: Mapping[str, Any]) -> Array
 
 def explodes(record: ArrayRecord, before: Mapping[str, Any]) -> str:
     """Return the name of a tensor that a step made NaN or infinite; empty: there is none."""
-    for name, array in to_arrays(record).items():
+    for name, array in view_arrays(record).items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             old = before.get(name)
             sound = old is None or old.shape != array.shape or np.isfinite(old).all()
