@@ -15,11 +15,11 @@ from fl_darex.strategies.nonnegative import keep_nonnegative
 
 N = 500
 
-# How libraries name BatchNorm's mean and variance, or do not.
+# How libraries whose names are not known name BatchNorm's mean and variance, or do not.
 STATISTICS = {
-    "torch, as a list": ("2", "3"),
-    "keras": ("bn/moving_mean:0", "bn/moving_variance:0"),
-    "flax": ("batch_stats.BatchNorm_0.mean", "batch_stats.BatchNorm_0.var"),
+    "a list": ("2", "3"),
+    "paddle": ("bn._mean", "bn._variance"),
+    "haiku": ("bn/~/mean_ema.average", "bn/~/var_ema.average"),
     "mxnet": ("bn_moving_avg", "bn_moving_inv_var"),
 }
 
