@@ -19,7 +19,9 @@ import torch
 import zstandard
 from models import Arrays
 
-from fl_darex.compression.weighted_sum import Share, add_packets
+from fl_darex.compression import SparseUpdate
+from fl_darex.compression.sparse_sum import Share, add_sparse
+from fl_darex.compression.weighted_sum import Part
 from fl_darex.delta import Delta, Layout
 from fl_darex.masks import keep_threshold
 from fl_darex.positions import ListedMask, SeededMask
@@ -28,6 +30,7 @@ from fl_darex.pruning.gather import gather
 from fl_darex.pruning.largest import largest
 from fl_darex.wire import encode
 from fl_darex.wire.packet import open_packet
+from fl_darex.wire.reader import Packet
 
 WEIGHT = 0.1
 
@@ -59,9 +62,16 @@ def seeded(values: str, base: Arrays, tuned: Arrays, p: float, *, exact: bool = 
         f"fl-darex {values}" + (", exact count" if exact else ""),
         write,
         lambda packet: read(packet).survivors().positions,
-        lambda packet: add_packets(total, layout, [Share(read(packet), WEIGHT)]),
+        lambda packet: add(total, layout, read(packet)),
         bits / 8,
     )
+
+
+def add(total: Any, layout: Layout, packet: Packet) -> None:
+    """Add a packet to a sum, as the server does."""
+    share = Share(Part(SparseUpdate.of_packet(packet), 1.0), WEIGHT)
+    if add_sparse(total, layout, [share]):
+        raise ValueError("the packet does not fit its mask")
 
 
 def listed(values: str, base: Arrays, tuned: Arrays, p: float) -> Way:
@@ -82,7 +92,7 @@ def listed(values: str, base: Arrays, tuned: Arrays, p: float) -> Way:
         f"fl-darex {values}, listed (top-k)",
         write,
         lambda packet: read(packet).survivors().positions,
-        lambda packet: add_packets(total, layout, [Share(read(packet), WEIGHT)]),
+        lambda packet: add(total, layout, read(packet)),
         {"fp32": 4, "fp16": 2}[values],
     )
 
