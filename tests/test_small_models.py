@@ -17,7 +17,6 @@ from fl_darex.strategies import DarexStrategy
 
 CLIENTS, ROUNDS = 4, 10
 X, Y = load_iris(return_X_y=True)
-SMALL_TENSORS_ARE_PRUNED = pytest.mark.xfail(strict=True, reason="small tensors are pruned, too")
 FLOWERS = {"coef": np.zeros((3, 4)), "intercept": np.zeros(3)}
 
 
@@ -65,7 +64,6 @@ def learned(train: Any, model: dict[str, np.ndarray], lines: bool) -> dict[str, 
     return {name: array.numpy() for name, array in result.arrays.items()}
 
 
-@SMALL_TENSORS_ARE_PRUNED
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_scikit_learn_model_of_15_parameters_learns_as_it_does_without():
     plain, sent = (learned(fit_flowers, FLOWERS, lines) for lines in (False, True))
@@ -76,7 +74,6 @@ def test_a_scikit_learn_model_of_15_parameters_learns_as_it_does_without():
         assert np.abs(sent[name] - value).max() <= ROUNDS * 2**-10 * np.abs(value).max(), name
 
 
-@SMALL_TENSORS_ARE_PRUNED
 def test_a_model_of_one_parameter_learns_as_it_does_without():
     model = {"w": np.ones((1, 1))}
     plain, sent = (learned(add_a_random_number, model, lines)["w"] for lines in (False, True))
