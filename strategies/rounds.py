@@ -195,7 +195,6 @@ class PackedRounds(Front):
             self._addressing.present(arrays)
         else:
             self._addressing.leave()  # another model than the run's
-        self._asked = {}  # an answer to an evaluation is as the app leaves it
         view = self._view(grid)
         seed = derive(self._uplink.seed, "evaluate", server_round)
         with seeded_random(seed), self._wrapped.itself() as strategy:
@@ -215,6 +214,7 @@ class PackedRounds(Front):
             if reply.has_content() and self._addressing.informed(node):
                 self._broadcast.holds(node)
         self._intake.note_arrays(ordered)
+        self._intake.weighted_by = self._wrapped.weighted_by
         if not self._wrapped.evaluates_itself:
             ordered = self._intake.comparable(ordered)
         with self._wrapped.itself() as strategy:
@@ -262,6 +262,7 @@ class PackedRounds(Front):
     def _result(self, round_: int, replies: list[Message]) -> RoundResult:
         """Let the wrapped strategy take its step on what counts of the replies."""
         wrapped, came = self._wrapped, Came()
+        self._intake.weighted_by = wrapped.weighted_by  # it may be another one by now
         try:
             if self._secure:
                 mean, used = self._secure.end(replies)
@@ -282,8 +283,9 @@ class PackedRounds(Front):
     def _settings_of(self, message: Message) -> list[Setting]:
         """Return what a message says about the reply, if anything."""
         node = message.metadata.dst_node_id
-        if node not in self._asked or not self._asked[node].told:
-            return []
+        evaluates = message.metadata.message_type.partition(".")[0] == "evaluate"
+        if evaluates or node not in self._asked or not self._asked[node].told:
+            return []  # an answer to an evaluation is as the app leaves it
         stage = self._secure.stage(node) if self._secure else None
         return [self._asked[node].terms, *([stage] if stage else [])]
 
