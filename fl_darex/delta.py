@@ -238,7 +238,7 @@ def _sent(spec: TensorSpec, whole: bool) -> TensorSpec:
 def _minus(tuned: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
     """Return what changed; an infinite entry that stayed, as in a mask of attention, did not."""
     with np.errstate(invalid="ignore"):
-        change = tuned - base
+        change: NDArray[Any] = tuned - base
     if np.isnan(change).any():
         change[tuned == base] = 0
     return change
