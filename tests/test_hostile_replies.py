@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from federations import Federation, fedavg, listening, rounds
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 from side_by_side import app, plus, reply
 
@@ -277,6 +277,9 @@ def odd_evaluations() -> list[Callable[[RecordDict], None]]:
     def long_list(content: RecordDict) -> None:
         content.metric_records["metrics"]["sum"] = [1.0] * 100_000
 
+    def empty_list(content: RecordDict) -> None:
+        content.metric_records["metrics"]["sum"] = []
+
     def infinite(content: RecordDict) -> None:
         content.metric_records["metrics"]["sum"] = math.inf
 
@@ -289,7 +292,7 @@ def odd_evaluations() -> list[Callable[[RecordDict], None]]:
     def far_too_heavy(content: RecordDict) -> None:
         content.metric_records["metrics"]["num-examples"] = 2**62
 
-    return [long_list, infinite, nothing, arrays_alone, far_too_heavy]
+    return [long_list, empty_list, infinite, nothing, arrays_alone, far_too_heavy]
 
 
 @pytest.mark.parametrize("spoil", odd_evaluations(), ids=lambda one: one.__name__)
@@ -309,6 +312,23 @@ def test_an_odd_evaluation_is_left_out(spoil: Any) -> None:
     sums = [found.evaluate_metrics_clientapp[round_]["sum"] for round_ in (1, 2)]
     entries = sum(array.size for array in BASE.values())
     assert sums == pytest.approx([4000 + 0.5 * entries, 4000 + entries], rel=1e-5)
+
+
+def test_an_error_of_a_megabyte_is_cut_in_the_log(caplog) -> None:
+    made = app(lambda arrays, partition, round_: plus(arrays, 0.5))
+
+    def call(message: Message, context: Any) -> Message:
+        if context.node_config["partition-id"] == LIAR and message.content.array_records:
+            return Message(Error(code=1, reason="x" * 2**20), reply_to=message)
+        return made(message, context)
+
+    strategy = DarexStrategy(fedavg(clients=CLIENTS), 0.5, q=1.0, dense_below=0)
+    with listening(caplog):
+        rounds(strategy, Federation(call, CLIENTS), 2, BASE)
+    assert strategy.counted == CLIENTS - 1
+    ours = [one.getMessage() for one in caplog.records if "does not count" in one.getMessage()]
+    assert len(ours) >= 2
+    assert max(map(len, ours)) < 4000
 
 
 def test_the_same_app_counts_where_nothing_is_spoilt() -> None:
