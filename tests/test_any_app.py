@@ -68,6 +68,23 @@ def test_a_strategy_that_chooses_among_replies_has_to_say_what_it_needs() -> Non
     assert_equal(found, plain)
 
 
+class Turning(FedAvg):
+    """Takes another aggregation in the second round."""
+
+    def configure_train(self, server_round: int, *given: Any) -> Any:
+        if server_round == 2:
+            median = flower.FedMedian.aggregate_train
+            self.aggregate_train = median.__get__(self)  # type: ignore[method-assign]
+        return super().configure_train(server_round, *given)
+
+
+def test_an_aggregation_that_changes_in_mid_run_is_not_given_an_average() -> None:
+    with pytest.raises(ValueError, match="aggregate_train of its own"):
+        both(lambda: three(Turning), liar, 3)
+    plain, found, _ = both(lambda: three(Turning), liar, 3, replies="own")
+    assert_equal(found, plain)
+
+
 def test_the_weight_may_get_another_name_later() -> None:
     def change(arrays: Any, partition: int, round_: int) -> Any:
         return reply(plus(arrays, 1.0 + partition), steps=partition + 1)
