@@ -178,14 +178,14 @@ class Delta:
         """
         tuned = _gather(self._tuned[name], positions)
         if self._base is not None:
-            tuned = tuned - _gather(self._base[name], positions)
+            tuned = _minus(tuned, _gather(self._base[name], positions))
         return tuned.astype(np.float32, copy=False)
 
     def whole(self, name: str) -> NDArray[np.float32]:
         """Return one tensor's delta, flattened, as float32."""
         tuned = _flat(self._tuned[name])
         if self._base is not None:
-            tuned = tuned - _flat(self._base[name])
+            tuned = _minus(tuned, _flat(self._base[name]))
         return tuned.astype(np.float32)  # a copy: training may go on
 
     def raw(self, name: str) -> NDArray[Any]:
@@ -233,6 +233,15 @@ def _describe(name: str, tensor: Any) -> TensorSpec:
 def _sent(spec: TensorSpec, whole: bool) -> TensorSpec:
     whole = whole or _STATISTICS.search(spec.name) is not None
     return replace(spec, role="dense") if whole and spec.role == "pruned" else spec
+
+
+def _minus(tuned: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
+    """Return what changed; an infinite entry that stayed, as in a mask of attention, did not."""
+    with np.errstate(invalid="ignore"):
+        change: NDArray[Any] = tuned - base
+    if np.isnan(change).any():
+        change[tuned == base] = 0
+    return change
 
 
 def _gather(tensor: Any, positions: Any) -> NDArray[Any]:

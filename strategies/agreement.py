@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from flwr.app import ArrayRecord
 
 from fl_darex.errors import PacketError, Reason
+from fl_darex.flower.records import view_arrays
 
 from .reply import Names, Refuse, Reply
 
@@ -29,6 +33,36 @@ def agreeing(replies: list[Reply], refuse: Refuse) -> list[Reply]:
         text = f"its tensors differ from those of most clients: {odd}"
         refuse(reply.terms.slot, PacketError(text, Reason.LAYOUT))
     return alike(fitting, lambda r: r.names, lambda reply, error: refuse(reply.terms.slot, error))
+
+
+def alike_besides(replies: list[Reply], refuse: Refuse) -> list[Reply]:
+    """Return the replies whose further records look like those of most; the others do not count."""
+    found = [_besides(reply) for reply in replies]
+    usual = most(found, lambda one: True)
+    for reply, one in zip(replies, found, strict=True):
+        if one != usual:
+            odd = sorted({name for name, *_ in one ^ (usual or frozenset())})[:5]
+            text = f"its further records differ from those of most clients: {odd}"
+            refuse(reply.terms.slot, PacketError(text, Reason.REPLY))
+    return [reply for reply, one in zip(replies, found, strict=True) if one == usual]
+
+
+def _besides(reply: Reply) -> frozenset[tuple[str, str, frozenset[tuple[str, str]] | None]]:
+    """Return names, kinds and what is in the records beside the model and its metrics."""
+    found = set()
+    for name, record in reply.message.content.items():
+        if name in (reply.model, reply.metrics):
+            continue
+        inside: frozenset[tuple[str, str]] | None = None  # it cannot be read
+        with suppress(PacketError):
+            values = view_arrays(record) if isinstance(record, ArrayRecord) else record
+            inside = frozenset((key, _look(value)) for key, value in values.items())
+        found.add((name, type(record).__name__, inside))
+    return frozenset(found)
+
+
+def _look(value: Any) -> str:
+    return f"{value.dtype} {value.shape}" if hasattr(value, "dtype") else type(value).__name__
 
 
 def alike(

@@ -25,6 +25,9 @@ COMPARING = (
 )
 """Compare clients or weigh each by its own change; an average means nothing to them."""
 
+AGGREGATING = ("aggregate_train", "_check_and_log_replies")
+"""What looks at replies; FedAvg's `aggregate_train` lets the second one choose which count."""
+
 PRIVATE = (
     flower.DifferentialPrivacyServerSideFixedClipping,
     flower.DifferentialPrivacyClientSideFixedClipping,
@@ -66,8 +69,8 @@ def is_own(strategy: Strategy, name: str) -> bool:
     """Return whether Flower does not come with a strategy's method of this name."""
     if name in vars(strategy):
         return True
-    defined = next(kind for kind in type(strategy).__mro__ if name in vars(kind))
-    return not defined.__module__.startswith("flwr.")
+    defined = next((kind for kind in type(strategy).__mro__ if name in vars(kind)), None)
+    return defined is not None and not defined.__module__.startswith("flwr.")
 
 
 def form_for(strategy: Strategy, form: str) -> str:
@@ -100,14 +103,15 @@ def form_for(strategy: Strategy, form: str) -> str:
         return form
     if comparing:
         return "support"
-    if own_methods(strategy, "aggregate_train"):
-        raise ValueError(_choices(name))
+    if own := own_methods(strategy, *AGGREGATING):
+        raise ValueError(_choices(name, own[0]))
     return "each" if private else "mean"
 
 
-def _choices(name: str) -> str:
+def _choices(name: str, method: str) -> str:
+    article = "an" if method[0] == "a" else "a"
     return (
-        f"{name} has an aggregate_train of its own; say what it needs of the replies: "
+        f"{name} has {article} {method} of its own; say what it needs of the replies: "
         "replies='own' gives it what each client's packet stands for (right for all that is linear "
         "in the replies; takes memory for clients x model), replies='support' with mask='round' "
         "gives it each client's values where all have some (to compare clients), and "

@@ -21,6 +21,8 @@ from fl_darex.flower.private import as_error
 
 from .sent import Asked, Sent
 
+_LONGEST = 3000
+
 Refuse = Callable[[int, PacketError], None]
 """Called with the partition of a reply that cannot be used, and why."""
 
@@ -31,7 +33,7 @@ class Names(NamedTuple):
     Attributes:
         model: Name of the ArrayRecord; empty: it does not matter.
         record: Name of the MetricRecord.
-        metrics: The metrics by name, with how many numbers each has; 0: it is no list.
+        metrics: The metrics by name, with how many numbers each has; -1: it is no list.
         unsound: Those that are NaN or infinite.
     """
 
@@ -44,7 +46,7 @@ class Names(NamedTuple):
     def of(cls, metrics: MetricRecord, record: str, model: str = "") -> Names:
         """Describe one reply."""
         numbers = {k: v if isinstance(v, list) else [v] for k, v in metrics.items()}
-        sizes = {(k, len(v) if isinstance(v, list) else 0) for k, v in metrics.items()}
+        sizes = {(k, len(v) if isinstance(v, list) else -1) for k, v in metrics.items()}
         unsound = {
             name
             for name, some in numbers.items()
@@ -122,7 +124,9 @@ class Reply:
 
 def log_refused(partition: int, error: object) -> None:
     """Say whose reply does not count, and why."""
-    log(WARNING, "client %s does not count this round: %s", partition, error)
+    text = str(error)  # a stranger's: an error may be of any length
+    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+    log(WARNING, "client %s does not count this round: %s", partition, shown)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl_darex.compression.uplink import Uplink
-from fl_darex.errors import PacketError
+from fl_darex.errors import DarexError, PacketError
 from fl_darex.flower.grids import FallbackGrid, OrderedGrid, seeded_random
 from fl_darex.flower.ledger import Entry, Ledger, LedgerGrid
 from fl_darex.flower.records import view_arrays
@@ -26,6 +26,7 @@ from fl_darex.secagg import SecureAggregation
 from fl_darex.seeds import derive
 
 from .aggregation import STEPS, RoundResult, average
+from .agreement import alike_besides
 from .asking import Asking
 from .corrections import Corrections
 from .downlink.addressing import Addressing, Setting
@@ -195,7 +196,6 @@ class PackedRounds(Front):
             self._addressing.present(arrays)
         else:
             self._addressing.leave()  # another model than the run's
-        self._asked = {}  # an answer to an evaluation is as the app leaves it
         view = self._view(grid)
         seed = derive(self._uplink.seed, "evaluate", server_round)
         with seeded_random(seed), self._wrapped.itself() as strategy:
@@ -215,6 +215,7 @@ class PackedRounds(Front):
             if reply.has_content() and self._addressing.informed(node):
                 self._broadcast.holds(node)
         self._intake.note_arrays(ordered)
+        self._intake.weighted_by = self._wrapped.weighted_by
         if not self._wrapped.evaluates_itself:
             ordered = self._intake.comparable(ordered)
         with self._wrapped.itself() as strategy:
@@ -262,6 +263,7 @@ class PackedRounds(Front):
     def _result(self, round_: int, replies: list[Message]) -> RoundResult:
         """Let the wrapped strategy take its step on what counts of the replies."""
         wrapped, came = self._wrapped, Came()
+        self._intake.weighted_by = wrapped.weighted_by  # it may be another one by now
         try:
             if self._secure:
                 mean, used = self._secure.end(replies)
@@ -269,11 +271,27 @@ class PackedRounds(Front):
                 return average(wrapped, round_, came, self._corrections, used)
             came = self._intake.usable(replies, self._asked)
             if came.usable or self._asked:
-                return STEPS[wrapped.form](wrapped, round_, came, self._corrections)
+                return self._stepped(round_, came)
         except PacketError as error:
             came.usable = []
             log(WARNING, "round %s: %s; the model stays as it is", round_, error)
         return RoundResult([], *wrapped.step(round_, [], [], came.failed))
+
+    def _stepped(self, round_: int, came: Came) -> RoundResult:
+        """Let the strategy take its step: without odd records, where it fails with them."""
+        step = STEPS[self._wrapped.form]
+        try:
+            return step(self._wrapped, round_, came, self._corrections)
+        except DarexError:
+            raise
+        except Exception as error:  # the strategy's own, perhaps for what one client sends
+            kept = alike_besides(came.usable, came.refuse)
+            if len(kept) == len(came.usable):
+                raise
+            text = "round %s: %s raised %s: %s; it is called again without the replies above"
+            log(WARNING, text, round_, self._wrapped.name, type(error).__name__, str(error)[:500])
+            came.usable = kept
+            return step(self._wrapped, round_, came, self._corrections)
 
     def _view(self, grid: Grid) -> Grid:
         question = self._addressing.question(self._settings)
@@ -282,8 +300,9 @@ class PackedRounds(Front):
     def _settings_of(self, message: Message) -> list[Setting]:
         """Return what a message says about the reply, if anything."""
         node = message.metadata.dst_node_id
-        if node not in self._asked or not self._asked[node].told:
-            return []
+        evaluates = message.metadata.message_type.partition(".")[0] == "evaluate"
+        if evaluates or node not in self._asked or not self._asked[node].told:
+            return []  # an answer to an evaluation is as the app leaves it
         stage = self._secure.stage(node) if self._secure else None
         return [self._asked[node].terms, *([stage] if stage else [])]
 

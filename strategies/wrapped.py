@@ -14,6 +14,7 @@ from flwr.common.logger import log
 from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
+from fl_darex.errors import DeltaError
 from fl_darex.flower.records import to_arrays, to_record, view_arrays
 
 from .forms import PRIVATE, form_for, layers, own_methods
@@ -46,7 +47,7 @@ class Wrapped:
     """
 
     def __init__(self, strategy: Strategy, form: str = "auto") -> None:
-        self.form = form_for(strategy, form)
+        self.form, self._chosen = form_for(strategy, form), form != "auto"
         self.strategy, self.layers = strategy, layers(strategy)
         self.private = isinstance(strategy, PRIVATE)
         self._judges = bool(own_methods(strategy, "aggregate_evaluate"))
@@ -97,6 +98,8 @@ class Wrapped:
             if self._own:
                 stack.enter_context(_replaced(self.strategy, self._own))
             yield self.strategy
+            if self._own:  # it may have set one on itself meanwhile
+                self._own = {name: vars(self.strategy).get(name) for name in HOOKS}
 
     # --- before the round -------------------------------------------------------------------------
 
@@ -157,6 +160,11 @@ class Wrapped:
         if not used or not self.private:
             replies += failed
         with self._metrics_of(used), self.itself() as strategy:
+            if not self._chosen and (now := form_for(strategy, "auto")) != self.form:
+                raise DeltaError(
+                    f"{self.name} was given replies={self.form!r} and needs {now!r} by now; say "
+                    "what it needs from the start: replies='own', or 'support' with mask='round'"
+                )
             found: tuple[ArrayRecord | None, MetricRecord | None]
             found = strategy.aggregate_train(round_, replies)
             return found

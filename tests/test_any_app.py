@@ -48,6 +48,65 @@ def test_an_own_aggregation_has_to_say_what_it_needs() -> None:
         DarexStrategy(patched)
 
 
+class Choosing(FedAvg):
+    """Leaves out replies where FedAvg looks at them, in place of an aggregation of its own."""
+
+    def _check_and_log_replies(self, replies: Any, is_train: bool, validate: bool = True) -> Any:
+        sound, broken = super()._check_and_log_replies(replies, is_train, validate)
+        return [one for one in sound if one.content["metrics"]["loss"] < 2.0], broken
+
+
+def test_a_strategy_that_chooses_among_replies_has_to_say_what_it_needs() -> None:
+    with pytest.raises(ValueError, match="_check_and_log_replies of its own; say"):
+        DarexStrategy(three(Choosing))
+
+    def change(arrays: Any, partition: int, round_: int) -> Any:
+        return reply(plus(arrays, 1.0 + partition), loss=float(partition))
+
+    plain, found, _ = both(lambda: three(Choosing), change, 2, replies="own")
+    assert float(to_arrays(plain.arrays)["w"][0]) == 4.0  # two of the three clients
+    assert_equal(found, plain)
+
+
+class Turning(FedAvg):
+    """Takes another aggregation in the second round."""
+
+    def configure_train(self, server_round: int, *given: Any) -> Any:
+        if server_round == 2:
+            median = flower.FedMedian.aggregate_train
+            self.aggregate_train = median.__get__(self)  # type: ignore[method-assign]
+        return super().configure_train(server_round, *given)
+
+
+def test_an_aggregation_that_changes_in_mid_run_is_not_given_an_average() -> None:
+    with pytest.raises(ValueError, match="aggregate_train of its own"):
+        both(lambda: three(Turning), liar, 3)
+    plain, found, _ = both(lambda: three(Turning), liar, 3, replies="own")
+    assert_equal(found, plain)
+
+
+def test_the_weight_may_get_another_name_later() -> None:
+    def change(arrays: Any, partition: int, round_: int) -> Any:
+        return reply(plus(arrays, 1.0 + partition), steps=partition + 1)
+
+    strategy = DarexStrategy(three(), **EXACT)
+    strategy.weighted_by_key = "steps"
+    found = rounds(strategy, Federation(app(change), CLIENTS), 1, ONE)
+    np.testing.assert_allclose(to_arrays(found.arrays)["w"], 1 + 14 / 6, rtol=1e-6)
+
+
+def test_an_infinite_entry_that_stays_is_no_change() -> None:
+    """As in a mask of attention that a module keeps as a buffer."""
+    base = ONE | {"mask": np.triu(np.full((4, 4), -np.inf, np.float32), 1)}
+    for downlink in ("dense", "update"):
+        plain, found, strategy = both(three, step, 2, base=base, downlink=downlink)
+        assert strategy.counted == CLIENTS
+        assert_equal(found, plain)
+    strategy = DarexStrategy(three(), **EXACT)
+    found = rounds(strategy, Federation(app(step, mods=False), CLIENTS), 2, base)
+    assert_equal(found, plain)
+
+
 @pytest.mark.parametrize("options", [{"replies": "own"}, {"replies": "support", "mask": "round"}])
 def test_an_own_median_is_the_median(options: dict[str, Any]) -> None:
     plain, found, _ = both(lambda: three(OwnMedian), liar, 1, **options)
@@ -297,6 +356,32 @@ def test_a_start_that_calls_flowers_own_runs_too() -> None:
     assert_equal(found, plain)
     assert strategy.ended == 1
     assert strategy.counted == CLIENTS
+
+
+class AtOnce(FedAvg):
+    """Lets clients train and evaluate in one go."""
+
+    def start(self, grid: Any, initial_arrays: Any, num_rounds: int = 3, **more: Any) -> Any:
+        arrays, result = initial_arrays, flower.Result()
+        for round_ in range(1, num_rounds + 1):
+            given = (round_, arrays, ConfigRecord(), grid)
+            messages = [*self.configure_train(*given), *self.configure_evaluate(*given)]
+            replies = list(grid.send_and_receive(messages, timeout=60))
+            trained = [one for one in replies if one.metadata.message_type == "train"]
+            judged = [one for one in replies if one.metadata.message_type != "train"]
+            result.arrays, _ = self.aggregate_train(round_, trained)
+            result.evaluate_metrics_clientapp[round_] = self.aggregate_evaluate(round_, judged)
+            arrays = result.arrays
+        return result
+
+
+def test_an_evaluation_may_be_asked_for_before_the_training_is_answered() -> None:
+    options = {"fraction_evaluate": 1.0, "min_evaluate_nodes": CLIENTS}
+    plain, found, strategy = both(lambda: three(AtOnce, **options), step, 3)
+    assert strategy.counted == CLIENTS
+    assert_equal(found, plain)
+    for round_, metrics in plain.evaluate_metrics_clientapp.items():
+        assert found.evaluate_metrics_clientapp[round_]["sum"] == pytest.approx(metrics["sum"])
 
 
 def test_attributes_are_those_of_the_strategy_inside() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from federations import Federation, fedavg, listening, rounds
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAvg
 from side_by_side import app, plus, reply
 
 from fl_darex.flower.model_note import DIGESTS_KEY, HELD_KEY, MISSING
@@ -149,6 +150,65 @@ def test_a_shape_that_is_only_claimed_takes_no_memory(spoil: Spoil) -> None:
     assert peak < 64 << 20  # the shape is of 4 GB
 
 
+class Controls(FedAvg):
+    """Reads further records of each reply, and trusts that they are there."""
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        sound = [one.content for one in replies if one.has_content()]
+        models = [to_arrays(one["arrays"]) for one in sound]
+        self.steps = sum(one["more"]["steps"] for one in sound)
+        self.control = sum(one["delta"]["w"].numpy() for one in sound)
+        return to_record({k: np.mean([m[k] for m in models], axis=0) for k in BASE}), MetricRecord()
+
+
+def without(content: RecordDict) -> None:
+    del content["delta"]
+
+
+def of_another_kind(content: RecordDict) -> None:
+    content["more"] = MetricRecord({"other": 1.0})
+
+
+def of_another_shape(content: RecordDict) -> None:
+    content["delta"] = to_record({"w": np.ones(3, np.float32)})
+
+
+def of_another_type(content: RecordDict) -> None:
+    content["more"] = ConfigRecord({"steps": "many"})
+
+
+def unreadable(content: RecordDict) -> None:
+    content["delta"] = ArrayRecord({"w": Array("float32", (4000,), "numpy.ndarray", b"no")})
+
+
+@pytest.mark.parametrize(
+    "spoil", [without, of_another_kind, of_another_shape, of_another_type, unreadable]
+)
+def test_further_records_on_which_a_strategy_fails_cost_their_sender(spoil: Any, caplog) -> None:
+    def change(arrays: Any, partition: int, round_: int) -> RecordDict:
+        content = reply(plus(arrays, 0.5))
+        content["delta"] = to_record({"w": np.ones(4000, np.float32)})
+        content["more"] = ConfigRecord({"steps": 2})
+        if partition == LIAR:
+            spoil(content)
+        return content
+
+    strategy = DarexStrategy(fedavg(Controls, CLIENTS), 0.0, values="fp32", replies="own")
+    with listening(caplog):
+        found = rounds(strategy, Federation(app(change), CLIENTS), 2, BASE)
+    assert strategy.counted == CLIENTS - 1
+    assert strategy.steps == 2 * (CLIENTS - 1)
+    assert f"client {LIAR} does not count this round: its further records differ" in caplog.text
+    np.testing.assert_allclose(to_arrays(found.arrays)["w"], 2.0, rtol=1e-6)
+
+
+def test_a_strategy_that_fails_on_alike_replies_fails() -> None:
+    strategy = DarexStrategy(fedavg(Controls, CLIENTS), 0.0, values="fp32", replies="own")
+    grid = Federation(app(lambda arrays, partition, round_: plus(arrays, 0.5)), CLIENTS)
+    with pytest.raises(KeyError, match="more"):
+        rounds(strategy, grid, 2, BASE)
+
+
 def answered(change: Callable[[ConfigRecord], None]) -> Any:
     """A client whose answer to the handshake is changed."""
     made = app(lambda arrays, partition, round_: plus(arrays, 0.5))
@@ -217,6 +277,9 @@ def odd_evaluations() -> list[Callable[[RecordDict], None]]:
     def long_list(content: RecordDict) -> None:
         content.metric_records["metrics"]["sum"] = [1.0] * 100_000
 
+    def empty_list(content: RecordDict) -> None:
+        content.metric_records["metrics"]["sum"] = []
+
     def infinite(content: RecordDict) -> None:
         content.metric_records["metrics"]["sum"] = math.inf
 
@@ -229,7 +292,7 @@ def odd_evaluations() -> list[Callable[[RecordDict], None]]:
     def far_too_heavy(content: RecordDict) -> None:
         content.metric_records["metrics"]["num-examples"] = 2**62
 
-    return [long_list, infinite, nothing, arrays_alone, far_too_heavy]
+    return [long_list, empty_list, infinite, nothing, arrays_alone, far_too_heavy]
 
 
 @pytest.mark.parametrize("spoil", odd_evaluations(), ids=lambda one: one.__name__)
@@ -249,6 +312,23 @@ def test_an_odd_evaluation_is_left_out(spoil: Any) -> None:
     sums = [found.evaluate_metrics_clientapp[round_]["sum"] for round_ in (1, 2)]
     entries = sum(array.size for array in BASE.values())
     assert sums == pytest.approx([4000 + 0.5 * entries, 4000 + entries], rel=1e-5)
+
+
+def test_an_error_of_a_megabyte_is_cut_in_the_log(caplog) -> None:
+    made = app(lambda arrays, partition, round_: plus(arrays, 0.5))
+
+    def call(message: Message, context: Any) -> Message:
+        if context.node_config["partition-id"] == LIAR and message.content.array_records:
+            return Message(Error(code=1, reason="x" * 2**20), reply_to=message)
+        return made(message, context)
+
+    strategy = DarexStrategy(fedavg(clients=CLIENTS), 0.5, q=1.0, dense_below=0)
+    with listening(caplog):
+        rounds(strategy, Federation(call, CLIENTS), 2, BASE)
+    assert strategy.counted == CLIENTS - 1
+    ours = [one.getMessage() for one in caplog.records if "does not count" in one.getMessage()]
+    assert len(ours) >= 2
+    assert max(map(len, ours)) < 4000
 
 
 def test_the_same_app_counts_where_nothing_is_spoilt() -> None:

@@ -166,6 +166,34 @@ class Asking(FedAvg):
         return super().configure_train(server_round, arrays, config, grid)
 
 
+class Controlled(FedAvg):
+    """Sends a control variate before the model, equal to it where that begins at zero."""
+
+    def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
+        control = to_record({k: np.zeros_like(v) for k, v in to_arrays(arrays).items()})
+        for message in super().configure_train(server_round, arrays, config, grid):
+            config = message.content["config"]
+            records = {"control": control, "arrays": arrays, "config": config}
+            message.content = RecordDict(records)
+            yield message
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        models = [to_arrays(r.content["arrays"])["w"] for r in replies if r.has_content()]
+        return to_record({"w": np.mean(models, axis=0)}), MetricRecord()
+
+
+def test_a_record_with_the_same_numbers_is_not_taken_for_the_model() -> None:
+    def change(arrays: Any, partition: int, round_: int) -> RecordDict:
+        content = reply({"w": np.full(20, partition + round_, np.float32)})
+        content["delta"] = to_record({"w": np.ones(20, np.float32)})
+        return content
+
+    base = {"w": np.zeros(20, np.float32)}
+    plain, found, strategy = both(lambda: three(Controlled), change, 2, base=base, replies="own")
+    assert strategy.counted == CLIENTS
+    assert_equal(found, plain)
+
+
 FOUR = {name: np.full(10, i, np.float32) for i, name in enumerate("abcd")}
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "normalised": (Nova, {"replies": "own"}),

@@ -109,7 +109,10 @@ class Addressing:
         return next(iter([*places, *records[:1]]), None) if places or len(records) == 1 else None
 
     def _places(self, content: RecordDict) -> list[str]:
-        return [name for name, record in content.array_records.items() if self.is_model(record)]
+        records = content.array_records
+        found = [name for name, record in records.items() if self.is_model(record)]
+        # Others may hold the same numbers, such as zeros: the record itself comes first.
+        return sorted(found, key=lambda name: (records[name] is not self.model, name != "arrays"))
 
     def _settled(
         self,
