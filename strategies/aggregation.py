@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from logging import WARNING
 from typing import NamedTuple
 
 import numpy as np
 from flwr.app import ArrayRecord, MetricRecord
+from flwr.common.logger import log
 
 from fl_darex.change import Arrays, wide
-from fl_darex.errors import DeltaError, PacketError, Reason
+from fl_darex.errors import DarexError, DeltaError, PacketError, Reason
 from fl_darex.flower.records import to_record, view_arrays
 
+from .agreement import alike_besides
 from .reply import Came, Refuse, Reply
 from .sent import Sent, structure
 from .shared_support import SharedSupport
@@ -175,8 +178,32 @@ def apart(wrapped: Wrapped, round_: int, came: Came, adjust: Adjust) -> RoundRes
     return RoundResult(used, None if answer is None else typed(answer, used[0].sent, {}), metrics)
 
 
-STEPS = {"mean": average, "each": average, "support": compare, "own": apart}
-"""What is made of the replies, by the form in which the strategy is given them."""
+_STEPS = {"mean": average, "each": average, "support": compare, "own": apart}
+
+
+def stepped(wrapped: Wrapped, round_: int, came: Came, adjust: Adjust) -> RoundResult:
+    """Let the strategy take its step, in the form in which it is given replies.
+
+    Where it fails, it is called once more without the replies whose further records are not like
+    those of most: it may have failed for what one client sends. What it changed in itself by then
+    stays.
+
+    Raises:
+        PacketError: If no reply can be used.
+    """
+    step = _STEPS[wrapped.form]
+    try:
+        return step(wrapped, round_, came, adjust)
+    except DarexError:
+        raise
+    except Exception as error:
+        kept = alike_besides(came.usable, came.refuse)
+        if len(kept) == len(came.usable):
+            raise
+        text = "round %s: %s raised %s: %s; it is called again without the replies above"
+        log(WARNING, text, round_, wrapped.name, type(error).__name__, str(error)[:500])
+        came.usable = kept
+        return step(wrapped, round_, came, adjust)
 
 
 def _mean(shares: Sequence[tuple[Arrays, float]]) -> Arrays:

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
 from fl_darex.compression.uplink import Uplink
-from fl_darex.errors import DarexError, PacketError
+from fl_darex.errors import PacketError
 from fl_darex.flower.grids import FallbackGrid, OrderedGrid, seeded_random
 from fl_darex.flower.ledger import Entry, Ledger, LedgerGrid
 from fl_darex.flower.records import view_arrays
@@ -25,8 +25,7 @@ from fl_darex.rescaling.rules import SERVER_VALIDATION
 from fl_darex.secagg import SecureAggregation
 from fl_darex.seeds import derive
 
-from .aggregation import STEPS, RoundResult, average
-from .agreement import alike_besides
+from .aggregation import RoundResult, average, stepped
 from .asking import Asking
 from .corrections import Corrections
 from .downlink.addressing import Addressing, Setting
@@ -271,27 +270,11 @@ class PackedRounds(Front):
                 return average(wrapped, round_, came, self._corrections, used)
             came = self._intake.usable(replies, self._asked)
             if came.usable or self._asked:
-                return self._stepped(round_, came)
+                return stepped(wrapped, round_, came, self._corrections)
         except PacketError as error:
             came.usable = []
             log(WARNING, "round %s: %s; the model stays as it is", round_, error)
         return RoundResult([], *wrapped.step(round_, [], [], came.failed))
-
-    def _stepped(self, round_: int, came: Came) -> RoundResult:
-        """Let the strategy take its step: without odd records, where it fails with them."""
-        step = STEPS[self._wrapped.form]
-        try:
-            return step(self._wrapped, round_, came, self._corrections)
-        except DarexError:
-            raise
-        except Exception as error:  # the strategy's own, perhaps for what one client sends
-            kept = alike_besides(came.usable, came.refuse)
-            if len(kept) == len(came.usable):
-                raise
-            text = "round %s: %s raised %s: %s; it is called again without the replies above"
-            log(WARNING, text, round_, self._wrapped.name, type(error).__name__, str(error)[:500])
-            came.usable = kept
-            return step(self._wrapped, round_, came, self._corrections)
 
     def _view(self, grid: Grid) -> Grid:
         question = self._addressing.question(self._settings)
