@@ -16,12 +16,10 @@ from fl_darex.change import Arrays, shortened
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.update import Update
 from fl_darex.compression.weighted_sum import Part
-from fl_darex.errors import DIVERGED, PacketError, Reason
+from fl_darex.errors import DIVERGED, PacketError, Reason, one_line
 from fl_darex.flower.private import as_error
 
 from .sent import Asked, Sent
-
-_LONGEST = 3000
 
 Refuse = Callable[[int, PacketError], None]
 """Called with the partition of a reply that cannot be used, and why."""
@@ -124,9 +122,7 @@ class Reply:
 
 def log_refused(partition: int, error: object) -> None:
     """Say whose reply does not count, and why."""
-    text = str(error)  # a stranger's: an error may be of any length
-    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
-    log(WARNING, "client %s does not count this round: %s", partition, shown)
+    log(WARNING, "client %s does not count this round: %s", partition, one_line(str(error)))
 
 
 @dataclass

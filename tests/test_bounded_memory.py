@@ -196,7 +196,7 @@ def test_digests_that_no_tensor_of_the_model_has_are_not_kept() -> None:
     inner = strategy.aggregate_train
 
     def aggregate(server_round: int, replies: Any) -> Any:
-        seen.append(strategy.state()["broadcast"]["clients"][1])
+        seen.append(strategy.state()["broadcast"]["clients"]["base"])
         return inner(server_round, replies)
 
     strategy.aggregate_train = aggregate  # type: ignore[method-assign]

@@ -25,7 +25,7 @@ from fl_darex.clients import DarexMod
 from fl_darex.clients.client_app import app as client_app
 from fl_darex.compression import METHODS, Uplink
 from fl_darex.config import RunConfig, load_config, make_config
-from fl_darex.errors import ConfigError, PacketError
+from fl_darex.errors import ConfigError, DeltaError, PacketError
 from fl_darex.flower.private import adopt_run
 from fl_darex.flower.records import to_arrays
 from fl_darex.masks import words
@@ -285,9 +285,8 @@ def test_a_client_that_did_not_register_it_says_what_to_do(
                 patch.setattr(table, "_rows", rows)
             return app(message, context)
 
-    with listening(caplog):
-        strategy, _ = plugged_in(elsewhere, 1, **settings)
-    assert strategy.counted == 0
+    with listening(caplog), pytest.raises(DeltaError, match="in this round or any"):
+        plugged_in(elsewhere, 1, **settings)
     assert f"give this client DarexMod({argument}=[...])" in caplog.text
 
 

@@ -49,7 +49,8 @@ class Nodes(Federation):
         return {
             partition: next(iter(reply.content.metric_records.values()))["num-examples"]
             for partition, message_type, reply in self.replies
-            if message_type == kind
+            # The handshake's answer is of the kind of training, and weighs nothing.
+            if message_type == kind and reply.content.metric_records
         }
 
 
