@@ -90,7 +90,8 @@ class Drama:
         ids = [flower.register_supernode(home) for home in self.homes]
         nodes = [self.start(partition) for partition in range(3)]
         self.run_id = flower.submit(copy_of_the_checkout(self.folder), **SETTINGS)
-        self.when("SuperNode 1 has work of round 2", lambda: self.received(nodes[1], 2))
+        # The handshake is a message to train, too.
+        self.when("SuperNode 1 has work of round 2", lambda: self.received(nodes[1], 3))
         nodes[1].kill()
         self.when("what the killed one had started ends", lambda: not flower.left(self.homes[1]))
         self.when("round 2 closes without it", lambda: self.closed(2))
