@@ -41,6 +41,7 @@ class Wrapped:
         layers: The strategy and those inside it.
         form: Which replies it is given.
         private: Whether it adds noise that is calibrated to a clipping norm.
+        evaluates_itself: Whether an evaluation is not for Flower's own code to add up.
 
     Raises:
         ValueError: If the strategy cannot be wrapped, or the form is unknown or does not suit it.
@@ -50,7 +51,7 @@ class Wrapped:
         self.form, self._chosen = form_for(strategy, form), form != "auto"
         self.strategy, self.layers = strategy, layers(strategy)
         self.private = isinstance(strategy, PRIVATE)
-        self._judges = bool(own_methods(strategy, "aggregate_evaluate"))
+        self.evaluates_itself = bool(own_methods(strategy, "aggregate_evaluate"))
         self._aggregates = bool(own_methods(strategy, "aggregate_train"))
         self._own: dict[str, Any] = {}  # what hooks stand in front of
 
@@ -69,11 +70,6 @@ class Wrapped:
     def clipping_norm(self) -> float | None:
         """The norm that a strategy's noise is calibrated to, if there is noise."""
         return float(self.strategy.clipping_norm) if isinstance(self.strategy, PRIVATE) else None
-
-    @property
-    def evaluates_itself(self) -> bool:
-        """Whether what comes of an evaluation is not for Flower's own code to add up."""
-        return self._judges
 
     def having(self, name: str) -> Strategy | None:
         """Return the strategy, or the one inside it, that has an attribute; None: none has."""
