@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_darex.change import holds
+from fl_darex.change import added, holds
 from fl_darex.errors import DeltaError
 
 Tensors = Mapping[str, Any]
@@ -187,6 +187,24 @@ class Delta:
         if self._base is not None:
             tuned = _minus(tuned, _flat(self._base[name]))
         return tuned.astype(np.float32)  # a copy: training may go on
+
+    def moved_by(
+        self, name: str, change: NDArray[np.float32], positions: Any | None = None
+    ) -> NDArray[Any]:
+        """Return by how much one tensor's base moves where numbers are added and it is rounded.
+
+        Args:
+            name: The tensor, of a type that NumPy has.
+            change: One number for each position.
+            positions: Flat positions inside the tensor; None: all.
+        """
+        if self._base is None:
+            return change
+        tensor = self._base[name]
+        before = _flat(tensor) if positions is None else _gather(tensor, positions)
+        after = added(before.astype(self._dtypes[name], copy=False), change)
+        moved: NDArray[Any] = _widen(after) - before
+        return moved
 
     def raw(self, name: str) -> NDArray[Any]:
         """Return the new values of a tensor that is not floating point, in its shape and type."""

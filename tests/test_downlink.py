@@ -229,6 +229,31 @@ def test_a_server_that_prunes_keeps_back_what_it_does_not_send():
     np.testing.assert_allclose(model["w"], change, rtol=0, atol=np.abs(change).max() * 2**-11)
 
 
+@pytest.mark.parametrize("values", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_what_rounding_takes_away_when_a_model_moves_is_kept_back_as_well(dtype, values):
+    """What clients hold and what is kept back add up to all that the strategy asked for."""
+    from fl_darex.compression import POLICIES, Uplink
+    from fl_darex.strategies.downlink.broadcast import Broadcast
+
+    rng, uplink = np.random.default_rng(0), Uplink.of("dare", 0.9, dense=("head",))
+    broadcast = Broadcast(POLICIES["server"], keep=2**30, values=values, uplink=uplink)
+    model = {name: rng.normal(size=400).astype(dtype) for name in ("w", "head")}
+    broadcast.present(to_record(model))
+    wanted = {name: array.astype(np.float64) for name, array in model.items()}
+    for round_ in range(1, 31):
+        asked = {}
+        for name, array in model.items():
+            asked[name] = array + (0.01 * rng.normal(size=400)).astype(dtype)
+            wanted[name] += asked[name].astype(np.float64) - array
+        model = to_arrays(broadcast.advance(to_record(asked), None, round_))
+        kept = broadcast.state()["kept"]
+        for name, array in model.items():
+            assert array.dtype == dtype
+            together = array.astype(np.float64) + kept[name]
+            np.testing.assert_allclose(together, wanted[name], rtol=0, atol=3e-6)
+
+
 @BOTH
 def test_total_bytes_fall_when_the_base_is_held(downlink):
     strategy = DarexStrategy(fedavg(), p=0.99, mask="round", downlink=downlink)

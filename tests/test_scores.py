@@ -71,6 +71,26 @@ def test_wanda_weighs_each_column_by_the_norm_of_its_input(rows, columns, scope,
     assert {n: w.tolist() for n, w in found.positions.items()} == reference(scored, 0.5, scope)
 
 
+@pytest.mark.parametrize("scope", ["layer", "row"])
+@pytest.mark.parametrize("p", [0.0, 0.25, 0.5, 0.9])
+def test_wanda_keeps_exactly_k_where_inputs_are_0_and_everything_at_p_0(scope, p):
+    changes = gaussian(10, 20)
+    norms = np.where(np.arange(20) < 15, 0.0, 1.0)  # more columns than any p here drops
+    found = wanda({"w": changes}, p, {"w": norms}, scope=scope)
+    assert found.count == kept_count(200, keep_threshold(p))
+    columns = found.positions["w"] % 20
+    alive = min(50, found.count)
+    assert np.count_nonzero(columns >= 15) == alive, "changes that matter come first"
+    if p == 0.0:
+        np.testing.assert_array_equal(found.rescaled()["w"], changes)
+
+
+def test_wanda_sends_no_change_that_is_none_whatever_the_norms():
+    changes = np.array([[0.0, 1.0, 0.0, 2.0]], np.float32)
+    found = wanda({"w": changes}, 0.0, {"w": np.array([1.0, 0.0, 0.0, 1e-45])})
+    assert found.positions["w"].tolist() == [1, 3]
+
+
 def test_wanda_with_equal_norms_everywhere_is_magnitude():
     tensors = {"w": gaussian(20, 30), "v": gaussian(4, 5)}
     ones = {"w": np.ones(30), "v": np.ones(5)}

@@ -19,6 +19,8 @@ from fl_darex.positions import ListedMask
 from fl_darex.pruning.scores import Scope, Score, keep_largest
 from fl_darex.survivors import Survivors
 
+_LAST = np.nextafter(np.float32(0), np.float32(1))
+
 
 def wanda(
     delta: Delta | Mapping[str, Any],
@@ -32,8 +34,9 @@ def wanda(
 ) -> Survivors:
     """Keep the changes with the largest ``|delta_ij| * ||x_j||``; see `magnitude` for the rest.
 
-    A tensor without norms (an embedding, a bias, a normalisation) is pruned by the magnitude of
-    its changes, which the paper leaves open.
+    Changes whose input was 0 in all examples come last, in canonical order. A tensor without norms
+    (an embedding, a bias, a normalisation) is pruned by the magnitude of its changes, which the
+    paper leaves open.
 
     Args:
         delta: A `Delta`, or differences by tensor name.
@@ -74,9 +77,12 @@ def weighted(delta: Delta, norms: Mapping[str, ArrayLike], scope: str) -> Score:
         )
 
     def score(spec: TensorSpec) -> NDArray[np.float32]:
-        scores = np.abs(delta.whole(spec.name))
-        if spec.name in scales:
-            scores = (scores.reshape(spec.shape) * scales[spec.name]).reshape(-1)
+        sizes = np.abs(delta.whole(spec.name))
+        if spec.name not in scales:
+            return sizes
+        scores = (sizes.reshape(spec.shape) * scales[spec.name]).reshape(-1)
+        # A score of 0 never survives, but a change whose input was always 0 is a change.
+        scores[(scores == 0) & (sizes > 0)] = _LAST
         return scores
 
     return score

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from fl_darex.compression.downlink.policy import DownlinkPolicy, StepTerms
-from fl_darex.compression.method import State, left_over, with_left_over
+from fl_darex.compression.method import State, with_left_over
 from fl_darex.delta import Delta
 from fl_darex.masks import SHARED
 from fl_darex.positions import ListedMask
@@ -16,10 +16,15 @@ from fl_darex.pruning.gather import gather_from
 from fl_darex.pruning.largest import largest
 from fl_darex.pruning.scores import kept_count
 from fl_darex.wire.packet import encode
+from fl_darex.wire.reader import read_packet
 
 
 class LargestOfStep(DownlinkPolicy):
-    """Sends the largest entries of the step and of what was not sent before."""
+    """Sends the largest entries of the step and of what was not sent before.
+
+    What counts as sent is by how much the model that clients hold has moved, and not the numbers
+    of the packet: added to a large entry, or to one in half precision, a small number is rounded.
+    """
 
     name: ClassVar[str] = "server"
     versions: ClassVar[bool] = True
@@ -32,4 +37,10 @@ class LargestOfStep(DownlinkPolicy):
         where = largest(pruned, kept_count(numel, terms.keep))
         mask = ListedMask(where, terms.seed, terms.round, SHARED)
         packet = encode(gather_from(whole, step, mask), terms.values, base=terms.version)
-        return packet, left_over(whole, packet, layout)
+        sent = read_packet(packet, layout).survivors()
+        for name, numbers in sent.values.items():
+            positions = sent.positions[name]
+            whole[name][positions] -= step.moved_by(name, numbers, positions)
+        for name, numbers in sent.dense.items():
+            whole[name] -= step.moved_by(name, numbers)
+        return packet, whole
