@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from runs import RESULTS, load, run, save
+from runs import PRUNE_ALL, RESULTS, load, run, save
 from scipy.stats import t as student
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -39,6 +39,7 @@ def settings_of(fleet: str, mask: str, downlink: str) -> list[str]:
         f"federation.clients-per-round={sample}",
         f"compress.mask={mask}",
         f"compress.downlink={downlink}",
+        PRUNE_ALL,
     ]
 
 

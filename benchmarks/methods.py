@@ -21,7 +21,7 @@ import typer
 from here import run
 from rich.console import Console
 from rich.table import Table
-from runs import RESULTS, load, save
+from runs import PRUNE_ALL, RESULTS, load, save
 from scipy.stats import t as student
 
 SEEDS = (1, 2, 3, 4, 5)
@@ -74,7 +74,9 @@ def choices() -> list[tuple[str, str, list[str]]]:
 def run_one(regime: str, choice: tuple[str, str, list[str]], seed: int) -> dict[str, Any]:
     """Run one line with one seed."""
     p, name, settings = choice
-    settings = [*REGIMES[regime], *settings, "compress.downlink=dense", f"federation.seed={seed}"]
+    whole = [] if "compress.method=dense" in settings else [PRUNE_ALL]
+    way = [*whole, "compress.downlink=dense", f"federation.seed={seed}"]
+    settings = [*REGIMES[regime], *settings, *way]
     found = run("configs/quickstart.toml", settings, ["federation.evaluate-every=20"])
     return {"regime": regime, "p": p, "variant": name, **found}
 

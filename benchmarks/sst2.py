@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
-from runs import load, run, save
+from runs import PRUNE_ALL, load, run, save
 
 VARIANTS = {
     "dense": ["compress.method=dense"],
-    "DAREx p=.99": ["compress.p=0.99"],
-    "DAREx p=.999": ["compress.p=0.999"],
+    "DAREx p=.99": ["compress.p=0.99", PRUNE_ALL],
+    "DAREx p=.999": ["compress.p=0.999", PRUNE_ALL],
 }
 UP_ALONE = "compress.downlink=dense"  # both_ways.py has the way down
 

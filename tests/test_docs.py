@@ -36,7 +36,7 @@ config = BertConfig(
 model = BertForSequenceClassification(config).eval()
 """
 GIVEN = {
-    "README.md": TINY_MODEL
+    "docs/library.md": TINY_MODEL
     + """
 base = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
 with torch.no_grad():
@@ -115,7 +115,7 @@ def test_the_numbers_of_the_plug_in_page_are_those_of_the_committed_results(benc
         assert f"{row['accuracy']:.3f}".lstrip("0") in text, row
 
 
-def test_the_numbers_of_the_mod_and_of_the_readme_are_those_of_the_committed_results(benchmarks):
+def test_the_numbers_of_the_mod_and_of_the_results_page_are_those_of_the_committed_results(benchmarks):
     from plug_in import lines
     from runs import load
 
@@ -128,24 +128,24 @@ def test_the_numbers_of_the_mod_and_of_the_readme_are_those_of_the_committed_res
     sent, held = ratio["two lines", "SuperLink"], ratio["held", "SuperLink"]
     proxy = ratio["two lines", "proxy"]
     traffic = f"up 1/{sent[0]}; in all 1/{sent[2]}, or 1/{held[2]} where clients hold"
-    assert traffic in read["README.md"]
-    assert f"counts 1/{proxy[0]} up" in read["README.md"]
+    assert traffic in read["docs/results.md"]
+    assert f"counts 1/{proxy[0]} up" in read["docs/results.md"]
     rounds = load("overhead")["rounds"][1:]  # the first message is the whole model
     plain, both, mod = (median(r[key] for r in rounds) for key in ("plain", "with_mod", "mod"))
     share = f"{100 * mod / plain:.1f} %"
-    assert f"The mod costs {share} of a local epoch" in read["README.md"]
+    assert f"The mod costs {share} of a local epoch" in read["docs/results.md"]
     guide = read["docs/plug-in.md"]
     assert f"the mod costs {mod:.2f} s of processor time" in guide
     assert f"{share} of one epoch over 200 sentences of SST-2, {plain:.2f} s" in guide
     assert f"The whole epoch took {both:.2f} s with the mod" in guide
 
 
-def test_readme_and_help_have_the_options_of_every_method_and_optimizer_in_their_own_words():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_settings_and_help_have_the_options_of_every_method_and_optimizer_in_their_own_words():
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     for section, rows in (("compress", METHODS), ("server", OPTIMIZERS)):
         for row in rows.values():
             for name, option in row.options.items():
                 key = name.replace("_", "-")
-                assert f"`{section}.{key}`" in readme or f"`.{key}`" in readme
-                assert option.help in readme
+                assert f"`{section}.{key}`" in page or f"`.{key}`" in page
+                assert option.help in page
                 assert f"{section}.{key} ({option.help})" in own_keys()
