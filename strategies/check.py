@@ -21,7 +21,7 @@ from fl_darex.flower.records import view_arrays
 from fl_darex.flower.sizes import describe
 from fl_darex.secagg import SecureAggregation
 
-from .expected import ENVELOPE_BYTES, Downlink, down_bytes, up_bytes
+from .expected import ENVELOPE_BYTES, Downlink, down_bytes, noise_of_dropping, up_bytes
 from .forms import is_own
 from .wrapped import HOOKS, Wrapped
 
@@ -38,6 +38,8 @@ class Check:
         up_bytes: A client's reply, about; as `plain_bytes` where nothing is packed.
         first_down_bytes: The first message to a client.
         down_bytes: A later one, about; None: an own policy decides.
+        noise: How long what dropping adds to a round's step is, in changes of a client; None:
+            nothing is dropped at random, or clients choose q.
         whole: Names of the tensors whose whole change is sent each time.
         overrides: What the wrapped strategy defines itself, by class.
         problems: What will not work, or not as one may think.
@@ -48,6 +50,7 @@ class Check:
     up_bytes: int
     first_down_bytes: int
     down_bytes: int | None
+    noise: float | None
     whole: tuple[str, ...]
     overrides: tuple[str, ...]
     problems: tuple[str, ...]
@@ -60,6 +63,11 @@ class Check:
             f"bytes down, a client: {self.first_down_bytes:,} once, then {later} a round with "
             f"{self.clients} clients",
         ]
+        if self.noise is not None:
+            found.append(
+                f"noise of dropping, a round: {self.noise:.2g} times the length of a client's "
+                "change; where accuracy falls take a smaller p, smaller steps or AdamR"
+            )
         if self.whole:
             more = f" and {len(self.whole) - 5} more" if len(self.whole) > 5 else ""
             found.append(f"tensors sent whole: {', '.join(self.whole[:5])}{more}")
@@ -107,6 +115,7 @@ def check(
         up_bytes=up,
         first_down_bytes=ENVELOPE_BYTES if downlink.held else plain,
         down_bytes=down_bytes(layout, uplink, downlink, clients, plain),
+        noise=noise_of_dropping(uplink, clients) if layout.pruned else None,
         whole=tuple(spec.name for spec in (*layout.dense, *layout.raw)),
         overrides=tuple(_overrides(wrapped)),
         problems=tuple(problems),

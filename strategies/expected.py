@@ -1,4 +1,4 @@
-"""The bytes that a run is expected to take, from its settings and the model alone."""
+"""What a run is expected to take in bytes and to add in noise, from its settings and the model."""
 
 from __future__ import annotations
 
@@ -54,6 +54,26 @@ def up_bytes(layout: Layout, uplink: Uplink, secure: SecureAggregation | None, c
     except ValueError:  # it is among the problems
         width = 4
     return ENVELOPE_BYTES + HEADER_BYTES + round(numbers) * width
+
+
+def noise_of_dropping(uplink: Uplink, clients: int) -> float | None:
+    """Return how long what random dropping adds to a round's step is, in changes of a client.
+
+    ``sqrt(p (1-p) / clients) / q``, so ``sqrt(p / (1-p) / clients)`` for q = 1-p: each entry that
+    survives stands for ``1/q``, and clients' masks are independent unless they share one.
+
+    Args:
+        uplink: What is asked of clients.
+        clients: How many take part in a round, with changes of about the same length.
+
+    Returns:
+        The ratio; None where nothing is dropped at random, or clients choose q.
+    """
+    how, keep = uplink.how, uplink.keep / ONE
+    if not (how.packs and how.seeded) or uplink.rule or keep == 1.0:
+        return None
+    together = 1 if uplink.mask == "round" else clients
+    return math.sqrt(keep * (1.0 - keep) / together) / uplink.divisor
 
 
 def _sparse(layout: Layout, share: float, values: str, listed: float) -> int:

@@ -15,10 +15,11 @@ from flwr.serverapp.strategy import (
     FedAvg,
     FedAvgM,
 )
+from side_by_side import app, plus, reply
 
 from fl_darex.clients import DarexMod
 from fl_darex.compression.downlink import DownlinkPolicy
-from fl_darex.flower.records import to_record
+from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.secagg import SecureAggregation
 from fl_darex.strategies import DarexStrategy
 
@@ -62,6 +63,40 @@ def test_the_bytes_that_are_expected_are_those_that_the_ledger_counts(options: A
         np.mean([e.down_bytes for e in last]), rel=0.06, abs=900
     )
     assert found.plain_bytes == pytest.approx(first[0].dense_down_bytes, abs=900)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"p": 0.9},
+        {"p": 0.99},
+        {"p": 0.9, "mask": "round"},
+        {"p": 0.9, "q": 0.3},
+        {"p": 0.9, "method": "structured", "columns": 0.5},
+    ],
+)
+def test_the_noise_that_is_expected_is_the_one_of_a_round(options: Any) -> None:
+    model = {"w": np.zeros((300, 300), np.float32)}
+    strategy = DarexStrategy(fedavg(clients=CLIENTS), values="fp32", **options)
+    found = strategy.check(to_record(model))
+    ones = app(lambda arrays, *_: reply(plus(arrays, 1.0)))
+    after = to_arrays(rounds(strategy, Federation(ones, CLIENTS), 1, model).arrays)["w"]
+    q = options.get("q", 1 - options["p"])
+    shrunk = (1 - options["p"]) / q  # what a q above 1-p takes from the step is no noise
+    noise = np.linalg.norm(after - shrunk) / np.linalg.norm(np.ones_like(after))
+    assert found.noise == pytest.approx(noise, rel=0.05)
+    assert f"noise of dropping, a round: {found.noise:.2g} times" in str(found)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"p": 0.0}, {"method": "dense"}, {"method": "magnitude"}, {"q": "q-v"}],
+)
+def test_where_nothing_is_dropped_at_random_or_clients_choose_q_no_noise_is_foretold(
+    options: Any,
+) -> None:
+    found = DarexStrategy(FedAvg(), **options).check(to_record(MODEL))
+    assert found.noise is None and "noise" not in "".join(found.lines())
 
 
 def test_what_is_sent_whole_is_named() -> None:
@@ -119,7 +154,7 @@ def test_what_will_not_work_is_said(inner: Any, options: Any, model: Any, said: 
 
 def test_nothing_is_said_against_a_sound_run_and_nothing_can_be_changed() -> None:
     found = DarexStrategy(FedAvg()).check(to_record(MODEL), clients=10)
-    assert found.problems == () and str(found).count("\n") == 2
+    assert found.problems == () and str(found).count("\n") == 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.clients = 3  # type: ignore[misc]
 

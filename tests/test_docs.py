@@ -115,7 +115,9 @@ def test_the_numbers_of_the_plug_in_page_are_those_of_the_committed_results(benc
         assert f"{row['accuracy']:.3f}".lstrip("0") in text, row
 
 
-def test_the_numbers_of_the_mod_and_of_the_results_page_are_those_of_the_committed_results(benchmarks):
+def test_the_numbers_of_the_mod_and_of_the_results_page_are_committed_ones(
+    benchmarks,
+):
     from plug_in import lines
     from runs import load
 
@@ -140,7 +142,7 @@ def test_the_numbers_of_the_mod_and_of_the_results_page_are_those_of_the_committ
     assert f"The whole epoch took {both:.2f} s with the mod" in guide
 
 
-def test_the_page_of_settings_and_help_have_the_options_of_every_method_and_optimizer_in_their_own_words():
+def test_settings_page_and_help_have_every_methods_and_optimizers_options_in_its_words():
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     for section, rows in (("compress", METHODS), ("server", OPTIMIZERS)):
         for row in rows.values():
