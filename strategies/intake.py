@@ -7,7 +7,7 @@ that reply, with a line in the log, never the round.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from logging import INFO, WARNING
 from typing import Any, NoReturn
@@ -44,7 +44,7 @@ class Intake:
 
     Attributes:
         partition_of: The partition of each node.
-        weighted_by: Key of the metric that weighs a reply.
+        weighted_by: Returns the key of the metric that weighs a reply; a strategy may change it.
         max_weight: Largest weight that is believed.
         clip: Largest norm of an update; None: any.
         equal: Whether all count the same, whatever their weight.
@@ -54,7 +54,7 @@ class Intake:
     """
 
     partition_of: Mapping[int, int]
-    weighted_by: str
+    weighted_by: Callable[[], str]
     max_weight: float
     clip: float | None
     equal: bool
@@ -109,7 +109,7 @@ class Intake:
         for message in messages:
             if message.has_content():
                 try:
-                    name, _ = weight_of(message, self.weighted_by, self.max_weight)
+                    name, _ = weight_of(message, self.weighted_by(), self.max_weight)
                     metrics = message.content.metric_records[name]
                     sound.append((message, Names.of(metrics, name)))
                 except PacketError as error:
@@ -151,7 +151,7 @@ class Intake:
             log(WARNING, text, total)
 
     def _read(self, message: Message, asked: Asked, others: dict[Any, Sent]) -> Reply:
-        metrics, weight = weight_of(message, self.weighted_by, self.max_weight)
+        metrics, weight = weight_of(message, self.weighted_by(), self.max_weight)
         model = _model_of(message, asked.terms)
         update, sent = opened(message.content.array_records[model], asked, others)
         part = Part(update, 1.0 if self.equal else weight)

@@ -80,7 +80,7 @@ class PackedRounds(Front):
         self._secure = SecureSum(secure, uplink, wrapped, clip) if secure else None
         self.ledger = ledger = Ledger()
         known, equal = ledger.partition_of, wrapped.private
-        self._intake = Intake(known, wrapped.weighted_by, max_weight, clip, equal)
+        self._intake = Intake(known, lambda: wrapped.weighted_by, max_weight, clip, equal)
         self._roster = Roster(ledger.partition_of, broadcast.heard)
         self.counted = 0
         self._counted: dict[int, int] = {}  # by partition: the last round in which it counted
@@ -214,7 +214,6 @@ class PackedRounds(Front):
             if reply.has_content() and self._addressing.informed(node):
                 self._broadcast.holds(node)
         self._intake.note_arrays(ordered)
-        self._intake.weighted_by = self._wrapped.weighted_by
         if not self._wrapped.evaluates_itself:
             ordered = self._intake.comparable(ordered)
         with self._wrapped.itself() as strategy:
@@ -262,7 +261,6 @@ class PackedRounds(Front):
     def _result(self, round_: int, replies: list[Message]) -> RoundResult:
         """Let the wrapped strategy take its step on what counts of the replies."""
         wrapped, came = self._wrapped, Came()
-        self._intake.weighted_by = wrapped.weighted_by  # it may be another one by now
         try:
             if self._secure:
                 mean, used = self._secure.end(replies)
