@@ -133,12 +133,15 @@ def read_splits(
 def read_parquet(paths: Sequence[Path], kind: str = "a Parquet file") -> Dataset:
     """Return the rows of Parquet files, as parts of one table.
 
+    Columns of a type that ``datasets`` does not know, such as maps, are left out.
+
     Args:
         paths: At least one.
         kind: What each of them should be, for messages.
 
     Raises:
-        ConfigError: If one cannot be read, their columns differ, or there is no row.
+        ConfigError: If one cannot be read, their columns differ, a column is there twice, or there
+            is no row.
     """
     import pyarrow
     import pyarrow.parquet
@@ -147,7 +150,7 @@ def read_parquet(paths: Sequence[Path], kind: str = "a Parquet file") -> Dataset
     tables = []
     for path in paths:
         try:
-            tables.append(pyarrow.parquet.read_table(path))
+            tables.append(_known_columns(pyarrow.parquet.read_table(path), path))
             whole = Dataset(pyarrow.concat_tables(tables))
         except (pyarrow.ArrowException, ValueError) as error:
             raise ConfigError(f"{str(path)!r} is not {kind}: {first_line(error)}") from None
@@ -156,6 +159,21 @@ def read_parquet(paths: Sequence[Path], kind: str = "a Parquet file") -> Dataset
     if len(whole) == 0:
         raise ConfigError(f"{str(paths[0])!r} holds no example")
     return whole
+
+
+def _known_columns(table: Any, path: Path) -> Any:
+    import pyarrow
+    from datasets import Features
+
+    names = table.column_names
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{str(path)!r} has the column {twice[0]!r} twice; remove one of them")
+    for column in table.schema:
+        try:
+            Features.from_arrow_schema(pyarrow.schema([column]))
+        except ValueError:
+            table = table.drop_columns([column.name])
+    return table
 
 
 @contextmanager
