@@ -384,7 +384,7 @@ BAD_ROWS = [
     ([{"sentence": "x", "lable": 0}], "no column 'label'; columns: sentence, lable"),
     (
         [{"sentence": None, "label": 0}],
-        "'sentence', row 1 of .*train.jsonl' .line 1.: None is not a text",
+        "'sentence', row 1 of .* .line 1.: None is not a text",
     ),
     (
         [{"sentence": "x", "label": None}, {"sentence": "y", "label": 1}],
@@ -421,7 +421,7 @@ BAD_FILES = [
     (
         "train.csv",
         b"sentence,label\na, b, 1\n",
-        "row 1 of .*line 2. has 3 fields, its header has 2",
+        "row 1 of .*has 3 fields, its header has 2",
     ),
     ("train.csv", b'sentence,label\n"a\n', "is not CSV"),
     ("train.parquet", b"PAR1", "is not a Parquet file"),

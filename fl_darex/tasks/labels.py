@@ -81,7 +81,7 @@ def encode_labels(
     kinds = {type(label) for labels in rows for label in labels}
     if float in kinds and kinds <= {int, float}:
         _refuse_infinite(rows, splits, column)
-        if int not in kinds or not _whole(rows):
+        if int not in kinds or not _integral(rows):
             return _amounts(rows, splits, column)
         rows = [[int(label) for label in labels] for labels in rows]
     elif len(kinds) > 1 or kinds - set(_KINDS):
@@ -151,17 +151,17 @@ def _mixed(rows: list[list[Any]], splits: Sequence[Labels], column: str) -> Conf
     )
 
 
-def _whole(rows: list[list[Any]]) -> bool:
+def _integral(rows: list[list[Any]]) -> bool:
     return all(float(label).is_integer() for labels in rows for label in labels)
 
 
 def _amounts(rows: list[list[Any]], splits: Sequence[Labels], column: str) -> Encoded:
     """Return amounts; classes that only look like them are refused, or get a line."""
     notes: tuple[str, ...] = ()
-    if _whole(rows):
+    if _integral(rows):
         notes = (
-            f"column {column!r} holds {rows[0][0]!r} and the like: numbers with a point are amounts "
-            "(a regression); write 1 rather than 1.0 where they are classes",
+            f"column {column!r} holds {rows[0][0]!r} and the like: numbers with a point are "
+            "amounts (a regression); write 1 rather than 1.0 where they are classes",
         )
     elif all(isinstance(label, int) for label in rows[0]):
         odd = next(
