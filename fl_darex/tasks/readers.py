@@ -158,8 +158,10 @@ def _json_lines(text: str, path: Path) -> Table:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{where} is not JSON: {error}") from None
+    except ValueError as error:  # of a key, or of a number with thousands of digits
+        raise ConfigError(f"{where} cannot be read: {error}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -144,14 +144,15 @@ def read_parquet(paths: Sequence[Path], kind: str = "a Parquet file") -> Dataset
             is no row.
     """
     import pyarrow
-    import pyarrow.parquet
     from datasets import Dataset
 
     tables = []
     for path in paths:
         try:
-            tables.append(_known_columns(pyarrow.parquet.read_table(path), path))
+            tables.append(_known_columns(path))
             whole = Dataset(pyarrow.concat_tables(tables))
+        except ConfigError:
+            raise
         except (pyarrow.ArrowException, ValueError) as error:
             raise ConfigError(f"{str(path)!r} is not {kind}: {first_line(error)}") from None
         except OSError as error:
@@ -161,19 +162,19 @@ def read_parquet(paths: Sequence[Path], kind: str = "a Parquet file") -> Dataset
     return whole
 
 
-def _known_columns(table: Any, path: Path) -> Any:
-    import pyarrow
+def _known_columns(path: Path) -> Any:
+    import pyarrow.parquet
     from datasets import Features
 
-    names = table.column_names
-    if twice := [name for name in names if names.count(name) > 1]:
+    schema = pyarrow.parquet.read_schema(path)
+    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
         raise ConfigError(f"{str(path)!r} has the column {twice[0]!r} twice; remove one of them")
-    for column in table.schema:
-        try:
+    kept = []
+    for column in schema:
+        with suppress(ValueError):
             Features.from_arrow_schema(pyarrow.schema([column]))
-        except ValueError:
-            table = table.drop_columns([column.name])
-    return table
+            kept.append(column.name)
+    return pyarrow.parquet.read_table(path, columns=kept)
 
 
 @contextmanager

@@ -189,9 +189,11 @@ def collate(
         label_type: int64 for classes, float32 for a regression.
     """
     texts = [[example[column] for example in examples] for column in columns]
-    batch = tokenizer(
-        *texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
-    )
+    cut = {"truncation": True, "return_tensors": "pt"}
+    batch = tokenizer(*texts, padding=True, max_length=max_length, **cut)
+    if not batch["input_ids"].shape[1]:
+        # Without special tokens an empty text has none: padding alone, as beside a longer one.
+        batch = tokenizer(*texts, padding="max_length", max_length=1, **cut)
     labels = torch.tensor([example["label"] for example in examples], dtype=label_type)
     return {**batch, "labels": labels}
 
