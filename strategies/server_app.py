@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, Context, MetricRecord, RecordDict
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fl_darex.compression.downlink import POLICIES
 from fl_darex.config import RunConfig, make_config
-from fl_darex.errors import ConfigError
+from fl_darex.errors import ConfigError, DarexError
 from fl_darex.flower.ledger import Entry
 from fl_darex.flower.private import is_simulated
 from fl_darex.flower.records import to_record, view_arrays
@@ -59,8 +61,11 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
 
     Raises:
         ConfigError: If the task's model or data cannot be used.
+        DarexError: If no client's reply counted in any round: the model is what it was.
     """
     server = _Server(session_for(config), observers)
+    for note in server.session.task.notes:
+        log(WARNING, "%s", note)
     asked = config.compress.uplink(config.federation.seed, server.session.dense)
     strategy = DarexStrategy(
         server.flower_strategy(),
@@ -83,10 +88,20 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
         evaluate_config=settings_record(config, server.session.labels),
         evaluate_fn=server.round_closed,
     )
+    if not server.counted:
+        raise DarexError(
+            f"no client's reply counted in any of the {config.federation.rounds} rounds, so the "
+            "model is what it was before; the log says for each reply why"
+        )
 
 
 class _Server:
-    """Evaluates after each round and tells the observers."""
+    """Evaluates after each round and tells the observers.
+
+    Attributes:
+        strategy: The run's.
+        counted: Replies that counted, of all rounds so far.
+    """
 
     strategy: DarexStrategy
 
@@ -94,6 +109,7 @@ class _Server:
         self.session = session
         self.config = session.config
         self.observers = observers
+        self.counted = 0
         self._train: MetricRecord = MetricRecord()
         self._scores: dict[str, float] = {}
         self._clock = time.monotonic()
@@ -136,6 +152,7 @@ class _Server:
             for observer in self.observers:
                 observer.started(start)
         else:
+            self.counted += self.strategy.counted
             report = self._report(round_, metric, scores.get("loss"))
             entries = self.strategy.ledger.of_round(round_)
             for observer in self.observers:

@@ -13,7 +13,7 @@ from lms import END, IM_END, IM_START, save_gpt2, save_llama, save_qwen2, save_s
 from texts import save_tiny_bert, write
 from transformers import AutoModelForCausalLM, AutoTokenizer, ViTConfig
 
-from fl_darex.config import make_config
+from fl_darex.config import TaskConfig, make_config
 from fl_darex.errors import ConfigError
 from fl_darex.tasks import load_task
 from fl_darex.tasks.causal.batches import first_fit, pack, pad_left, pad_right
@@ -422,7 +422,7 @@ def test_a_model_that_mixes_packed_examples_is_refused(models, monkeypatch):
         LlamaForCausalLM, "forward", lambda self, attention_mask=None, **k: forward(self, **k)
     )
     with pytest.raises(ConfigError, match="lets examples in one row see each other"):
-        build_causal(str(models["llama"]), packing=True)
+        build_causal(TaskConfig(model=str(models["llama"]), packing=True))
 
 
 def test_a_chat_without_template_or_prompt_is_refused(models, data, tmp_path):

@@ -341,7 +341,7 @@ def test_a_model_that_cannot_pad_is_refused(data, tmp_path):
     GPT2Config().save_pretrained(tmp_path)
     tokenizer = tiny_tokenizer()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer).save_pretrained(tmp_path)
-    refused("no padding token", tmp_path, data)
+    refused("no padding token and no end token", tmp_path, data)
 
 
 def test_more_tokens_than_the_model_can_take_are_refused(model, data):
@@ -382,13 +382,23 @@ def test_two_files_for_one_split_are_refused(model, data):
 BAD_ROWS = [
     ([{"words": "x", "label": 0}], "no text column; columns: words, label; known: sentence1 and"),
     ([{"sentence": "x", "lable": 0}], "no column 'label'; columns: sentence, lable"),
-    ([{"sentence": None, "label": 0}], "'sentence', row 1: None is not a text"),
-    ([{"sentence": "x", "label": None}, {"sentence": "y", "label": 1}], "empty values and whole"),
-    ([{"sentence": "x", "label": "a"}, {"sentence": "y", "label": 1}], "texts and whole numbers"),
-    ([{"sentence": "x", "label": [1]}], "label' holds list; it must hold"),
+    (
+        [{"sentence": None, "label": 0}],
+        "'sentence', row 1 of .* .line 1.: None is not a text",
+    ),
+    (
+        [{"sentence": "x", "label": None}, {"sentence": "y", "label": 1}],
+        "'label': row 1 of .*train.jsonl' .line 1. has no label",
+    ),
+    (
+        [{"sentence": "x", "label": "a"}, {"sentence": "y", "label": 1}],
+        "texts .'a' in row 1 of .*and whole numbers .1 in row 2",
+    ),
+    ([{"sentence": "x", "label": [1]}], "label' holds list .*; it must hold"),
     ([{"sentence": "x", "label": 1}], "holds 1 different classes; allowed: 2 to 1000"),
     ([{"sentence": "x", "label": i} for i in range(1001)], "holds 1001 different classes.*1.0"),
-    ([{"sentence": "x", "label": float("nan")}], "a number that is not finite"),
+    ([{"sentence": "x", "label": x} for x in (float("nan"), 1)], "row 1 of .* has no label"),
+    ([{"sentence": "x", "label": float("inf")}], "row 1 of .* a number that is not finite"),
 ]
 
 
@@ -408,7 +418,11 @@ BAD_FILES = [
     ("train.json", b"[]", "holds no example"),
     ("train.csv", b"", "holds no example"),
     ("train.csv", b"sentence,label\n", "holds no example"),
-    ("train.csv", b"sentence,label\na, b, 1\n", "row 1 of .* has 3 fields, its header has 2"),
+    (
+        "train.csv",
+        b"sentence,label\na, b, 1\n",
+        "row 1 of .*has 3 fields, its header has 2",
+    ),
     ("train.csv", b'sentence,label\n"a\n', "is not CSV"),
     ("train.parquet", b"PAR1", "is not a Parquet file"),
 ]

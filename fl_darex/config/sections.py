@@ -56,6 +56,10 @@ class TaskConfig(Section):
     model: str = Field("", description="hub name or folder; digits: empty = the packaged model")
     dataset: str = Field("", description="hub name or folder; digits: must be empty")
     subset: str = Field("", description="configuration of a hub dataset, e.g. 'sst2'")
+    text_columns: str = Field(
+        "", description="column with the texts, or two: 'title,body'; empty = by well-known names"
+    )
+    label_column: str = Field("", description="column with the labels; empty = 'label'")
     metric: Literal[
         "auto",
         "accuracy",

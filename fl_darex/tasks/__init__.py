@@ -16,8 +16,16 @@ from fl_darex.registry import load
 from fl_darex.tasks.preparation import prepare
 from fl_darex.tasks.task import LoadedModel, Task
 
-# Settings that one task alone has; elsewhere they would be passed over in silence.
-_CAUSAL_LM_ALONE = ("max_new_tokens", "template", "packing", "test")
+_TEXT, _IMAGE, _CAUSAL = "text-classification", "image-classification", "causal-lm"
+# Settings that some tasks alone have; elsewhere they would be passed over in silence.
+_ONLY = {
+    "text_columns": (_TEXT, _CAUSAL),
+    "label_column": (_TEXT, _IMAGE),
+    "max_new_tokens": (_CAUSAL,),
+    "template": (_CAUSAL,),
+    "packing": (_CAUSAL,),
+    "test": (_CAUSAL,),
+}
 
 
 def load_task(config: RunConfig) -> Task:
@@ -30,8 +38,8 @@ def load_task(config: RunConfig) -> Task:
             cannot be used.
     """
     name = config.task.name
-    if name in TASKS and name != "causal-lm":
-        _refuse_settings_of_causal_lm(config.task)
+    if name in TASKS:
+        _refuse_settings_of_others(config.task)
     where = f"fl_darex.tasks.{TASKS[name]}" if name in TASKS else name
     task: Any = load(where, "task.name")(config)
     if not isinstance(task, Task):
@@ -42,14 +50,16 @@ def load_task(config: RunConfig) -> Task:
     return task
 
 
-def _refuse_settings_of_causal_lm(task: TaskConfig) -> None:
+def _refuse_settings_of_others(task: TaskConfig) -> None:
     default = TaskConfig()
-    for field in _CAUSAL_LM_ALONE:
-        if (value := getattr(task, field)) != getattr(default, field):
-            key, shown = field.replace("_", "-"), str(value).lower()
+    for field, tasks in _ONLY.items():
+        value = getattr(task, field)
+        if task.name not in tasks and value != getattr(default, field):
+            key = field.replace("_", "-")
+            shown = repr(value) if "column" in field else str(value).lower()
             raise ConfigError(
-                f"task.{key} = {shown} is for task.name = 'causal-lm' alone; leave it out with "
-                f"task.name = {task.name!r}"
+                f"task.{key} = {shown} is for task.name = {' or '.join(map(repr, tasks))} alone; "
+                f"leave it out with task.name = {task.name!r}"
             )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from fl_darex.config import TaskConfig
 from fl_darex.errors import ConfigError
+from fl_darex.tasks.heads import Head, tensors_of_head
 from fl_darex.tasks.sources import first_line, local_folder, quiet
 from fl_darex.tasks.task import LoadedModel
 
@@ -92,8 +93,8 @@ def load_tokenizer(
         new_tokens: Tokens that will be generated after it.
 
     Raises:
-        ConfigError: If it is missing or has more tokens than the model, or the model has too few
-            positions for ``max_length + new_tokens``.
+        ConfigError: If it is missing or has more tokens than the model, or it or the model's
+            configuration knows of a limit below ``max_length + new_tokens``.
     """
     from transformers import AutoTokenizer
 
@@ -105,11 +106,14 @@ def load_tokenizer(
         raise ConfigError(
             f"task.model = {name!r} has no tokenizer files; save the tokenizer into the same folder"
         )
-    vocabulary = getattr(config, "vocab_size", None) or len(found)
-    if len(found) > vocabulary:
+    # Ids may have gaps; the highest is what the embedding has to have a row for.
+    tokens = 1 + max(found.get_vocab().values())
+    vocabulary = getattr(config.get_text_config(), "vocab_size", None) or tokens
+    if tokens > vocabulary:
         raise ConfigError(
-            f"task.model = {name!r}: its tokenizer has {len(found)} tokens, its model "
-            f"{vocabulary}; they do not belong together"
+            f"task.model = {name!r}: its tokenizer has {tokens} tokens, its model {vocabulary}; "
+            "save the tokenizer that the model was trained with into its folder, or give the model "
+            "rows for the new tokens with model.resize_token_embeddings(len(tokenizer)) and save it"
         )
     # The tokenizer may know a limit of its own.
     positions = getattr(config, "max_position_embeddings", None) or 0
@@ -125,6 +129,17 @@ def load_tokenizer(
             f"more than the {limit} tokens that task.model = {name!r} can take; use smaller ones"
         )
     return found
+
+
+def pad_with_end(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Make the end token the padding token where there is none; return whether it is one now.
+
+    Padding is told from texts by the attention mask and by lengths, never by its token alone.
+    """
+    if tokenizer.pad_token_id is not None or tokenizer.eos_token_id is None:
+        return False
+    tokenizer.pad_token = tokenizer.eos_token
+    return True
 
 
 def load_weights(name: str, auto: Any, **settings: Any) -> tuple[Any, Any]:
@@ -161,36 +176,51 @@ def model_class(config: PretrainedConfig, mapping: Mapping[Any, Any]) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-def build_classifier(name: str, auto: Any, label_names: tuple[str, ...]) -> LoadedModel:
+def build_classifier(name: str, auto: Any, head: Head) -> LoadedModel:
     """Return a pre-trained model in float32 with a head for the labels.
 
-    A head that the checkpoint lacks, or has for another number of classes, is drawn from the
-    global random generator.
+    A head that the checkpoint lacks, or has for other classes, is drawn from the global random
+    generator.
 
     Args:
         name: ``task.model``, a folder or a hub name.
         auto: The class whose ``from_pretrained`` loads it, ``AutoModelForImageClassification``.
-        label_names: One name per class; empty for a regression (one output, squared error).
+        head: The outputs; without names a regression (one output, squared error).
 
     Raises:
         ConfigError: If the weights cannot be loaded or are not those of such a model.
     """
     settings: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
-    if label_names:
+    if head.names:
         settings = {
-            "id2label": dict(enumerate(label_names)),
-            "label2id": {label: i for i, label in enumerate(label_names)},
+            "id2label": dict(enumerate(head.names)),
+            "label2id": {label: i for i, label in enumerate(head.names)},
             "problem_type": "single_label_classification",
         }
     model, info = load_weights(name, auto, ignore_mismatched_sizes=True, **settings)
     mismatched = {key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]}
-    fresh = tuple(sorted({*info["missing_keys"], *mismatched}))
+    fresh = {*info["missing_keys"], *mismatched}
     _check_weights(name, model, fresh, mismatched)
-    return LoadedModel(model, fresh)
+    if head.fresh:
+        with quiet():
+            outputs = tensors_of_head(auto, model.config)
+        for module in {key.rpartition(".")[0] for key in outputs if key not in fresh}:
+            _draw(name, model.get_submodule(module))
+        fresh.update(outputs)
+    return LoadedModel(model, tuple(sorted(fresh)))
+
+
+def _draw(name: str, module: Any) -> None:
+    if not hasattr(module, "reset_parameters"):
+        raise ConfigError(
+            f"task.model = {name!r}: its head is for other classes than those of the data, and a "
+            f"{type(module).__name__} cannot be drawn anew; give the model without its head"
+        )
+    module.reset_parameters()
 
 
 def _check_weights(
-    name: str, model: PreTrainedModel, fresh: tuple[str, ...], mismatched: set[str]
+    name: str, model: PreTrainedModel, fresh: set[str], mismatched: set[str]
 ) -> None:
     base = f"{model.base_model_prefix}."
     state = model.state_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -133,22 +133,26 @@ def read_splits(
 def read_parquet(paths: Sequence[Path], kind: str = "a Parquet file") -> Dataset:
     """Return the rows of Parquet files, as parts of one table.
 
+    Columns of a type that ``datasets`` does not know, such as maps, are left out.
+
     Args:
         paths: At least one.
         kind: What each of them should be, for messages.
 
     Raises:
-        ConfigError: If one cannot be read, their columns differ, or there is no row.
+        ConfigError: If one cannot be read, their columns differ, a column is there twice, or there
+            is no row.
     """
     import pyarrow
-    import pyarrow.parquet
     from datasets import Dataset
 
     tables = []
     for path in paths:
         try:
-            tables.append(pyarrow.parquet.read_table(path))
+            tables.append(_known_columns(path))
             whole = Dataset(pyarrow.concat_tables(tables))
+        except ConfigError:
+            raise
         except (pyarrow.ArrowException, ValueError) as error:
             raise ConfigError(f"{str(path)!r} is not {kind}: {first_line(error)}") from None
         except OSError as error:
@@ -156,6 +160,21 @@ def read_parquet(paths: Sequence[Path], kind: str = "a Parquet file") -> Dataset
     if len(whole) == 0:
         raise ConfigError(f"{str(paths[0])!r} holds no example")
     return whole
+
+
+def _known_columns(path: Path) -> Any:
+    import pyarrow.parquet
+    from datasets import Features
+
+    schema = pyarrow.parquet.read_schema(path)
+    if twice := [name for name in schema.names if schema.names.count(name) > 1]:
+        raise ConfigError(f"{str(path)!r} has the column {twice[0]!r} twice; remove one of them")
+    kept = []
+    for column in schema:
+        with suppress(ValueError):
+            Features.from_arrow_schema(pyarrow.schema([column]))
+            kept.append(column.name)
+    return pyarrow.parquet.read_table(path, columns=kept)
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from logging import WARNING
 from typing import Any
 
 import torch
+from flwr.common.logger import log
 from torch.optim.lr_scheduler import LambdaLR
 
 from fl_darex.config import TrainConfig
@@ -17,6 +19,7 @@ from fl_darex.training.session import Session
 
 # A round has few steps and starts with a scale of its own: torch's 2**16 would lose the first ones.
 _FP16_SCALE, _FP16_SKIPS = 2.0**10, 20
+_NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -46,7 +49,7 @@ def train(session: Session, partition: int, round_: int) -> TrainResult:
     steps, accumulate = steps_per_round(config, len(examples)), config.grad_accumulation
     torch.set_num_threads(config.threads)
     torch.manual_seed(derive(seed, "dropout", round_, partition))
-    session.model.train()
+    _set_training(session.model, len(examples), partition)
     optimizer = make_optimizer(session)
     first, total = (round_ - 1) * steps, steps * session.config.federation.rounds
     schedule = LambdaLR(optimizer, learning_rate(config, first, total))
@@ -71,6 +74,17 @@ def train(session: Session, partition: int, round_: int) -> TrainResult:
         loss, taken = loss + mean / steps, taken + 1
     pull = max(optimizer.last_pull, default=0.0) if isinstance(optimizer, AdamR) else 0.0
     return TrainResult(len(examples), loss, pull)
+
+
+def _set_training(model: torch.nn.Module, examples: int, partition: int) -> None:
+    """Set the mode for training; of one example no batch has a variance to normalise by."""
+    model.train()
+    norms = [module for module in model.modules() if isinstance(module, _NORMS)]
+    if examples == 1 and norms:
+        for module in norms:
+            module.train(False)
+        text = "client %s has one example: batch normalisation goes by its running statistics"
+        log(WARNING, text, partition)
 
 
 def _backward(
@@ -125,8 +139,8 @@ def steps_per_round(config: TrainConfig, examples: int) -> int:
     """Return the optimizer steps of one client in one round."""
     if config.local_steps:
         return config.local_steps
-    batch = config.batch_size * config.grad_accumulation
-    return config.local_epochs * math.ceil(examples / batch)
+    batches = len(batch_starts(examples, config.batch_size))
+    return config.local_epochs * math.ceil(batches / config.grad_accumulation)
 
 
 def learning_rate(config: TrainConfig, first: int, total: int) -> Callable[[int], float]:
@@ -153,9 +167,21 @@ def learning_rate(config: TrainConfig, first: int, total: int) -> Callable[[int]
 def shuffled(
     examples: Sequence[dict[str, Any]], size: int, seed: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield batches for ever, in a new order each pass; the last batch of a pass may be small."""
+    """Yield batches for ever, in a new order each pass, cut by `batch_starts`."""
     generator = torch.Generator().manual_seed(seed)
+    starts = batch_starts(len(examples), size)
     while True:
         order = torch.randperm(len(examples), generator=generator).tolist()
-        for start in range(0, len(order), size):
-            yield [examples[index] for index in order[start : start + size]]
+        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+            yield [examples[index] for index in order[start:end]]
+
+
+def batch_starts(examples: int, size: int) -> list[int]:
+    """Return where each batch of a pass begins; the last one may be small, but for one example.
+
+    That one joins the batch before: batch normalisation has no variance of it, and the client
+    would be lost. Only batches of one are left as they are, where ``train.batch-size`` is 1.
+    """
+    starts = list(range(0, examples, size))
+    lonely = size > 1 and len(starts) > 1 and examples - starts[-1] == 1
+    return starts[:-1] if lonely else starts

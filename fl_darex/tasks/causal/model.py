@@ -11,11 +11,13 @@ from fl_darex.config import TaskConfig
 from fl_darex.errors import ConfigError
 from fl_darex.tasks.causal.batches import pack
 from fl_darex.tasks.causal.tokens import Tokens
+from fl_darex.tasks.lengths import check_length
 from fl_darex.tasks.pretrained import (
     load_config_of_kind,
     load_tokenizer,
     load_whole,
     model_class,
+    pad_with_end,
 )
 from fl_darex.tasks.task import LoadedModel
 
@@ -68,29 +70,38 @@ def load_causal_tokenizer(
             f"task.model = {task.model!r}: its tokenizer has no end token, so the model cannot "
             "learn where an answer ends; set eos_token and save the tokenizer again"
         )
-    if found.pad_token_id is None:
-        found.pad_token = found.eos_token
+    pad_with_end(found)
     return found
 
 
-def build_causal(name: str, packing: bool = False) -> LoadedModel:
+def build_causal(task: TaskConfig, new_tokens: int = 0) -> LoadedModel:
     """Return the language model in float32.
 
     Args:
-        name: ``task.model``, a folder or a hub name.
-        packing: Whether to check that packed examples stay apart.
+        task: Which model, how long its texts are, and whether packed examples have to stay apart.
+        new_tokens: Tokens that will be generated after a text.
 
     Raises:
         ConfigError: If the weights cannot be loaded, are not all there, or the model mixes
-            packed examples.
+            packed examples or takes no text of that length.
     """
     from transformers import AutoModelForCausalLM
 
     way_out = "give a checkpoint of the whole model"
-    loaded = load_whole(name, AutoModelForCausalLM, "a language model", way_out)
-    if packing:
-        _check_packing(name, loaded.model)
+    loaded = load_whole(task.model, AutoModelForCausalLM, "a language model", way_out)
+    if task.packing:
+        _check_packing(task.model, loaded.model)
+    key = f"task.max-length = {task.max_length}"
+    if new_tokens:
+        key += f" + task.max-new-tokens = {new_tokens}"
+    # Without the head, whose logits would be as many as the vocabulary for each token.
+    body = loaded.model.base_model
+    check_length(task.model, body, _row, task.max_length + new_tokens, key)
     return loaded
+
+
+def _row(length: int) -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.ones((1, length), dtype=torch.int64)}
 
 
 @torch.no_grad()

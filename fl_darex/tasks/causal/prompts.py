@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from fl_darex.config import RunConfig
 from fl_darex.errors import ConfigError
 from fl_darex.tasks.preparation import owner_column
+from fl_darex.tasks.readers import Table
 from fl_darex.tasks.rows import Example
-from fl_darex.tasks.tables import Table, choose_columns, read_parts
+from fl_darex.tasks.tables import check_text, choose_columns, named_columns, read_parts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,9 +107,14 @@ def load_causal_data(config: RunConfig) -> tuple[dict[str, Dataset], TextFormat]
     """
     tables = read_parts(config, "a folder with a train file")
     formats = {text_format.columns: text_format for text_format in FORMATS}
-    kind = "columns that a language model learns from"
-    columns = choose_columns(config.task.dataset, list(tables.values()), list(formats), kind)
-    text_format = formats[columns]
+    if config.task.text_columns:
+        # Names that are known mean what they mean without the setting.
+        columns = named_columns("task.text-columns", config.task.text_columns, tables)
+        text_format = formats.get(columns, TextFormat(columns))
+    else:
+        kind = "columns that a language model learns from"
+        columns = choose_columns(config.task.dataset, list(tables.values()), list(formats), kind)
+        text_format = formats[columns]
     for part, table in tables.items():
         _check_texts(text_format, part, table)
     keep = [*columns, text_format.context, owner_column(config)]
@@ -123,6 +129,7 @@ def _check_texts(text_format: TextFormat, split: str, table: Table) -> None:
             if (optional and text is None) or (
                 isinstance(text, str) and (optional or text.strip())
             ):
+                check_text(text or "", column, f"row {number} of the {split} data")
                 continue
             raise ConfigError(
                 f"column {column!r}, row {number} of the {split} data: {text!r} is "

@@ -43,7 +43,7 @@ def load_causal_task(config: RunConfig) -> Task:
         metric_name=metric,
         metric=functools.partial(token_scores, metric=metric),
         collate=functools.partial(collate, tokens=tokens, width=task.packing * task.max_length),
-        build=functools.partial(build_causal, task.model, task.packing),
+        build=functools.partial(build_causal, task, new_tokens),
         kind=CausalTask,
         processor=tokenizer,
         tokens=tokens,

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fl_darex.config import RunConfig, TaskConfig
-from fl_darex.errors import ConfigError
+from fl_darex.errors import ConfigError, nearest
 from fl_darex.tasks.image.files import read_image_folder
-from fl_darex.tasks.labels import encode_labels
+from fl_darex.tasks.labels import Encoded, Labels, encode_labels
 from fl_darex.tasks.preparation import choose_splits, owner_column
 from fl_darex.tasks.sources import load_splits
 
@@ -24,13 +24,12 @@ MAX_CLASSES = 100_000
 _BINARY = ("binary", "large_binary")
 
 
-def load_image_data(config: RunConfig) -> tuple[dict[str, Dataset], tuple[str, ...]]:
+def load_image_data(config: RunConfig) -> tuple[dict[str, Dataset], Encoded]:
     """Read the data set of a task: all rows of the splits that play a part, images encoded.
 
     Returns:
-        Rows by the part that they play, with columns ``image`` (bytes or a path), ``label``,
-        ``ORIGIN`` and, where one is set, the owner's column; and what each class was called in
-        the data, position = label.
+        Rows by the part that they play, with columns ``image`` (bytes or a path), ``ORIGIN`` and,
+        where one is set, the owner's column; and the labels of each part.
 
     Raises:
         ConfigError: If the data cannot be found or read, or its columns do not fit.
@@ -49,12 +48,14 @@ def load_image_data(config: RunConfig) -> tuple[dict[str, Dataset], tuple[str, .
                 f"the {split} split has no column {missing[0]!r}, which train has; its columns: "
                 f"{', '.join(columns)}"
             )
-    ids, names = _encode([found[split][label][:] for split in chosen.values()], found, label)
+    origins = {part: _origins(split, found[split][image]) for part, split in chosen.items()}
+    labels = [
+        Labels(found[split][label][:], origins[part].__getitem__) for part, split in chosen.items()
+    ]
     parts = {
-        part: _dataset(found[split], _origins(split, found[split][image]), image, owner, encoded)
-        for (part, split), encoded in zip(chosen.items(), ids, strict=True)
+        part: _dataset(found[split], origins[part], image, owner) for part, split in chosen.items()
     }
-    return parts, names
+    return parts, _encode(labels, found["train"], label)
 
 
 def _encoded(data: Dataset) -> Dataset:
@@ -77,6 +78,13 @@ def _columns(task: TaskConfig, data: Dataset) -> tuple[str, str]:
     images = [column for column, feature in features if isinstance(feature, Image)]
     known = [column for column in LABEL_COLUMNS if column in data.column_names]
     labels = known or [column for column, feature in features if type(feature) is ClassLabel]
+    if named := task.label_column:
+        if named not in data.column_names:
+            raise ConfigError(
+                f"task.label-column = {named!r}: the train data have no column {named!r}; columns: "
+                f"{', '.join(data.column_names)}{nearest(named, data.column_names)}"
+            )
+        labels = [named]
     return (
         _column(task, data, "image", images, IMAGE_COLUMNS),
         _column(task, data, "label", labels, LABEL_COLUMNS),
@@ -104,17 +112,15 @@ def _type_name(feature: Any) -> str:
     return str(getattr(feature, "dtype", None) or type(feature).__name__.lower())
 
 
-def _encode(
-    labels: list[list[Any]], found: dict[str, Dataset], column: str
-) -> tuple[list[list[int]], tuple[str, ...]]:
-    known = tuple(getattr(found["train"].features[column], "names", None) or ())
-    ids, names = encode_labels(labels, known, column, MAX_CLASSES)
-    if not names:
+def _encode(labels: list[Labels], train: Dataset, column: str) -> Encoded:
+    known = tuple(getattr(train.features[column], "names", None) or ())
+    found = encode_labels(labels, known, column, MAX_CLASSES)
+    if not found.names:
         raise ConfigError(
             f"column {column!r} holds numbers with a fraction; task.name = 'image-classification' "
             "needs whole numbers or texts (classes)"
         )
-    return ids, names
+    return found
 
 
 def _origins(split: str, images: Sequence[Any]) -> list[str]:
@@ -127,12 +133,10 @@ def _origins(split: str, images: Sequence[Any]) -> list[str]:
     ]
 
 
-def _dataset(
-    data: Dataset, origins: list[str], image: str, owner: str, labels: list[int]
-) -> Dataset:
+def _dataset(data: Dataset, origins: list[str], image: str, owner: str) -> Dataset:
     kept = data.select_columns(image)
     if image != "image":  # or the library refuses
         kept = kept.rename_column(image, "image")
     if owner in data.column_names and owner not in ("image", "label", ORIGIN):
         kept = kept.add_column(owner, data[owner][:])
-    return kept.add_column("label", labels).add_column(ORIGIN, origins)
+    return kept.add_column(ORIGIN, origins)

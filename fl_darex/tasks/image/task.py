@@ -13,10 +13,16 @@ import torch
 
 from fl_darex.config import RunConfig
 from fl_darex.errors import ConfigError
+from fl_darex.tasks.heads import choose_head
 from fl_darex.tasks.image.data import ORIGIN, load_image_data
 from fl_darex.tasks.image.pictures import check_images, open_image
 from fl_darex.tasks.preparation import prepare
-from fl_darex.tasks.pretrained import build_classifier, load_config_of_kind, load_pretrained
+from fl_darex.tasks.pretrained import (
+    build_classifier,
+    load_config_of_kind,
+    load_pretrained,
+    model_class,
+)
 from fl_darex.tasks.rows import Example
 from fl_darex.tasks.sources import first_line, local_folder, quiet
 from fl_darex.tasks.task import Task
@@ -46,14 +52,20 @@ def load_image_task(config: RunConfig) -> Task:
         "which does not classify images; give a vision model such as ViT, DeiT, Swin or ResNet",
     )
     processor = _load_processor(model)
-    parts, names = load_image_data(config)
+    tables, found = load_image_data(config)
+    head, labels = choose_head(model, vision, model_class(vision, KNOWN), found)
+    parts = {
+        part: rows.add_column("label", ids)
+        for (part, rows), ids in zip(tables.items(), labels.ids, strict=True)
+    }
     task = prepare(
         config,
         parts,
-        classes=len(names),
-        build=functools.partial(build_classifier, model, AutoModelForImageClassification, names),
+        classes=len(head.names),
+        build=functools.partial(build_classifier, model, AutoModelForImageClassification, head),
         collate=functools.partial(collate, processor=processor),
         processor=processor,
+        notes=labels.notes,
     )
     for rows in filter(None, (task.train, task.validation, task.evaluation)):
         check_images(rows["image"], rows[ORIGIN])

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fl_darex.config import RunConfig
+from fl_darex.config import RunConfig, TaskConfig
 from fl_darex.errors import ConfigError
-from fl_darex.tasks.labels import encode_labels
+from fl_darex.tasks.heads import Head, choose_head
+from fl_darex.tasks.labels import Encoded, Labels, encode_labels
+from fl_darex.tasks.lengths import check_length
 from fl_darex.tasks.metrics import choose_metric
 from fl_darex.tasks.preparation import owner_column, prepare
 from fl_darex.tasks.pretrained import (
@@ -18,13 +22,14 @@ from fl_darex.tasks.pretrained import (
     load_config_of_kind,
     load_tokenizer,
     model_class,
+    pad_with_end,
 )
+from fl_darex.tasks.readers import Table
 from fl_darex.tasks.rows import Example
-from fl_darex.tasks.tables import choose_columns, read_parts
-from fl_darex.tasks.task import Task
+from fl_darex.tasks.tables import check_text, choose_columns, named_columns, read_parts
+from fl_darex.tasks.task import LoadedModel, Task
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
@@ -37,6 +42,7 @@ TEXT_COLUMNS = (
     ("sentence",),
     ("text",),
 )
+_TRIED = 100  # rows in which a long text is looked for
 
 
 def load_text_task(config: RunConfig) -> Task:
@@ -48,7 +54,6 @@ def load_text_task(config: RunConfig) -> Task:
         ConfigError: If the model or the data cannot be used, or do not fit the settings.
     """
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as KNOWN
-    from transformers import AutoModelForSequenceClassification
 
     task = config.task
     encoder = load_config_of_kind(
@@ -57,57 +62,110 @@ def load_text_task(config: RunConfig) -> Task:
         lambda found: type(found) in KNOWN,
         "which does not classify texts; give a text encoder such as BERT, DistilBERT or RoBERTa",
     )
-    tokenizer = _tokenizer(task.model, encoder, task.max_length)
-    parts, columns, label_names = _load_data(config)
+    kind = model_class(encoder, KNOWN)
+    tokenizer, padded = _tokenizer(task, encoder, kind)
+    data = _load_data(config)
+    head, labels = choose_head(task.model, encoder, kind, data.labels)
+    parts = {
+        part: table.dataset([*data.columns, owner_column(config)], label=ids)
+        for (part, table), ids in zip(data.tables.items(), labels.ids, strict=True)
+    }
+    batch = functools.partial(
+        collate,
+        tokenizer=tokenizer,
+        columns=data.columns,
+        max_length=task.max_length,
+        label_type=torch.int64 if head.names else torch.float32,
+    )
+    long = long_text(data.tables["train"], data.columns, tokenizer, task.max_length)
     return prepare(
         config,
         parts,
-        classes=len(label_names),
-        metric_name=choose_metric(task.metric, len(label_names), task.subset),
-        build=functools.partial(
-            build_classifier, task.model, AutoModelForSequenceClassification, label_names
-        ),
-        collate=functools.partial(
-            collate,
-            tokenizer=tokenizer,
-            columns=columns,
-            max_length=task.max_length,
-            label_type=torch.int64 if label_names else torch.float32,
-        ),
+        classes=len(head.names),
+        metric_name=choose_metric(task.metric, len(head.names), task.subset),
+        build=functools.partial(_build, task, head, tokenizer, batch, long),
+        collate=batch,
         processor=tokenizer,
+        notes=(*padded, *labels.notes),
     )
 
 
-def _load_data(
-    config: RunConfig,
-) -> tuple[dict[str, Dataset], tuple[str, ...], tuple[str, ...]]:
-    """Read the data set of a task: all rows of the splits that play a part.
+@dataclass(frozen=True)
+class _Data:
+    """Tables by the part that they play, the text columns, and the labels of each table."""
 
-    Returns:
-        Rows by the part that they play, with the text columns, ``label`` and, where one is set,
-        the owner's column; the text columns, one or two whose texts make a pair; and what each
-        class was called in the data, empty for a regression.
+    tables: dict[str, Table]
+    columns: tuple[str, ...]
+    labels: Encoded
+
+
+def _load_data(config: RunConfig) -> _Data:
+    """Read the data set of a task: all rows of the splits that play a part.
 
     Raises:
         ConfigError: If the data cannot be found or read, or its columns do not fit.
     """
-    name, owner = config.task.dataset, owner_column(config)
-    read = read_parts(config, "a folder with train and validation files", "label")
-    tables = list(read.values())
-    choose_columns(name, tables, [("label",)], "column 'label'")
-    columns = choose_columns(name, tables, TEXT_COLUMNS, "text column")
-    for column in columns:
-        for text, row in ((text, row) for t in tables for row, text in enumerate(t[column], 1)):
-            if not isinstance(text, str):
-                raise ConfigError(
-                    f"column {column!r}, row {row}: {text!r} is not a text; every row needs one"
-                )
-    ids, names = encode_labels([table["label"] for table in tables], tables[0].label_names)
-    encoded = zip(read, tables, ids, strict=True)
-    parts = {
-        part: table.dataset([*columns, owner], label=labels) for part, table, labels in encoded
-    }
-    return parts, columns, names
+    task = config.task
+    label = task.label_column or "label"
+    parts = read_parts(config, "a folder with train and validation files", label)
+    tables = list(parts.values())
+    if task.label_column:
+        (label,) = named_columns("task.label-column", task.label_column, parts, most=1)
+    else:
+        kind = "column 'label'"
+        choose_columns(task.dataset, tables, [(label,)], kind, "task.label-column")
+    if task.text_columns:
+        columns = named_columns("task.text-columns", task.text_columns, parts)
+    else:
+        columns = choose_columns(task.dataset, tables, TEXT_COLUMNS, "text column")
+    _check_roles(config, columns, label)
+    for table in tables:
+        for column in columns:
+            for row, text in enumerate(table[column]):
+                check_text(text, column, table.where(row))
+    found = [Labels(table.labels(label), table.where) for table in tables]
+    known = tables[0].class_names.get(label, ())
+    return _Data(parts, columns, encode_labels(found, known, label))
+
+
+def _check_roles(config: RunConfig, columns: tuple[str, ...], label: str) -> None:
+    """Refuse a column that would be two things; class numbers are kept under the name 'label'."""
+    owner = owner_column(config)
+    if label in columns:
+        raise ConfigError(
+            f"column {label!r} is both text and label; set task.text-columns and task.label-column "
+            "to different columns"
+        )
+    if label != "label" and "label" in (*columns, owner):
+        key = "federation.partition-column" if owner == "label" else "task.text-columns"
+        raise ConfigError(
+            f"{key} = 'label', but the labels are in task.label-column = {label!r}; rename the "
+            "column 'label'"
+        )
+
+
+def _build(
+    task: TaskConfig,
+    head: Head,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: Callable[..., dict[str, torch.Tensor]],
+    example: Example,
+) -> LoadedModel:
+    """Return the model with the tokenizer's padding, after a first pass at full length."""
+    from transformers import AutoModelForSequenceClassification
+
+    loaded = build_classifier(task.model, AutoModelForSequenceClassification, head)
+    # Only now: some models count positions from their own padding token, which they know already.
+    for config in (loaded.model.config, loaded.model.config.get_text_config()):
+        config.pad_token_id = tokenizer.pad_token_id
+
+    def inputs(length: int) -> dict[str, torch.Tensor]:
+        made = batch([example], max_length=length)
+        return {name: tensor for name, tensor in made.items() if name != "labels"}
+
+    key = f"task.max-length = {task.max_length}"
+    check_length(task.model, loaded.model, inputs, task.max_length, key)
+    return loaded
 
 
 def collate(
@@ -131,25 +189,45 @@ def collate(
         label_type: int64 for classes, float32 for a regression.
     """
     texts = [[example[column] for example in examples] for column in columns]
-    batch = tokenizer(
-        *texts, padding=True, truncation=True, max_length=max_length, return_tensors="pt"
-    )
+    cut = {"truncation": True, "return_tensors": "pt"}
+    batch = tokenizer(*texts, padding=True, max_length=max_length, **cut)
+    if not batch["input_ids"].shape[1]:
+        # Without special tokens an empty text has none: padding alone, as beside a longer one.
+        batch = tokenizer(*texts, padding="max_length", max_length=1, **cut)
     labels = torch.tensor([example["label"] for example in examples], dtype=label_type)
     return {**batch, "labels": labels}
 
 
-def _tokenizer(name: str, config: PretrainedConfig, max_length: int) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer; one without padding, or of another model, is refused."""
-    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+def long_text(
+    table: Table, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int
+) -> Example:
+    """Return an example of the data's own words that has at least so many tokens in each text."""
+    texts = (text for column in columns for text in table[column][:_TRIED])
+    words = max(texts, key=len)
+    tokens = len(tokenizer(words, add_special_tokens=False)["input_ids"])
+    return dict.fromkeys(columns, " ".join([words] * (length // max(1, tokens) + 1))) | {"label": 0}
 
-    found = load_tokenizer(name, config, max_length)
-    if found.pad_token is None:
-        raise ConfigError(
-            f"task.model = {name!r}: its tokenizer has no padding token, so texts of different "
-            "length make no batch; give an encoder such as BERT, DistilBERT or RoBERTa"
+
+def _tokenizer(
+    task: TaskConfig, config: PretrainedConfig, kind: Any
+) -> tuple[PreTrainedTokenizerBase, tuple[str, ...]]:
+    """Return the tokenizer of a class of models, able to pad, and a line where it was not."""
+    found = load_tokenizer(task.model, config, task.max_length)
+    notes: tuple[str, ...] = ()
+    if pad_with_end(found):
+        notes = (
+            f"task.model = {task.model!r}: its tokenizer has no padding token; its end token "
+            f"{found.eos_token!r} becomes that too",
         )
+    if found.pad_token_id is None:
+        raise ConfigError(
+            f"task.model = {task.model!r}: its tokenizer has no padding token and no end token, so "
+            "texts of different length make no batch; set pad_token and save the tokenizer again"
+        )
+    known = inspect.signature(kind.forward).parameters
     # A tokenizer may offer token types to a model that has none, and is refused by its forward.
-    model = model_class(config, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
-    known = inspect.signature(model.forward).parameters
     found.model_input_names = [name for name in found.model_input_names if name in known]
-    return found
+    if "position_ids" in known:
+        # Positions count from the left: with padding there, they would go by the batch.
+        found.padding_side = "right"
+    return found, notes
