@@ -185,9 +185,10 @@ def _compressed(
         return reply
     memory = Memory(context.state) if method.remembers else None
     state = memory.recall(terms.counted, terms.slot) if memory else {}
-    delta = Delta(arrays, before, layout=terms.uplink.layout(before))
+    layout = terms.uplink.layout(before)
     if stage is None:  # what is added up unseen has one layout for all
-        delta = Delta(arrays, before, layout=tie(delta.layout, arrays, before))
+        layout = tie(layout, arrays, before)
+    delta = Delta(arrays, before, layout=layout, dtype=terms.uplink.dtype)
     packet, state = method.compress(delta, terms, local, state)
     if packet is None:
         if stage is not None:

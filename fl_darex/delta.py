@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from fl_darex.change import added, holds
 from fl_darex.errors import DeltaError
@@ -138,6 +138,7 @@ class Delta:
         base: The tensors before training, same names and shapes; None means zeros.
         dense: Names whose whole delta is to be sent.
         layout: What becomes of each tensor, where that is settled; None: `Layout.of`.
+        dtype: Of the changes: float32, or float64 for packets that keep it.
 
     Raises:
         DeltaError: If names or shapes of ``tuned`` and ``base`` differ.
@@ -150,9 +151,11 @@ class Delta:
         dense: Iterable[str] = (),
         *,
         layout: Layout | None = None,
+        dtype: DTypeLike = np.float32,
     ) -> None:
         # A trainer may answer in another type; what was sent decides.
         self.layout = layout or Layout.of(tuned if base is None else base, dense)
+        self.dtype = np.dtype(dtype)
         self._dtypes = {spec.name: spec.dtype for spec in self.layout}
         self._tuned = tuned
         self._base = base
@@ -169,8 +172,8 @@ class Delta:
         # NumPy 2's arrays have a device, too: the text "cpu".
         return device if getattr(device, "type", "cpu") != "cpu" else None
 
-    def take(self, name: str, positions: Any) -> NDArray[np.float32]:
-        """Return the delta at flat positions of one tensor, as float32.
+    def take(self, name: str, positions: Any) -> NDArray[Any]:
+        """Return the delta at flat positions of one tensor, in ``dtype``.
 
         Args:
             name: The tensor.
@@ -179,17 +182,17 @@ class Delta:
         tuned = _gather(self._tuned[name], positions)
         if self._base is not None:
             tuned = _minus(tuned, _gather(self._base[name], positions))
-        return tuned.astype(np.float32, copy=False)
+        return tuned.astype(self.dtype, copy=False)
 
-    def whole(self, name: str) -> NDArray[np.float32]:
-        """Return one tensor's delta, flattened, as float32."""
+    def whole(self, name: str) -> NDArray[Any]:
+        """Return one tensor's delta, flattened, in ``dtype``."""
         tuned = _flat(self._tuned[name])
         if self._base is not None:
             tuned = _minus(tuned, _flat(self._base[name]))
-        return tuned.astype(np.float32)  # a copy: training may go on
+        return tuned.astype(self.dtype)  # a copy: training may go on
 
     def moved_by(
-        self, name: str, change: NDArray[np.float32], positions: Any | None = None
+        self, name: str, change: NDArray[Any], positions: Any | None = None
     ) -> NDArray[Any]:
         """Return by how much one tensor's base moves where numbers are added and it is rounded.
 

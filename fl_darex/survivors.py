@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from fl_darex.delta import Layout
 from fl_darex.positions import Mask, Positions
 
+Numbers = NDArray[np.floating[Any]]
+
 Q = float | NDArray[np.float32]
 """One number for all pruned tensors, or one for each in canonical order."""
 
@@ -24,9 +26,10 @@ class Survivors:
     Attributes:
         layout: All tensors of the model, in canonical order.
         mask: Where the survivors are.
-        numbers: The delta there, tensor after tensor (float32, shape ``(survivors,)``).
+        numbers: The delta there, tensor after tensor (shape ``(survivors,)``, in the delta's type:
+            float32 or float64).
         counts: How many of them belong to each pruned tensor.
-        dense: For each dense tensor, its whole delta, flattened (float32).
+        dense: For each dense tensor, its whole delta, flattened.
         raw: For each tensor that is not floating point, its new values in its own shape.
         q: Survivors stand for ``number / q``; ``q = 1-p`` makes the sum unbiased (DARE). One
             number, or one for each pruned tensor.
@@ -34,9 +37,9 @@ class Survivors:
 
     layout: Layout
     mask: Mask
-    numbers: NDArray[np.float32]
+    numbers: Numbers
     counts: tuple[int, ...]
-    dense: Mapping[str, NDArray[np.float32]]
+    dense: Mapping[str, Numbers]
     raw: Mapping[str, NDArray[Any]]
     q: Q
 
@@ -51,7 +54,7 @@ class Survivors:
         return self.mask.in_layout(self.layout)
 
     @cached_property
-    def values(self) -> dict[str, NDArray[np.float32]]:
+    def values(self) -> dict[str, Numbers]:
         """For each pruned tensor, the delta where it survives: parts of ``numbers``."""
         return split(
             self.numbers, {s.name: n for s, n in zip(self.layout.pruned, self.counts, strict=True)}
@@ -68,16 +71,17 @@ class Survivors:
         their delta; raw tensors hold their new values.
         """
         full: dict[str, NDArray[Any]] = dict(self.raw)
+        kind = self.numbers.dtype
         for index, spec in enumerate(self.layout.pruned):
-            flat = np.zeros(spec.numel, dtype=np.float32)
-            flat[self.positions[spec.name]] = self.values[spec.name] / np.float32(self.q_of(index))
+            flat = np.zeros(spec.numel, dtype=kind)
+            flat[self.positions[spec.name]] = self.values[spec.name] / kind.type(self.q_of(index))
             full[spec.name] = flat.reshape(spec.shape)
         for spec in self.layout.dense:
             full[spec.name] = self.dense[spec.name].reshape(spec.shape)
         return full
 
 
-def split(numbers: NDArray[np.float32], sizes: Mapping[str, int]) -> dict[str, NDArray[np.float32]]:
+def split(numbers: Numbers, sizes: Mapping[str, int]) -> dict[str, Numbers]:
     """Return parts of ``numbers`` by name; they share its memory."""
     ends = np.cumsum(list(sizes.values()), dtype=np.int64)
     return dict(zip(sizes, np.split(numbers, ends[:-1]), strict=True)) if sizes else {}

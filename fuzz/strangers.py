@@ -67,7 +67,7 @@ def sealed(data: bytes) -> bytes:
 def plausible(data: bytes) -> bytes:
     """Make a packet that also is of our layout, and names a method and a coding that exist."""
     head = bytearray(data[:96].ljust(96, b"\0"))
-    head[5], head[6], head[7] = (head[5] - 1) % 3 + 1, head[6] % 3, head[7] % 6
+    head[5], head[6], head[7] = (head[5] - 1) % 3 + 1, head[6] % 3, head[7] % 7
     head[52:68] = LAYOUT.fingerprint
     if head[5] == 2:
         head[6], head[32:40] = 0, bytes(8)

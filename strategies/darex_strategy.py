@@ -47,7 +47,8 @@ class DarexStrategy(PackedRounds):
     noise assumes.
 
     ``p = 0`` with fp32 values equals dense averaging to float32 round-off: within
-    ``(clients + 6) * 2**-23 * (max |tensor| + 1)`` for updates below 1. ``method="dense"`` with
+    ``(clients + 6) * 2**-23 * (max |tensor| + 1)`` for updates below 1. With fp64 values a model in
+    float64 does so to float64 round-off, 2**-52 in its place. ``method="dense"`` with
     ``downlink="dense"`` has the very bits of Flower's FedAvg on the replies in partition order.
 
     Args:
@@ -56,7 +57,8 @@ class DarexStrategy(PackedRounds):
         q: Survivors are divided by it: ``"dare"`` is 1-p (unbiased), or a number in (0, 1], or a
             rule of `fl_darex.rescaling.RULES` by which each client chooses its own, or
             ``"server-validation"``: the server chooses it each round, with ``validate``.
-        values: A row of `fl_darex.wire.codings.CODINGS`; all but ``"sign"`` are unbiased. Or a
+        values: A row of `fl_darex.wire.codings.CODINGS`; all but ``"sign"`` are unbiased, and all
+            but ``"fp64"``, which is for models in float64, send float32's precision at most. Or a
             coding of your own, for clients with ``DarexMod(codings=[...])``.
         mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one.
         count: ``"random"``; ``"exact"``: each tensor keeps its share, rounded at random.

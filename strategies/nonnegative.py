@@ -9,17 +9,19 @@ where that has no negative entry, no client has asked for one.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fl_darex.change import Array, Arrays, wide
 from fl_darex.compression.update import Before
 from fl_darex.delta import Layout
 from fl_darex.survivors import Q
-from fl_darex.wire.codings import CODINGS, Coding, dense_coding
+from fl_darex.wire.codings import CODINGS, Coding, dense_coding, type_of
 from fl_darex.wire.codings.coding import noise_of
 
 _PROBE = np.linspace(-1, 1, 256, dtype=np.float32)
-_ROUND_OFF = 2.0**-20  # of float32, a few operations long
+_ROUND_OFF = 8  # steps: a few operations long
 
 
 def keep_nonnegative(
@@ -41,7 +43,7 @@ def keep_nonnegative(
     Returns:
         The pruned tensors that were changed, which had better be sent whole from now on.
     """
-    changed, loss = [], _loss(CODINGS[values])
+    changed, coding = [], CODINGS[values]
     for index, spec in enumerate(layout.pruned):
         base, after = before[spec.name], mean[spec.name]
         if _turned(base, after):
@@ -49,15 +51,17 @@ def keep_nonnegative(
             scale = kind.type(q if isinstance(q, float | int) else q[index])
             step = (after.astype(kind) - base) * scale
             unscaled = base + step
-            if -unscaled.min() <= loss * np.abs(step).max():
+            if -unscaled.min() <= _loss(coding, kind) * np.abs(step).max():
                 mean[spec.name] = np.maximum(unscaled, 0).astype(after.dtype).reshape(after.shape)
                 changed.append(spec.name)
-    loss = _loss(dense_coding(values))
+    coding = dense_coding(values)
     for spec in layout.dense:
         base, after = before[spec.name], mean[spec.name]
         # Floating-point numbers are rounded one by one, so each is held against its own change.
-        if _turned(base, after) and (-after <= loss * (base - after)).all():
-            mean[spec.name] = np.maximum(after, 0)
+        if _turned(base, after):
+            loss = _loss(coding, wide(base.dtype))
+            if (-after <= loss * (base - after)).all():
+                mean[spec.name] = np.maximum(after, 0)
     return changed
 
 
@@ -68,9 +72,15 @@ def _turned(base: Array, after: Array) -> bool:
     return bool(after.min() < 0 <= base.min())
 
 
-def _loss(coding: Coding) -> float:
-    """Return how far a coding moves a number, as a part of the largest one beside it."""
+def _loss(coding: Coding, kind: np.dtype[Any]) -> float:
+    """Return how far a number is moved, as a part of the largest one beside it.
+
+    Args:
+        coding: How it is written.
+        kind: The type in which numbers are added.
+    """
     exponent = coding.exponent(np.float32(1))
     data = memoryview(coding.write(_PROBE, exponent, noise_of(0, 0, 0)))
     read = coding.read(data, _PROBE.size, exponent, 0, _PROBE.size)
-    return max(_ROUND_OFF, 2 * float(np.abs(read - _PROBE).max()))
+    step = max(float(np.finfo(one).eps) for one in (kind, type_of(coding)))
+    return max(_ROUND_OFF * step, 2 * float(np.abs(read - _PROBE).max()))

@@ -178,6 +178,22 @@ GOLDEN = {
         "006c00f4"  # bn.running_var
         "0201000000000000"  # steps
     ),
+    "fp64": bytes.fromhex(
+        HEAD
+        + "06"  # value coding: fp64
+        + ORIGIN
+        + "00000100"  # no exponents, one q
+        + FINGERPRINT
+        + "000000000000000004000000000000000000000000000000"
+        "bc54e803"  # CRC-32
+        "000000000000e83f"  # bias[2] = 0.75
+        "000000000000f03f"  # weight[0] = 1
+        "0000000000000840"  # weight[2] = 3
+        "000000e04d62503f"  # weight[3] = 0.001 in float32, widened
+        "000000000000c03f"  # bn.running_var[0] = 0.125, in fp64, too
+        "000000000000e0bf"  # bn.running_var[1] = -0.5
+        "0201000000000000"  # steps
+    ),
 }
 
 # --- other ways to say where survivors are ----------------------------------------------------

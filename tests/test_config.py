@@ -372,8 +372,8 @@ Q = (
         ("train.norm", "L2", "allowed: 'l2', 'l1'; did you mean 'l2'?"),
         (
             *("compress.values", "int3"),
-            "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'sign', or 'package.module:name'; "
-            "did you mean 'int8'?",
+            "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'sign', 'fp64', or "
+            "'package.module:name'; did you mean 'int8'?",
         ),
         ("compress.mask", "rounds", "allowed: 'client', 'round'; did you mean 'round'?"),
     ],

@@ -94,6 +94,15 @@ def test_a_code_of_the_format_or_of_no_byte_is_refused(code):
         CODINGS.add(Named(code=code))
 
 
+class Narrow(Eighths):
+    dtype = np.float16
+
+
+def test_numbers_of_an_own_coding_are_float32_or_float64():
+    with pytest.raises(ConfigError, match="'eighths' has numbers of type float16; allowed: float3"):
+        CODINGS.add(Narrow())
+
+
 def test_a_code_or_name_that_another_coding_has_is_refused(eighths):
     with pytest.raises(ConfigError, match="has the code 200 of 'eighths'; give it another one"):
         CODINGS.add(Named(name="other"))

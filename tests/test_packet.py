@@ -54,7 +54,7 @@ from fl_darex.wire.codings import CODINGS
 from fl_darex.wire.header import HEADER_BYTES
 from fl_darex.wire.reader import read_packet
 
-WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2}
+WIDTHS = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2}
 
 
 def small() -> Survivors:
@@ -155,6 +155,7 @@ def test_shares_of_columns_that_make_no_sense_are_refused():
 
 def test_the_header_has_96_bytes_and_the_packet_nothing_else():
     assert HEADER_BYTES == HEADER.size + 4 == 96
+    assert len(GOLDEN["fp64"]) == 96 + 8 * (4 + 2) + 8
     assert len(GOLDEN["fp32"]) == 96 + 4 * (4 + 2) + 8
     assert len(GOLDEN["fp16"]) == 96 + 2 * (4 + 2) + 8
     assert len(GOLDEN["int8"]) == 96 + (2 + 4) + 2 * 2 + 8
@@ -179,11 +180,11 @@ ARRAYS = st.one_of(
 
 
 @st.composite
-def updates(draw: Callable[[Any], Any]) -> Survivors:
+def updates(draw: Callable[[Any], Any], dtype: Any = np.float32) -> Survivors:
     tensors = draw(st.dictionaries(NAMES, ARRAYS, max_size=5))
     dense = draw(st.sets(st.sampled_from(sorted(tensors)))) if tensors else set()
     pruned = dare(
-        Delta(tensors, dense=dense),
+        Delta(tensors, dense=dense, dtype=dtype),
         draw(st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.999])),
         seed=draw(st.integers(0, 2**63 - 1)),
         round_=draw(st.integers(0, 2**40)),
@@ -199,9 +200,9 @@ def reread(update: Survivors, values: str) -> Survivors:
 
 
 @settings(deadline=None)
-@given(updates())
-def test_decode_inverts_encode_bit_for_bit_in_fp32(update):
-    again = reread(update, "fp32")
+@given(updates() | updates(np.float64))
+def test_decode_inverts_encode_bit_for_bit_in_fp32_and_fp64(update):
+    again = reread(update, f"fp{8 * update.numbers.dtype.itemsize}")
     assert (again.layout, again.mask, again.q) == (update.layout, update.mask, update.q)
     for kind in ("positions", "values", "dense", "raw"):
         mine, theirs = getattr(update, kind), getattr(again, kind)
@@ -255,7 +256,7 @@ def test_the_same_update_has_the_same_bytes_and_its_size_follows_from_the_counts
     dense = sum(v.size for v in update.dense.values())
     raw = sum(v.nbytes for v in update.raw.values())
     kept = CODINGS[values].size(update.count)
-    assert len(body) == kept + (4 if values == "fp32" else 2) * dense + raw
+    assert len(body) == kept + WIDTHS.get(values, 2) * dense + raw
     if values in WIDTHS:
         assert kept == WIDTHS[values] * update.count
     else:
@@ -306,6 +307,7 @@ def test_a_packet_of_nothing_is_a_header(values):
 @example([float(np.finfo(np.float32).max)], 1.0, False, "fp16")  # would be rounded up to 2**128
 @example([float(np.finfo(np.float32).max)], 1.0, True, "fp16")
 @example([3e38, 1.0], 0.01, False, "fp32")  # infinite once divided by q
+@example([3e38, 1.0], 0.01, False, "fp64")  # infinite in the model's float32
 @example([float(np.finfo(np.float32).max)], 1.0, False, "bf16")
 @example([float(np.finfo(np.float32).max)], 1.0, False, "int8")
 @example([float(np.finfo(np.float32).max)] * 2, 1.0, False, "sign")
@@ -323,7 +325,7 @@ def test_what_the_encoder_writes_the_decoder_reads_as_finite_numbers(numbers_, q
 
 
 @pytest.mark.parametrize("sign", [0.0, -0.0])
-@pytest.mark.parametrize("values", ["fp32", "fp16", "bf16", "sign"])
+@pytest.mark.parametrize("values", ["fp64", "fp32", "fp16", "bf16", "sign"])
 def test_an_update_of_zeros_keeps_their_sign(sign, values):
     update = dare({"w": np.full(5, sign, np.float32)}, 0.0, seed=0)
     assert np.signbit(reread(update, values).values["w"]).tolist() == [bool(np.signbit(sign))] * 5
@@ -341,6 +343,36 @@ def test_nan_and_infinity_are_not_sent(values, bad, dense):
         encode(dare(Delta({"w": weights}, dense=dense), 0.0, seed=0), values)
 
 
+def doubles(*numbers_: float, dense: bool = False) -> Survivors:
+    """The update of a model in float64, at p = 0."""
+    delta = Delta({"w": np.array(numbers_)}, dense=["w"] * dense, dtype=np.float64)
+    return dare(delta, 0.0, seed=0)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("number", [1e300, 5e-324, -(2.0**-60), 1 / 3])
+def test_a_float64_model_sends_every_float64_number_in_fp64(number, dense):
+    update = doubles(number, 1.0, dense=dense)
+    again = reread(update, "fp64")
+    assert again.rescaled()["w"].dtype == np.float64
+    assert again.rescaled()["w"].tolist() == [number, 1.0]
+
+
+@pytest.mark.parametrize("values", sorted({*CODINGS} - {"fp64"}))
+@pytest.mark.parametrize("dense", [False, True])
+def test_numbers_that_only_float64_has_are_refused_by_all_other_codings(values, dense):
+    with pytest.raises(DeltaError, match="NaN or infinite values"):
+        encode(doubles(1e300, dense=dense), values)
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_numbers_that_only_float64_has_are_refused_where_a_tensor_is_float32(dense):
+    tuned, base = {"w": np.array([1e300])}, {"w": np.zeros(1, np.float32)}
+    delta = Delta(tuned, base, ["w"] * dense, dtype=np.float64)
+    with pytest.raises(DeltaError, match=r"holds 1e\+300, which is infinite in float32"):
+        encode(dare(delta, 0.0, seed=0), "fp64")
+
+
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 def test_a_float64_delta_that_float32_cannot_hold_is_not_sent():
     with pytest.raises(DeltaError, match="NaN or infinite"):
@@ -350,10 +382,12 @@ def test_a_float64_delta_that_float32_cannot_hold_is_not_sent():
 @pytest.mark.parametrize(
     ("values", "bad"),
     [
+        *[("fp64", struct.pack("<d", x)) for x in (np.nan, np.inf, -np.inf)],
         *[("fp32", struct.pack("<f", x)) for x in (np.nan, np.inf, -np.inf)],
         *[("fp16", struct.pack("<e", x)) for x in (np.nan, np.inf, -np.inf)],
         *[("bf16", bits) for bits in (b"\x80\x7f", b"\x80\xff", b"\xc1\x7f")],
         ("fp32", b"\x01\x00\x80\x7f"),  # a signalling NaN
+        ("fp64", b"\x01\x00\x00\x00\x00\x00\xf0\x7f"),
     ],
 )
 @pytest.mark.parametrize("where", [0, 1, 3])
@@ -374,9 +408,10 @@ def test_an_exponent_that_makes_a_number_infinite_is_refused(exponent):
 
 @pytest.mark.parametrize("field", ["exponent", "dense_exponent"])
 @pytest.mark.parametrize("exponent", [-128, -1, 1, 5, 127])
-def test_an_exponent_in_an_fp32_packet_is_refused(field, exponent):
+@pytest.mark.parametrize("values", ["fp64", "fp32"])
+def test_an_exponent_in_an_fp64_or_fp32_packet_is_refused(field, exponent, values):
     with pytest.raises(PacketError, match=f"exponent is {exponent}, allowed: 0 to 0"):
-        read(forge(GOLDEN["fp32"], **{field: exponent}))
+        read(forge(GOLDEN[values], **{field: exponent}), values=values)
 
 
 @pytest.mark.parametrize("values", ["bf16", "int8", "int4", "sign"])
@@ -420,6 +455,34 @@ def test_a_scale_that_makes_numbers_infinite_is_refused(values):
     body = b"\x7f\x7f" + take_apart(packet)[1][2:]  # 3.39e38
     with pytest.raises(PacketError, match="infinite"):
         decode(forge(packet, body=body), update.layout, update.mask, q=update.q, values=values)
+
+
+def test_an_fp64_packet_of_another_size_is_refused():
+    fields, body = take_apart(GOLDEN["fp64"])
+    for cut in (body[:-1], body[8:], body + bytes(4), body[:24] + body[28:]):
+        with pytest.raises(PacketError, match="bytes, its header says") as caught:
+            read(seal(fields, cut), values="fp64")
+        assert caught.value.reason == Reason.SIZE
+
+
+@pytest.mark.parametrize("number", [1e300, -1.7e308])
+def test_an_fp64_packet_with_more_than_a_float32_model_can_hold_is_refused(number):
+    fields, body = take_apart(GOLDEN["fp64"])
+    for at in (0, 4):  # a survivor, a dense number
+        forged = body[: 8 * at] + struct.pack("<d", number) + body[8 * at + 8 :]
+        with pytest.raises(PacketError, match="NaN or infinite") as caught:
+            read(seal(fields, forged), values="fp64")
+        assert caught.value.reason == Reason.VALUES
+
+
+def test_an_fp64_number_that_is_infinite_once_divided_by_q_is_refused():
+    update = replace(doubles(1e308, 1.0), q=0.01)
+    with pytest.raises(DeltaError, match=r"holds 1e\+308, which is infinite in float64 once div"):
+        encode(update, "fp64")
+    packet = encode(replace(update, numbers=np.ones(2)), "fp64")
+    packet = forge(packet, body=struct.pack("<2d", 1e308, 1))
+    with pytest.raises(PacketError, match="infinite once divided by q"):
+        decode(packet, update.layout, update.mask, q=0.01, values="fp64")
 
 
 @pytest.mark.parametrize(("values", "number"), [("fp32", "<f"), ("fp16", "<e")])

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as npst
 
 from fl_darex.errors import PacketError, Reason
 from fl_darex.positions.bits import pack, packed_size, padding_is_zero, unpack
-from fl_darex.wire.codings import CODINGS, Coding, dense_coding
+from fl_darex.wire.codings import CODINGS, Coding, dense_coding, type_of
 from fl_darex.wire.codings.scales import BLOCK
 
 COUNTS = [0, 1, 2, 3, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7]
@@ -61,7 +61,7 @@ def test_any_part_of_the_numbers_can_be_read_alone(numbers, name, data):
     start = data.draw(st.integers(0, count))
     end = data.draw(st.integers(start, count))
     part = coding.read(packed, count, exponent, start, end)
-    assert part.dtype == np.float32
+    assert part.dtype == type_of(coding)
     assert part.tobytes() == whole[start:end].tobytes()
 
 
@@ -74,14 +74,16 @@ def test_no_number_is_larger_than_the_bound_that_the_check_returns(numbers, name
     read = coding.read(packed, count, exponent, 0, count)
     assert np.abs(read).max(initial=0) <= bound * (1 + 1e-6)
     # Float codings: the bound is reached. Blocks: it is the scale's, 1 % above at most.
-    if name in ("fp32", "fp16", "bf16"):
+    if name in ("fp64", "fp32", "fp16", "bf16"):
         assert np.abs(read).max(initial=0) == np.float32(bound)
 
 
 @settings(deadline=None)
-@given(npst.arrays(np.float32, st.integers(0, 20)))
-def test_fp32_keeps_every_bit_and_refuses_to_read_nan(numbers):
-    coding = CODINGS["fp32"]
+@given(
+    st.sampled_from([np.float32, np.float64]).flatmap(lambda k: npst.arrays(k, st.integers(0, 20)))
+)
+def test_fp32_and_fp64_keep_every_bit_and_refuse_to_read_nan(numbers):
+    coding = CODINGS[f"fp{8 * numbers.dtype.itemsize}"]
     data = memoryview(numbers.tobytes())
     if np.isfinite(numbers).all():
         assert coding.largest(data, numbers.size, 0) == np.abs(numbers).max(initial=0)
@@ -195,14 +197,21 @@ def test_sign_keeps_signs_and_sends_each_blocks_mean_magnitude(numbers):
 
 
 def test_whole_tensors_are_never_written_in_less_than_two_bytes():
-    assert dense_coding("fp32") is CODINGS["fp32"]
+    for name in ("fp64", "fp32"):
+        assert dense_coding(name) is CODINGS[name]
     for name in ("fp16", "bf16", "int8", "int4", "sign"):
         assert dense_coding(name) is CODINGS["fp16"]
 
 
+def test_all_codings_but_fp64_write_float32_numbers():
+    assert {name: type_of(coding) for name, coding in CODINGS.items()} == {
+        name: np.float64 if name == "fp64" else np.float32 for name in CODINGS
+    }
+
+
 def test_every_coding_has_a_code_of_its_own():
     assert {coding.code: name for name, coding in CODINGS.items()} == {
-        **{0: "fp32", 1: "fp16", 2: "bf16", 3: "int8", 4: "int4", 5: "sign"}
+        **{0: "fp32", 1: "fp16", 2: "bf16", 3: "int8", 4: "int4", 5: "sign", 6: "fp64"}
     }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from fl_darex.change import Arrays
 from fl_darex.compression.update import Before, SparseUpdate, Update
@@ -22,7 +22,7 @@ from fl_darex.errors import DeltaError
 from fl_darex.masks import ONE
 from fl_darex.options import Option
 from fl_darex.positions import Mask
-from fl_darex.survivors import Q, Survivors
+from fl_darex.survivors import Numbers, Q, Survivors
 from fl_darex.wire.packet import encode, open_packet
 from fl_darex.wire.reader import read_packet
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fl_darex.compression.terms import Terms
     from fl_darex.compression.uplink import Uplink
 
-State = dict[str, NDArray[np.float32]]
+State = dict[str, Numbers]
 """What a client keeps from one round for the next, flattened tensors by name; empty: nothing."""
 
 
@@ -149,16 +149,17 @@ def with_left_over(delta: Delta, state: State | None) -> State:
     """
     left, layout = state or {}, delta.layout
     return {
-        spec.name: left.get(spec.name, np.float32(0)) + delta.whole(spec.name)
+        # What was left may be of another type: of a run with other values, restored.
+        spec.name: np.add(left.get(spec.name, 0), delta.whole(spec.name), dtype=delta.dtype)
         for spec in (*layout.pruned, *layout.dense)
     }
 
 
-def left_over(whole: Mapping[str, NDArray[np.float32]], packet: bytes, layout: Layout) -> State:
+def left_over(whole: Mapping[str, Numbers], packet: bytes, layout: Layout) -> State:
     """Return what a packet does not deliver of some numbers: the state of error feedback.
 
     What was sent, as the server reads it and not divided by q, and what is left add up to what was
-    there, to float32's round-off (Stich et al., "Sparsified SGD with memory", 2018).
+    there, to the round-off of the numbers' type (Stich et al., "Sparsified SGD with memory", 2018).
 
     Args:
         whole: The numbers that were to be sent, flattened, by tensor; changed in place.

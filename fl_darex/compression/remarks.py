@@ -26,11 +26,33 @@ def remarks(layout: Layout, uplink: Uplink, unseen: Before | None = None) -> lis
         uplink: The settings behind it.
         unseen: The tensors, where secure aggregation adds up what becomes of them.
     """
-    if not uplink.how.packs or uplink.keep == ONE:
-        return []  # nothing is dropped
-    found = [too_small(layout, uplink.keep), nameless(layout, uplink.dense)]
-    found += [] if unseen is None else [tied_unseen(layout, unseen)]
+    if not uplink.how.packs:
+        return []
+    found = [misfit(layout, uplink.values)] if unseen is None else []
+    if uplink.keep < ONE:  # else nothing is dropped
+        found += [too_small(layout, uplink.keep), nameless(layout, uplink.dense)]
+        found += [] if unseen is None else [tied_unseen(layout, unseen)]
     return [text for text in found if text]
+
+
+def misfit(layout: Layout, values: str) -> str:
+    """Return what to say where a packet's numbers and the model are of other types; empty: nothing.
+
+    Args:
+        layout: What becomes of each tensor.
+        values: The coding: of those in float32 only the one that is chosen to lose nothing counts.
+    """
+    sent = (*layout.pruned, *layout.dense)
+    wide = [spec.name for spec in sent if spec.dtype == "float64"]
+    if values == "fp64" and sent and not wide:
+        return "no tensor is float64: values 'fp64' says what 'fp32' says in half the bytes"
+    if values != "fp32" or not wide:
+        return ""
+    more = f" and {len(wide) - 1} more are" if len(wide) > 1 else " is"
+    return (
+        f"{wide[0]!r}{more} float64, and changes travel in float32's steps: values 'fp64' keeps "
+        "float64's, for twice the bytes"
+    )
 
 
 def tied_unseen(layout: Layout, arrays: Before) -> str:

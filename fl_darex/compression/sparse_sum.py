@@ -12,20 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fl_darex.change import Array
 from fl_darex.delta import Layout
 from fl_darex.masks import ONE
 from fl_darex.positions import Blocks, Draws, Mask, Positions, joined
+from fl_darex.survivors import Numbers
 
 if TYPE_CHECKING:
     from fl_darex.compression.weighted_sum import Part
 
 _SPAN = 1 << 20  # entries of a stretch: 4 MB of accumulator
 _AT_ONCE = 1 << 18  # survivors of a stretch that are drawn at once, about
-
-Numbers = NDArray[np.float32]
 
 
 @dataclass
@@ -66,8 +64,9 @@ class Share:
         share = self.share * self.part.factor
         if isinstance(update.q, float):
             return update.numbers(start, self.read, share / update.q)
-        scale = (share / np.asarray(update.q, dtype=np.float64)).astype(np.float32)
-        return update.numbers(start, self.read) * np.repeat(scale[tensors], counts)
+        numbers = update.numbers(start, self.read)
+        scale = (share / np.asarray(update.q, dtype=np.float64)).astype(numbers.dtype)
+        return numbers * np.repeat(scale[tensors], counts)
 
 
 def add_sparse(

@@ -12,18 +12,16 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fl_darex.change import Array, Arrays, added, square
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.positions import Mask, Positions
-from fl_darex.survivors import Q, Survivors
+from fl_darex.survivors import Numbers, Q, Survivors
 from fl_darex.wire.reader import Packet
 
 _AT_ONCE = 1 << 20  # numbers whose squares are added at once
 
-Numbers = NDArray[np.float32]
 Support = Mapping[str, Positions | slice]
 """Flat positions by tensor that all clients of a round have; a slice stands for all."""
 Before = Mapping[str, Array]
@@ -111,7 +109,7 @@ class SparseUpdate(Update):
         known: Any = {"mask": found.mask, "q": found.q, "count": found.count}
         return cls(
             found.layout,
-            lambda start, end, scale: found.numbers[start:end] * np.float32(scale),
+            lambda start, end, scale: found.numbers[start:end] * found.numbers.dtype.type(scale),
             lambda: found.dense,
             lambda: found.raw,
             **known,
@@ -193,7 +191,7 @@ class SparseUpdate(Update):
 
     def _divided(self, start: int, end: int, tensor: int) -> Numbers:
         change = self.numbers(start, end)
-        change /= np.float32(self.q if isinstance(self.q, float) else self.q[tensor])
+        change /= change.dtype.type(self.q if isinstance(self.q, float) else self.q[tensor])
         return change
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
 from fl_darex.compression.small import whole_up_to
@@ -17,7 +19,7 @@ from fl_darex.options import Scalar, checked_options
 from fl_darex.positions import SeededMask
 from fl_darex.rescaling import resolve_q
 from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
-from fl_darex.wire.codings import CODINGS, Coding
+from fl_darex.wire.codings import CODINGS, Coding, type_of
 
 MASKS = ("client", "round")
 """One mask for each client, or one for all clients of a round."""
@@ -119,6 +121,11 @@ class Uplink:
     def how(self) -> Method:
         """Both halves of the method."""
         return METHODS[self.method]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy type of a packet's numbers: float32, or float64."""
+        return type_of(CODINGS[self.values])
 
     @property
     def rule(self) -> str:

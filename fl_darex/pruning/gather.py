@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fl_darex.delta import Delta
 from fl_darex.positions import Mask
-from fl_darex.survivors import Q, Survivors
+from fl_darex.survivors import Numbers, Q, Survivors
 
 
 def gather(delta: Delta, mask: Mask, q: Q, where: Mapping[str, Any] | None = None) -> Survivors:
@@ -30,7 +29,7 @@ def gather(delta: Delta, mask: Mask, q: Q, where: Mapping[str, Any] | None = Non
     return Survivors(
         layout=layout,
         mask=mask,
-        numbers=_joined((taken.pop(spec.name) for spec in layout.pruned), sum(counts)),
+        numbers=_joined((taken.pop(s.name) for s in layout.pruned), sum(counts), delta.dtype),
         counts=counts,
         dense={spec.name: delta.whole(spec.name) for spec in layout.dense},
         raw={spec.name: delta.raw(spec.name) for spec in layout.raw},
@@ -38,7 +37,7 @@ def gather(delta: Delta, mask: Mask, q: Q, where: Mapping[str, Any] | None = Non
     )
 
 
-def gather_from(whole: Mapping[str, NDArray[np.float32]], delta: Delta, mask: Mask) -> Survivors:
+def gather_from(whole: Mapping[str, Numbers], delta: Delta, mask: Mask) -> Survivors:
     """Return survivors of other numbers than a delta's own, such as its sum with a residual.
 
     Args:
@@ -52,7 +51,7 @@ def gather_from(whole: Mapping[str, NDArray[np.float32]], delta: Delta, mask: Ma
     return Survivors(
         layout=layout,
         mask=mask,
-        numbers=_joined(iter(parts), sum(counts)),
+        numbers=_joined(iter(parts), sum(counts), delta.dtype),
         counts=counts,
         dense={spec.name: whole[spec.name] for spec in layout.dense},
         raw={spec.name: delta.raw(spec.name) for spec in layout.raw},
@@ -60,9 +59,9 @@ def gather_from(whole: Mapping[str, NDArray[np.float32]], delta: Delta, mask: Ma
     )
 
 
-def _joined(parts: Iterable[NDArray[np.float32]], count: int) -> NDArray[np.float32]:
+def _joined(parts: Iterable[Numbers], count: int, kind: np.dtype[Any]) -> Numbers:
     """Return the parts as one array; each is let go as soon as it is copied."""
-    joined, start = np.empty(count, dtype=np.float32), 0
+    joined, start = np.empty(count, dtype=kind), 0
     for part in parts:
         joined[start : start + part.size] = part
         start += part.size

@@ -8,31 +8,37 @@ lowest position.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_darex.positions import Positions
+from fl_darex.survivors import Numbers
 
 _AT_ONCE = 1 << 20  # entries: their temporaries stay in cache
-_LOW_BITS = 15
-_BINS = 1 << (31 - _LOW_BITS)
-_MAGNITUDE = np.uint32(0x7FFFFFFF)
+_HIGH_BITS = 16  # of a magnitude: its exponent and the beginning of its fraction
+
+Bits = NDArray[np.unsignedinteger[Any]]
 
 
-def largest(tensors: Mapping[str, NDArray[np.float32]], count: int) -> dict[str, Positions]:
+def largest(tensors: Mapping[str, Numbers], count: int) -> dict[str, Positions]:
     """Return the flat positions of the ``count`` largest magnitudes over all tensors.
 
     Zeros never survive, so there are fewer where fewer entries are not zero.
 
     Args:
-        tensors: Contiguous float32 arrays without NaN; their order is the canonical one.
+        tensors: Contiguous arrays without NaN, float32 or float64 alike; their order is the
+            canonical one.
         count: How many entries survive, 0 or more.
+
+    Raises:
+        TypeError: If they are of other types, or not all of one.
     """
-    histogram = np.zeros(_BINS, dtype=np.int64)
+    histogram = np.zeros(1 << _HIGH_BITS, dtype=np.int64)
     zeros = 0
     for _, _, bits in _pieces(tensors):
-        histogram += np.bincount(bits >> np.uint32(_LOW_BITS), minlength=_BINS)
+        histogram += np.bincount(_high(bits), minlength=histogram.size)
         zeros += int(bits.size - np.count_nonzero(bits))
     histogram[0] -= zeros
     count = min(count, int(histogram.sum()))
@@ -46,29 +52,43 @@ def largest(tensors: Mapping[str, NDArray[np.float32]], count: int) -> dict[str,
 
 
 def _pieces(
-    tensors: Mapping[str, NDArray[np.float32]],
-) -> Iterator[tuple[str, int, NDArray[np.uint32]]]:
+    tensors: Mapping[str, Numbers],
+) -> Iterator[tuple[str, int, Bits]]:
     """Yield each tensor's name, a position, and the bits of the magnitudes from there on."""
+    first: np.dtype[Any] | None = None
     for name, tensor in tensors.items():
-        flat = tensor.reshape(-1).view(np.uint32)
+        kind = tensor.dtype
+        first = kind if first is None else first
+        if kind != first or kind not in (np.float32, np.float64):
+            raise TypeError(f"{name!r} is of type {kind}; all must be float32, or all float64")
+        flat = as_bits(tensor)
+        magnitude = flat.dtype.type(np.iinfo(flat.dtype).max >> 1)  # all but the sign
         for start in range(0, flat.size, _AT_ONCE):
-            yield name, start, flat[start : start + _AT_ONCE] & _MAGNITUDE
+            yield name, start, flat[start : start + _AT_ONCE] & magnitude
 
 
-def _threshold(tensors: Mapping[str, NDArray[np.float32]], edge: int, left: int) -> tuple[int, int]:
+def as_bits(numbers: Numbers) -> Bits:
+    """Return the bits of contiguous numbers, flattened: for those >= 0 in the numbers' order."""
+    return numbers.reshape(-1).view(f"u{numbers.dtype.itemsize}")
+
+
+def _high(bits: Bits) -> NDArray[np.int64]:
+    shift = 8 * bits.dtype.itemsize - 1 - _HIGH_BITS
+    return (bits >> bits.dtype.type(shift)).astype(np.int64)
+
+
+def _threshold(tensors: Mapping[str, Numbers], edge: int, left: int) -> tuple[int, int]:
     """Return the smallest surviving magnitude as bits, and how many of that size survive."""
     parts = []
     for _, _, bits in _pieces(tensors):
-        parts.append(bits[(bits >> np.uint32(_LOW_BITS) == edge) & (bits > 0)])
+        parts.append(bits[(_high(bits) == edge) & (bits > 0)])
     candidates = np.concatenate(parts)
     place = candidates.size - left
     threshold = int(np.partition(candidates, place)[place])
     return threshold, left - int(np.count_nonzero(candidates > threshold))
 
 
-def _collect(
-    tensors: Mapping[str, NDArray[np.float32]], threshold: int, equal: int
-) -> dict[str, Positions]:
+def _collect(tensors: Mapping[str, Numbers], threshold: int, equal: int) -> dict[str, Positions]:
     parts: dict[str, list[Positions]] = {name: [] for name in tensors}
     for name, start, bits in _pieces(tensors):
         found = np.flatnonzero(bits >= threshold)

@@ -11,15 +11,14 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fl_darex.delta import Delta, TensorSpec
 from fl_darex.errors import nearest
 from fl_darex.masks import ONE
 from fl_darex.positions import ListedMask, Positions
 from fl_darex.pruning.gather import gather
-from fl_darex.pruning.largest import largest
-from fl_darex.survivors import Survivors
+from fl_darex.pruning.largest import as_bits, largest
+from fl_darex.survivors import Numbers, Survivors
 
 Scope = Literal["layer", "row", "global"]
 """Among which entries the largest are chosen: one tensor's (the paper), one output row's of a
@@ -29,7 +28,7 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 _AT_ONCE = 1 << 20  # entries: their temporaries stay in cache
 
-Score = Callable[[TensorSpec], NDArray[np.float32]]
+Score = Callable[[TensorSpec], Numbers]
 
 
 def kept_count(numel: int, keep: int) -> int:
@@ -46,7 +45,8 @@ def keep_largest(delta: Delta, keep: int, scope: str, score: Score, mask: Listed
         delta: What changed.
         keep: Keep threshold in units of 2**-32 (`fl_darex.masks.keep_threshold`).
         scope: Among which entries.
-        score: Returns the scores of one tensor, flattened, 0 or more; 0 never survives.
+        score: Returns the scores of one tensor, flattened, 0 or more, as float32 or float64;
+            0 never survives.
         mask: Whose packet it becomes, still without positions.
 
     Raises:
@@ -67,13 +67,13 @@ def keep_largest(delta: Delta, keep: int, scope: str, score: Score, mask: Listed
     return gather(delta, replace(mask, where=where), 1.0)
 
 
-class _Scores(Mapping[str, NDArray[np.float32]]):
+class _Scores(Mapping[str, Numbers]):
     """Scores by tensor that are worked out whenever they are asked for."""
 
     def __init__(self, specs: Mapping[str, TensorSpec], score: Score) -> None:
         self._specs, self._score = specs, score
 
-    def __getitem__(self, name: str) -> NDArray[np.float32]:
+    def __getitem__(self, name: str) -> Numbers:
         return self._score(self._specs[name])
 
     def __iter__(self) -> Iterator[str]:
@@ -83,13 +83,13 @@ class _Scores(Mapping[str, NDArray[np.float32]]):
         return len(self._specs)
 
 
-def _by_row(spec: TensorSpec, scores: NDArray[np.float32], keep: int) -> Positions:
+def _by_row(spec: TensorSpec, scores: Numbers, keep: int) -> Positions:
     """Return the flat positions of each row's largest scores; a vector is one row."""
     rows = spec.shape[0] if len(spec.shape) > 1 else 1
     if not spec.numel:
         return np.empty(0, dtype=np.int64)
     # As integers, magnitudes keep their order and NaN comes out on top, so that it is not lost.
-    table = np.ascontiguousarray(scores).view(np.uint32).reshape(rows, -1)
+    table = as_bits(np.ascontiguousarray(scores)).reshape(rows, -1)
     width = table.shape[1]
     count, step = kept_count(width, keep), max(1, _AT_ONCE // width)
     found = []

@@ -17,9 +17,7 @@ from fl_darex.delta import Delta, Layout, TensorSpec, as_delta
 from fl_darex.masks import keep_threshold
 from fl_darex.positions import ListedMask
 from fl_darex.pruning.scores import Scope, Score, keep_largest
-from fl_darex.survivors import Survivors
-
-_LAST = np.nextafter(np.float32(0), np.float32(1))
+from fl_darex.survivors import Numbers, Survivors
 
 
 def wanda(
@@ -76,13 +74,13 @@ def weighted(delta: Delta, norms: Mapping[str, ArrayLike], scope: str) -> Score:
             f"{lacking[:5]}; use 'layer' or 'row'"
         )
 
-    def score(spec: TensorSpec) -> NDArray[np.float32]:
-        sizes = np.abs(delta.whole(spec.name))
+    def score(spec: TensorSpec) -> Numbers:
+        sizes: Numbers = np.abs(delta.whole(spec.name))
         if spec.name not in scales:
             return sizes
-        scores = (sizes.reshape(spec.shape) * scales[spec.name]).reshape(-1)
+        scores: Numbers = (sizes.reshape(spec.shape) * scales[spec.name]).reshape(-1)
         # A score of 0 never survives, but a change whose input was always 0 is a change.
-        scores[(scores == 0) & (sizes > 0)] = _LAST
+        scores[(scores == 0) & (sizes > 0)] = np.finfo(scores.dtype).smallest_subnormal
         return scores
 
     return score

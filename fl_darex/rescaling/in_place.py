@@ -28,7 +28,7 @@ class Part:
         positions: Where they are in the flattened tensor; the same if it is contiguous.
         before: What the base has there.
         base: The same, in float32 at least.
-        values: The unscaled survivors, float32.
+        values: The unscaled survivors, float32 or float64.
     """
 
     flat: torch.Tensor
@@ -40,13 +40,13 @@ class Part:
 
     def write(self, q: torch.Tensor) -> None:
         """Write ``base + values / q``, rounded once to the tensor's type."""
-        moved = self.base + (self.values / q).to(self.base.dtype)
+        moved = self.base + self.values / q
         self.flat.index_copy_(0, self.at, moved.to(self.flat.dtype))
 
     def slope(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return the derivative by 1/q, in float32, from the gradient of the whole tensor."""
         picked = gradient.reshape(-1).index_select(0, self.positions)
-        return torch.dot(picked.float(), self.values)
+        return torch.dot(picked.float(), self.values.float())
 
 
 class RescaledModel:
@@ -125,7 +125,7 @@ class RescaledModel:
             ValueError: If a q is not a positive number, or there is not one for each tensor.
         """
         parts = self.parts
-        numbers = np.asarray(q, dtype=np.float32)
+        numbers = np.asarray(q, dtype=self.survivors.numbers.dtype)
         if numbers.ndim > 1 or (numbers.ndim == 1 and numbers.size != len(parts)):
             raise ValueError(f"q must be one number or {len(parts)}, got shape {numbers.shape}")
         if not (np.isfinite(numbers) & (numbers > 0)).all():

@@ -111,15 +111,14 @@ def least_squares_q(
 
 
 def _entries(delta: Delta) -> Entries:
-    return lambda spec: torch.from_numpy(delta.whole(spec.name))
+    return lambda spec: torch.from_numpy(delta.whole(spec.name)).float()
 
 
 def _scattered(survivors: Survivors) -> Entries:
     def entries(spec: TensorSpec) -> torch.Tensor:
         flat = torch.zeros(spec.numel)
-        flat[torch.tensor(survivors.positions[spec.name])] = torch.tensor(
-            survivors.values[spec.name]
-        )
+        values = torch.tensor(survivors.values[spec.name], dtype=torch.float32)
+        flat[torch.tensor(survivors.positions[spec.name])] = values
         return flat
 
     return entries

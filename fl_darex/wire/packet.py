@@ -16,6 +16,8 @@ and slot.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,10 +26,10 @@ from fl_darex.errors import DIVERGED, DeltaError, PacketError, Reason
 from fl_darex.masks import ONE
 from fl_darex.positions import Mask
 from fl_darex.survivors import Survivors
-from fl_darex.wire.codings import CODINGS, Coding, Numbers, coding_of, dense_coding
+from fl_darex.wire.codings import CODINGS, Coding, Numbers, coding_of, dense_coding, type_of
 from fl_darex.wire.codings.coding import noise_of
 from fl_darex.wire.header import NO_VERSION, Header, expect, read_header
-from fl_darex.wire.reader import Packet, read_packet
+from fl_darex.wire.reader import Packet, read_packet, room_of
 
 _MOST_Q = 0xFFFF
 
@@ -43,8 +45,8 @@ def encode(
 
     Args:
         survivors: What pruning left.
-        values: Coding of the numbers: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``, ``"int4"``
-            or ``"sign"``. Dense tensors are written in fp16 at least.
+        values: Coding of the numbers: ``"fp64"``, ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``,
+            ``"int4"`` or ``"sign"``. Dense tensors are written in fp16 at least.
         base: Version of the model that the numbers are changes to, 8 bytes; zeros: not said.
         sender: Who writes, so that stochastic rounding differs where a mask is shared; None: the
             mask's own slot.
@@ -63,12 +65,15 @@ def encode(
     dense = np.concatenate([nothing, *(survivors.dense[spec.name] for spec in layout.dense)])
     noise = noise_of(fields.seed, fields.round, fields.slot if sender is None else sender)
     # One exponent each: a running variance may move a million times as far as a weight.
-    numbers, exponent = _written(survivors.numbers, qs.min(initial=1.0), CODINGS[values], noise)
-    whole, dense_exponent = _written(dense, 1.0, dense_coding(values), noise)
+    coding, beside, q = CODINGS[values], dense_coding(values), float(qs.min(initial=1.0))
+    room = room_of(coding, layout.pruned)
+    numbers, exponent = _written(survivors.numbers, q, coding, room, noise)
+    room = room_of(beside, layout.dense)
+    whole, dense_exponent = _written(dense, 1.0, beside, room, noise)
     positions = survivors.mask.section(layout)
     header = Header(
         **vars(fields),
-        coding=CODINGS[values].code,
+        coding=coding.code,
         q=float(qs[0]) if qs.size == 1 else 0.0,
         exponent=exponent,
         dense_exponent=dense_exponent,
@@ -141,10 +146,13 @@ def open_packet(
 
 
 def _written(
-    numbers: Numbers, q: float, coding: Coding, noise: NDArray[np.uint64]
+    numbers: Numbers, q: float, coding: Coding, room: np.dtype[Any], noise: NDArray[np.uint64]
 ) -> tuple[bytes, int]:
     """Return numbers as bytes, and their exponent; refuse what the decoder would refuse."""
-    largest = np.max(np.abs(numbers), initial=np.float32(0))
+    kind = type_of(coding)
+    with np.errstate(over="ignore"):
+        numbers = numbers.astype(kind, copy=False)
+    largest = np.max(np.abs(numbers), initial=kind.type(0))
     if not np.isfinite(largest):
         raise DeltaError(f"the update holds NaN or infinite values; {DIVERGED}")
     exponent = coding.exponent(largest)
@@ -154,6 +162,8 @@ def _written(
         bound = coding.largest(memoryview(data), numbers.size, exponent)
     except PacketError:
         bound = np.inf
-    if not bound / q <= float(np.finfo(np.float32).max):
-        raise DeltaError(f"the update holds {largest}, which is infinite once divided by q = {q}")
+    if not bound / q <= float(np.finfo(room).max):
+        raise DeltaError(
+            f"the update holds {largest}, which is infinite in {room} once divided by q = {q}"
+        )
     return data, exponent

@@ -8,6 +8,7 @@ entries as the packet has.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_darex.delta import Layout
+from fl_darex.delta import Layout, TensorSpec
 from fl_darex.errors import PacketError, Reason
 from fl_darex.positions import KINDS, Mask
 from fl_darex.positions.mask import refuse
 from fl_darex.survivors import Q, Survivors, split
-from fl_darex.wire.codings import CODINGS, Coding, Numbers, coding_of, dense_coding
+from fl_darex.wire.codings import CODINGS, Coding, Numbers, coding_of, dense_coding, type_of
 from fl_darex.wire.header import HEADER_BYTES, Header, expect, read_header
 
-_LARGEST = float(np.finfo(np.float32).max)
+_WIDE = ("float64", "float128")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class Packet:
         stop = count if end is None else end
         found = self._coding.read(self._values, count, exponent, start, stop)
         if scale != 1.0:
-            found *= np.float32(scale)
+            found *= found.dtype.type(scale)
         return found
 
     def dense(self) -> dict[str, Numbers]:
@@ -121,10 +122,11 @@ def read_packet(
     mask = KINDS[header.mask_kind].read(header, sections[1], layout, header.survivors)
     _, _, values, dense, raw = sections
     largest = coding.largest(values, header.survivors, header.exponent)
-    _check_finite(largest, float(np.min(q, initial=1.0)))
+    _check_finite(largest, float(np.min(q, initial=1.0)), room_of(coding, layout.pruned))
     whole = sum(spec.numel for spec in layout.dense)
-    largest = dense_coding(coding.name).largest(dense, whole, header.dense_exponent)
-    _check_finite(largest, 1.0)
+    beside = dense_coding(coding.name)
+    largest = beside.largest(dense, whole, header.dense_exponent)
+    _check_finite(largest, 1.0, room_of(beside, layout.dense))
     opened = Packet(header, layout, mask, q, coding, values, dense, raw)
     opened.raw()
     return opened
@@ -166,8 +168,19 @@ def _read_q(header: Header, section: memoryview) -> Q:
     return numbers
 
 
-def _check_finite(largest: float, q: float) -> None:
-    if not largest <= _LARGEST:
+def room_of(coding: Coding, specs: Iterable[TensorSpec]) -> np.dtype[Any]:
+    """Return the type in which all that a packet says of some tensors has to be finite.
+
+    It is the coding's, or float32 unless all of them are wider: what only float64 can hold would
+    make an infinite entry of a model in float32, which costs a round.
+    """
+    wide = all(spec.dtype in _WIDE for spec in specs)
+    return type_of(coding) if wide else np.dtype(np.float32)
+
+
+def _check_finite(largest: float, q: float, room: np.dtype[Any]) -> None:
+    most = float(np.finfo(room).max)
+    if not largest <= most:
         refuse("holds NaN or infinite values", Reason.VALUES)
-    if not largest / q <= _LARGEST:
+    if not largest / q <= most:
         refuse("holds values that are infinite once divided by q", Reason.VALUES)

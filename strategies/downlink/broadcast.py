@@ -33,6 +33,7 @@ from fl_darex.flower.model_note import (
 from fl_darex.flower.records import into_record, to_arrays, to_record, view_arrays
 from fl_darex.positions import Mask
 from fl_darex.ties import tie, write_ties
+from fl_darex.wire.codings import CODINGS, type_of
 from fl_darex.wire.header import NO_VERSION
 from fl_darex.wire.reader import read_packet
 from fl_darex.wire.versions import (
@@ -242,7 +243,7 @@ class Broadcast:
         data = None
         if structure(before) == structure(after):
             layout = tie(self._asked.layout(before), after, before)
-            delta = Delta(after, before, layout=layout)
+            delta = Delta(after, before, layout=layout, dtype=type_of(CODINGS[self._values]))
             data = self._packed(delta, sent, round_)
         else:
             odd = sorted({name for name, _ in structure(before) ^ structure(after)})[:5]

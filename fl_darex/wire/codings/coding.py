@@ -1,22 +1,23 @@
-"""What a coding is: a way to write float32 numbers as bytes, and to read any part of them back."""
+"""What a coding is: a way to write numbers as bytes, and to read any part of them back."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fl_darex.errors import PacketError, Reason
 
-Numbers = NDArray[np.float32]
+Numbers = NDArray[np.floating[Any]]
+"""Numbers of a packet: float32, or of the type that their coding names (`type_of`)."""
 
 
 @runtime_checkable
 class Coding(Protocol):
-    """A way to write float32 numbers.
+    """A way to write float32 numbers; or float64 ones, with an attribute ``dtype = np.float64``.
 
     Whoever writes an own one may derive it from this class, or not.
     """
@@ -37,7 +38,7 @@ class Coding(Protocol):
     def size(self, count: int) -> int:
         """Return the bytes of ``count`` numbers."""
 
-    def exponent(self, largest: np.float32) -> int:
+    def exponent(self, largest: np.floating[Any]) -> int:
         """Return the power of two for the header, in [-128, 127], given the largest magnitude."""
         return 0
 
@@ -70,6 +71,11 @@ class Coding(Protocol):
 
         They are the caller's own: an array that shares no memory with the packet.
         """
+
+
+def type_of(coding: Coding) -> np.dtype[Any]:
+    """Return the NumPy type of the numbers that a coding takes and gives: float32 or float64."""
+    return np.dtype(getattr(coding, "dtype", np.float32))  # no part of the protocol: few have it
 
 
 def check_no_exponent(found: int) -> None:

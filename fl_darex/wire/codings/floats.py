@@ -1,11 +1,14 @@
-"""Floating-point numbers of four and of two bytes.
+"""Floating-point numbers of eight, of four and of two bytes.
 
 ``fp16`` carries one power of two for the whole packet, chosen so that the largest number nearly
 fills the range: deltas are small and would otherwise fall among float16's subnormal numbers.
-``bf16`` is the upper half of float32: less precise, any magnitude.
+``bf16`` is the upper half of float32: less precise, any magnitude. ``fp64`` alone has more than
+float32's precision and range, for models in float64.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,22 @@ _FP16_TOP = 15  # numbers below 2**15 keep clear of float16's largest, 65504
 class _Float(Coding):
     def size(self, count: int) -> int:
         return int(self.bits) // 8 * count
+
+
+class _Float64(_Float):
+    name, code, bits = "fp64", 6, 64.0
+    dtype = np.float64
+
+    def write(self, numbers: Numbers, exponent: int, noise: NDArray[np.uint64]) -> bytes:
+        return numbers.astype("<f8", copy=False).tobytes()
+
+    def largest(self, data: memoryview, count: int, exponent: int) -> float:
+        check_no_exponent(exponent)
+        bits = np.frombuffer(data, dtype="<u8") & np.uint64(0x7FFFFFFFFFFFFFFF)
+        return _bound(bits, 0x7FF0000000000000, np.float64)
+
+    def read(self, data: memoryview, count: int, exponent: int, start: int, end: int) -> Numbers:
+        return np.frombuffer(data[8 * start : 8 * end], dtype="<f8").astype(np.float64)
 
 
 class _Float32(_Float):
@@ -40,7 +59,7 @@ class _Float32(_Float):
 class _Float16(_Float):
     name, code, bits = "fp16", 1, 16.0
 
-    def exponent(self, largest: np.float32) -> int:
+    def exponent(self, largest: np.floating[Any]) -> int:
         if largest == 0.0:
             return 0
         return int(np.clip(_FP16_TOP - np.frexp(largest)[1], -128, 127))
@@ -77,7 +96,7 @@ class _BFloat16(_Float):
         return from_bfloat16(np.frombuffer(data[2 * start : 2 * end], dtype="<u2"))
 
 
-FP32, FP16, BF16 = _Float32(), _Float16(), _BFloat16()
+FP64, FP32, FP16, BF16 = _Float64(), _Float32(), _Float16(), _BFloat16()
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> Numbers:
