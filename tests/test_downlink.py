@@ -229,7 +229,7 @@ def test_a_server_that_prunes_keeps_back_what_it_does_not_send():
     np.testing.assert_allclose(model["w"], change, rtol=0, atol=np.abs(change).max() * 2**-11)
 
 
-@pytest.mark.parametrize("values", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("values", ["fp64", "fp32", "int8", "int4"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_what_rounding_takes_away_when_a_model_moves_is_kept_back_as_well(dtype, values):
     """What clients hold and what is kept back add up to all that the strategy asked for."""

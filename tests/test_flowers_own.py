@@ -43,10 +43,12 @@ def through_a_run(kind: type[Strategy]) -> type[Strategy]:
             inner = object.__new__(kind)
             inner.__dict__ = self.__dict__  # what it remembers is what the test's object remembers
             contents = [reply.content for reply in replies]
-            outer = DarexStrategy(inner, p=0.0, values="fp32", mask="round")
+            arrays = start_of(self, contents[0])
+            wide = any(array.dtype == "float64" for array in arrays.values())
+            values = "fp64" if wide else "fp32"
+            outer = DarexStrategy(inner, p=0.0, values=values, mask="round")
             grid = InProcessGrid(answering(contents), len(contents))
             with outer.running(grid, timeout=60) as counted:
-                arrays = start_of(self, contents[0])
                 asked = outer.configure_train(server_round, arrays, ConfigRecord(), counted)
                 return outer.aggregate_train(
                     server_round, counted.send_and_receive(asked, timeout=60)

@@ -11,11 +11,18 @@ from hypothesis.extra import numpy as npst
 from fl_darex.pruning import largest as module
 from fl_darex.pruning.largest import largest
 
-FLOATS = npst.arrays(
+SHAPES = npst.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=20)
+SINGLES = npst.arrays(
     np.float32,
-    npst.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=20),
+    SHAPES,
     elements=st.floats(-2, 2, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, 3e38]),
 )
+DOUBLES = npst.arrays(
+    np.float64,
+    SHAPES,
+    elements=st.floats(-2, 2) | st.sampled_from([0.0, -0.0, 1.0, 1 + 2**-52, 5e-324, 1e300]),
+)
+MANY = st.one_of(*(st.dictionaries(st.text(max_size=2), a, max_size=4) for a in (SINGLES, DOUBLES)))
 
 
 def reference(tensors: dict[str, np.ndarray], count: int) -> dict[str, list[int]]:
@@ -34,7 +41,7 @@ def reference(tensors: dict[str, np.ndarray], count: int) -> dict[str, list[int]
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.dictionaries(st.text(max_size=2), FLOATS, max_size=4), st.integers(0, 500), st.booleans())
+@given(MANY, st.integers(0, 500), st.booleans())
 def test_the_largest_are_those_of_a_full_sort(tensors, count, small_pieces):
     with pytest.MonkeyPatch.context() as patch:
         if small_pieces:
@@ -59,6 +66,13 @@ def test_neighbouring_magnitudes_are_told_apart():
     ascending = np.cumsum(np.ones(1000, np.uint32)) + np.float32(1).view(np.uint32)
     values = ascending.astype(np.uint32).view(np.float32)
     assert largest({"w": values}, 10)["w"].tolist() == list(range(990, 1000))
+
+
+@pytest.mark.parametrize("kinds", [("f4", "f8"), ("f8", "f4"), ("f2", "f2"), ("i4", "i4")])
+def test_tensors_of_other_types_or_of_two_are_refused(kinds):
+    tensors = {kind + str(i): np.ones(3, kind) for i, kind in enumerate(kinds)}
+    with pytest.raises(TypeError, match="all must be float32, or all float64"):
+        largest(tensors, 2)
 
 
 @pytest.mark.parametrize("count", [0, 1, 100_000, 3_000_000])
