@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from logging import WARNING
+from typing import TYPE_CHECKING
 
 from flwr.common.logger import log
 
-from fl_darex.config import ResourcesConfig
+from fl_darex.config import TASKS, ResourcesConfig, TaskConfig
 from fl_darex.errors import ConfigError
 from fl_darex.rescaling.rules import RULES
-from fl_darex.training.session import Session
+
+if TYPE_CHECKING:
+    from fl_darex.training.session import Session
 
 
 def check_machine(resources: ResourcesConfig) -> None:
@@ -37,6 +40,22 @@ def check_machine(resources: ResourcesConfig) -> None:
             f"resources.num-gpus = {resources.num_gpus:g}, but torch finds {gpus} GPUs on this "
             f"machine; allowed here: 0 to {gpus}"
         )
+
+
+def check_folders(task: TaskConfig) -> None:
+    """Refuse a model or data whose folder is not there, before the hub is asked for the other one.
+
+    What an own task makes of the two is its own affair, and digits brings its own.
+
+    Raises:
+        ConfigError: If a value that can only be a folder is none.
+    """
+    from fl_darex.tasks.sources import local_folder  # with torch, which --help does without
+
+    if task.name in TASKS and task.name != "digits":
+        for key, value in (("task.model", task.model), ("task.dataset", task.dataset)):
+            if value:
+                local_folder(key, value)
 
 
 def check_calibration(session: Session) -> None:

@@ -14,7 +14,7 @@ import typer
 from flwr.common.logger import log
 from rich.console import Console
 
-from fl_darex.commands.beforehand import check_calibration, check_machine
+from fl_darex.commands.beforehand import check_calibration, check_folders, check_machine
 from fl_darex.commands.ends import ended, shown, unheard
 from fl_darex.compression.methods import METHODS
 from fl_darex.config import RunConfig, load_config
@@ -70,6 +70,7 @@ def run(
 def _run(config: RunConfig, folder: RunFolder, engine: Engine, console: Console) -> None:
     _quiet()
     check_machine(config.resources)
+    check_folders(config.task)
     with folder, shown(Display(console)) as display:
         folder.reserve(config)
         _execute(config, engine, [folder, display])
