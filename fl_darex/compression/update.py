@@ -18,6 +18,7 @@ from fl_darex.change import Array, Arrays, added, square
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.positions import Mask, Positions
+from fl_darex.shown import described
 from fl_darex.survivors import Q, Survivors
 from fl_darex.wire.reader import Packet
 
@@ -89,6 +90,8 @@ class SparseUpdate(Update):
         q: One number, or one for each pruned tensor.
         count: How many survivors there are.
     """
+
+    __repr__ = described
 
     layout: Layout
     _numbers: Callable[[int, int, float], Numbers]
@@ -205,6 +208,8 @@ class WholeUpdate(Update):
         layout: The model's layout.
         read: Returns the tensors by name.
     """
+
+    __repr__ = described
 
     layout: Layout
     read: Callable[[], Mapping[str, Array]]
