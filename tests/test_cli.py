@@ -332,7 +332,7 @@ def test_a_signal_leaves_a_readable_folder_and_no_worker(
         wait_for(lambda: not with_variable("FL_DAREX_TEST", mark.__eq__), 30)
 
 
-def wait_for(condition: object, seconds: float = 120) -> None:
+def wait_for(condition: object, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "nothing happened in time"
