@@ -31,7 +31,7 @@ from rich.table import Table
 from runs import load, save
 from torch import nn
 
-from fl_darex.observers.run_folder import versions
+from fl_darex.observers.summary import versions
 from fl_darex.optim import AdamR
 
 MODEL, LR, DECAY, TURNS = "BERT-base", 1e-5, 0.01, 15

@@ -36,7 +36,7 @@ from fl_darex.compression.weighted_sum import weighted_mean
 from fl_darex.delta import Delta
 from fl_darex.flower.records import packet_record, to_record, view_arrays
 from fl_darex.flower.roster import PARTITION_KEY, answer
-from fl_darex.observers.run_folder import versions
+from fl_darex.observers.summary import versions
 from fl_darex.simulation import InProcessGrid
 from fl_darex.strategies import DarexStrategy
 

@@ -35,7 +35,7 @@ from flower_apps.two_lines import put_into
 from rich.console import Console
 from runs import RESULTS, ROOT, load, save
 
-from fl_darex.observers.run_folder import versions
+from fl_darex.observers.summary import versions
 
 # What DarexStrategy is given; None: the app as it is.
 VARIANTS = {

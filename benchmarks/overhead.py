@@ -39,7 +39,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, logg
 from fl_darex.clients import DarexMod
 from fl_darex.flower.private import with_content
 from fl_darex.flower.records import view_arrays
-from fl_darex.observers.run_folder import versions
+from fl_darex.observers.summary import versions
 from fl_darex.strategies import DarexStrategy
 
 EXAMPLES, BATCH, LR = 200, 32, 2e-5

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from runs import RESULTS, ROOT, load, save
 
-from fl_darex.observers.run_folder import versions
+from fl_darex.observers.summary import versions
 
 sys.path.insert(0, str(ROOT / "tests"))
 

@@ -32,7 +32,7 @@ from runs import load, save
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
 from fl_darex.delta import Delta
-from fl_darex.observers.run_folder import versions
+from fl_darex.observers.summary import versions
 from fl_darex.pruning import dare
 from fl_darex.rescaling import OutputChange, RescaledModel, rescale, search_q
 from fl_darex.survivors import Survivors

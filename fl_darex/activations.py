@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fl_darex.shown import described
+
 Vector = NDArray[np.float64]
 Batch = Mapping[str, torch.Tensor]
 Mask = torch.Tensor | None
@@ -31,6 +33,8 @@ class LayerInputs:
         absolute: Mean of its absolute value, shape ``(inputs,)``.
         count: Tokens (rows) that were seen; padding is not counted.
     """
+
+    __repr__ = described
 
     mean: Vector
     square: Vector

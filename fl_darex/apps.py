@@ -25,3 +25,7 @@ def __getattr__(name: str) -> Any:
     if name in _APPS:
         return import_module(_APPS[name]).app
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_APPS})

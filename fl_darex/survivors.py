@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fl_darex.delta import Layout
 from fl_darex.positions import Mask, Positions
+from fl_darex.shown import described
 
 Numbers = NDArray[np.floating[Any]]
 
@@ -34,6 +35,8 @@ class Survivors:
         q: Survivors stand for ``number / q``; ``q = 1-p`` makes the sum unbiased (DARE). One
             number, or one for each pruned tensor.
     """
+
+    __repr__ = described
 
     layout: Layout
     mask: Mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from logging import INFO, WARNING
-from typing import Any
+from typing import Any, Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.common.logger import log
@@ -13,6 +13,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fl_darex import checks
+from fl_darex.compression.choices import (
+    CountChoice,
+    DownlinkChoice,
+    MaskChoice,
+    MethodChoice,
+    QChoice,
+    ValuesChoice,
+)
 from fl_darex.compression.downlink import DownlinkPolicy
 from fl_darex.compression.method import Method
 from fl_darex.compression.uplink import Uplink
@@ -25,7 +33,7 @@ from fl_darex.wire.codings import Coding
 from .check import Check, check
 from .downlink import broadcast_for
 from .expected import Downlink
-from .forms import check_form
+from .forms import FormChoice, check_form
 from .intake import LARGEST_WEIGHT, tightest
 from .rounds import PackedRounds
 from .wrapped import Wrapped
@@ -122,21 +130,21 @@ class DarexStrategy(PackedRounds):
         strategy: Strategy,
         p: float = 0.99,
         *,
-        q: float | str = "dare",
-        values: str | Coding = "fp16",
-        mask: str = "client",
-        count: str = "random",
-        method: str | Method = "dare",
-        downlink: str | DownlinkPolicy = "update",
+        q: float | QChoice = "dare",
+        values: ValuesChoice | Coding = "fp16",
+        mask: MaskChoice = "client",
+        count: CountChoice = "random",
+        method: MethodChoice | Method = "dare",
+        downlink: DownlinkChoice | DownlinkPolicy = "update",
         base_held: bool = False,
         downlink_p: float | None = None,
-        downlink_values: str | Coding | None = None,
+        downlink_values: ValuesChoice | Coding | None = None,
         seed: int = 0,
         dense: Iterable[str] = (),
-        dense_below: int | str = "auto",
+        dense_below: int | Literal["auto"] = "auto",
         clip: float | None = None,
         max_weight: float = LARGEST_WEIGHT,
-        replies: str = "auto",
+        replies: FormChoice = "auto",
         validate: Callable[[Mapping[str, Any]], float] | None = None,
         secure: SecureAggregation | None = None,
         on_reply: Callable[[Entry], None] | None = None,

@@ -10,6 +10,8 @@ Strategies that compare clients are given every client's own values where all of
 
 from __future__ import annotations
 
+from typing import Literal
+
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
@@ -18,6 +20,7 @@ from fl_darex.masks import ONE
 from fl_darex.rescaling.rules import SERVER_VALIDATION
 
 FORMS = ("mean", "each", "support", "own")
+FormChoice = Literal["auto", "mean", "each", "support", "own"]
 
 COMPARING = (
     *(flower.FedMedian, flower.FedTrimmedAvg, flower.Krum, flower.MultiKrum, flower.Bulyan),

@@ -23,6 +23,7 @@ from fl_darex.flower.ledger import Entry
 from fl_darex.flower.private import is_simulated
 from fl_darex.flower.records import to_record, view_arrays
 from fl_darex.observers import Observer, RoundReport, RunStart
+from fl_darex.observers.guarded import Guarded
 from fl_darex.observers.run_folder import RunFolder
 from fl_darex.rescaling.rules import SERVER_VALIDATION
 from fl_darex.training.evaluation import evaluate, mean_loss
@@ -42,7 +43,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run what ``flwr run`` configured, into ``runs/<run id>``."""
     config = make_config(context.run_config)
     check_simulated_nodes(grid, config.federation.needed)
-    serve(grid, config, [RunFolder(Path("runs") / str(context.run_id))])
+    with RunFolder(Path("runs") / str(context.run_id)) as folder:
+        serve(grid, config, [folder])
 
 
 def make_app(config: RunConfig, observers: Sequence[Observer]) -> ServerApp:
@@ -108,7 +110,7 @@ class _Server:
     def __init__(self, session: Session, observers: Sequence[Observer]) -> None:
         self.session = session
         self.config = session.config
-        self.observers = observers
+        self.observers = [Guarded(observer) for observer in observers]
         self.counted = 0
         self._train: MetricRecord = MetricRecord()
         self._scores: dict[str, float] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 import time
 
@@ -15,6 +16,7 @@ from fl_darex.files.atomic import (
     UNFINISHED_SECONDS,
     open_atomically,
     write_atomically,
+    write_text_anyway,
     write_text_atomically,
 )
 from fl_darex.files.tensors import open_tensors
@@ -101,3 +103,29 @@ def test_what_cannot_be_cleared_away_does_not_hide_what_went_wrong(tmp_path, mon
     monkeypatch.setattr(os, "unlink", busy)
     with pytest.raises(ValueError, match="the reason"), open_atomically(tmp_path / "a"):
         raise ValueError("the reason")
+
+
+@pytest.mark.parametrize("text", ["new", "a longer text than before", ""])
+def test_the_last_word_is_written_where_there_is_no_place_for_a_second_file(tmp_path, text):
+    path = tmp_path / ("x" * 250)  # with its ending, the second file's name would be too long
+    with pytest.raises(OSError, match="too long"):
+        write_text_atomically(path, text)
+    with pytest.raises(OSError, match="too long"):
+        write_text_anyway(path, text)
+    path.write_text("what was before")
+    write_text_anyway(path, text)
+    assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_last_word_leaves_the_old_text_where_it_does_not_fit(tmp_path):
+    path = tmp_path / ("x" * 250)
+    path.write_text("old" * 100)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too long"):
+            write_text_anyway(path, "new" * 200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "old" * 100

@@ -170,6 +170,11 @@ MISTAKES = {
     "too many clients": (["federation.clients-per-round=9"], "federation.clients-per-round = 9"),
     "no override": (["compress.p"], "write key=value"),
     "too many GPUs": (["resources.num-gpus=64"], "resources.num-gpus = 64"),
+    "too many cores": (["resources.num-cpus=4096"], "resources.num-cpus = 4096, but this machine"),
+    "too many examples set apart": (
+        ["compress.q=q-v", "compress.calibration-examples=449", "--engine=local"],
+        "compress.calibration-examples = 449 leaves client 0 nothing of its 449 examples",
+    ),
     "no such cluster": (["resources.ray-address=127.0.0.1:9"], "nobody answers there"),
     "more clients than data": (["federation.clients=5000"], "federation.clients"),
 }
@@ -207,6 +212,7 @@ def test_a_mistake_is_one_clear_line_and_writes_nothing(mistake: str, config: Pa
 
 TEXT_MISTAKES = {
     "a missing dataset": ("./nowhere", "task.dataset = './nowhere': no such folder"),
+    "a missing dataset in a folder": ("data/no", "task.dataset = 'data/no': no such folder in 'da"),
     "a dataset without the columns": ("data", "sentence"),
     "a model that is no text encoder": ("", "task.model"),
 }
@@ -243,18 +249,64 @@ def test_a_missing_file_and_a_full_folder_are_refused(config: Path) -> None:
     assert (out / "mine.txt").read_text() == "keep"
 
 
+def test_runs_that_are_started_at_once_have_three_right_folders(config: Path) -> None:
+    arguments = ["run", "small.toml", "--engine=local", "federation.rounds=1"]
+    begun = [
+        subprocess.Popen(
+            [*COMMAND, *arguments, f"federation.seed={seed}"],
+            cwd=config.parent,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for seed in (1, 2, 3)
+    ]
+    for process in begun:
+        _, problems = process.communicate(timeout=240)
+        assert (process.returncode, problems) == (0, b"")
+    folders = list((config.parent / "runs").iterdir())
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert sorted(summary["seed"] for summary in summaries) == [1, 2, 3]
+    assert all(summary["status"] == "finished" for summary in summaries)
+    assert [len(lines(folder / "rounds.jsonl")) for folder in folders] == [1, 1, 1]
+    assert [len(lines(folder / "clients.jsonl")) for folder in folders] == [6, 6, 6]
+    for folder, summary in zip(folders, summaries, strict=True):
+        assert f"\nseed = {summary['seed']}\n" in (folder / "config.toml").read_text()
+
+
+def test_a_reader_who_leaves_does_not_stop_the_run(config: Path) -> None:
+    out = config.parent / "out"
+    process = subprocess.Popen(
+        [*COMMAND, "run", "small.toml", "--engine=local", "--out=out"],
+        cwd=config.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline().startswith("digits: ")
+    process.stdout.close()
+    problems = process.stderr.read()
+    assert process.wait(240) == 0
+    assert problems.count("the observer Display failed and the run goes on") == 1
+    assert json.loads((out / "summary.json").read_text())["status"] == "finished"
+    assert (out / "model" / "model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
 def test_help_is_there(arguments: list[str], tmp_path: Path) -> None:
     done = fl_darex(*arguments, cwd=tmp_path)
     assert done.returncode == 0 and "Usage" in done.stdout
 
 
-def test_ctrl_c_leaves_a_readable_folder_and_no_worker(config: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
+def test_a_signal_leaves_a_readable_folder_and_no_worker(
+    number: signal.Signals, config: Path
+) -> None:
     out, mark = config.parent / "out", str(config.parent)
     process = subprocess.Popen(
         [*COMMAND, "run", "small.toml", "federation.rounds=2000", "--out", "out"],
         cwd=config.parent,
-        env=os.environ | {"FL_DAREX_TEST": mark},
+        env=os.environ | {"FL_DAREX_TEST": mark, "RAY_ADDRESS": "127.0.0.1:9"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -263,23 +315,24 @@ def test_ctrl_c_leaves_a_readable_folder_and_no_worker(config: Path) -> None:
     try:
         wait_for(lambda: (out / "rounds.jsonl").exists() and len(lines(out / "rounds.jsonl")) > 1)
         started = with_variable("FL_DAREX_TEST", mark.__eq__)
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
         printed, problems = process.communicate(timeout=60)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, problems
     assert "Traceback" not in problems
+    assert "RAY_ADDRESS = '127.0.0.1:9' is not used" in problems
     assert "what was done so far is in out" in printed
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["status"] == "interrupted"
+    assert (summary["status"], summary["reason"]) == ("interrupted", number.name)
     assert summary["rounds"] == len(lines(out / "rounds.jsonl")) > 1
     if sys.platform == "linux":
         assert len(started) > 2  # the command, Ray's own, its workers
         wait_for(lambda: not with_variable("FL_DAREX_TEST", mark.__eq__), 30)
 
 
-def wait_for(condition: object, seconds: float = 120) -> None:
+def wait_for(condition: object, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "nothing happened in time"

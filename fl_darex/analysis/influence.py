@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fl_darex.delta import Delta, as_delta
+from fl_darex.shown import described
 
 if TYPE_CHECKING:
     from fl_darex.activations import LayerInputs
@@ -68,6 +69,8 @@ class LayerInfluence:
         first: ``S1_i = sum_j c_ij`` for each output, shape ``(m,)``.
         second: ``S2_i = sum_j c_ij^2``, shape ``(m,)``.
     """
+
+    __repr__ = described
 
     delta: Magnitude
     influence: Magnitude

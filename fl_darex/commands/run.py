@@ -6,25 +6,26 @@ import logging
 import os
 import time
 from enum import StrEnum
+from logging import WARNING
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from flwr.common.logger import log
 from rich.console import Console
 
+from fl_darex.commands.beforehand import check_calibration, check_folders, check_machine
+from fl_darex.commands.ends import ended, shown, unheard
 from fl_darex.compression.methods import METHODS
 from fl_darex.config import RunConfig, load_config
-from fl_darex.errors import ConfigError, DarexError
 from fl_darex.flower.optimizers import OPTIMIZERS
 from fl_darex.observers.display import Display, summary_table
-from fl_darex.observers.run_folder import RunFolder
+from fl_darex.observers.run_folder import RunFolder, reason_of
 from fl_darex.registry import load
 
 # Named, not imported: the library must not depend on its two halves.
 SERVER = "fl_darex.strategies.server_app:make_app"
 CLIENT = "fl_darex.clients.client_app:app"
-
-BAD_CONFIG, FAILED, INTERRUPTED = 2, 1, 130
 
 
 class Engine(StrEnum):
@@ -61,38 +62,30 @@ def run(
 ) -> None:
     """Run a federation and write its run folder."""
     console, problems = Console(), Console(stderr=True)
-    try:
-        _run(_resolved(load_config(config, overrides or [])), _folder(config, out), engine, console)
-    except ConfigError as error:
-        problems.print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(BAD_CONFIG) from None
-    except DarexError as error:
-        problems.print(f"[red]failed:[/red] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(FAILED) from None
+    folder = RunFolder(out or _unnamed(config), numbered=out is None)
+    with ended(folder, console, problems):
+        _run(_resolved(load_config(config, overrides or [])), folder, engine, console)
 
 
 def _run(config: RunConfig, folder: RunFolder, engine: Engine, console: Console) -> None:
     _quiet()
-    display = Display(console)
-    try:
+    check_machine(config.resources)
+    check_folders(config.task)
+    with folder, shown(Display(console)) as display:
+        folder.reserve(config)
         _execute(config, engine, [folder, display])
-    except KeyboardInterrupt:
-        display.stop()
-        folder.interrupted()
-        console.print(f"stopped; what was done so far is in {folder.path}", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED) from None
-    finally:
-        display.stop()
     _plot(folder)
-    console.print(summary_table(folder.summary()))
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    with unheard():
+        console.print(summary_table(folder.summary()))
+        console.print(f"run folder: {folder.path}", soft_wrap=True)
 
 
 def _execute(config: RunConfig, engine: Engine, observers: list[Any]) -> None:
     from fl_darex import simulation  # what it has is loaded where it is used: Ray takes long
     from fl_darex.training.session import session
 
-    session(config)  # what is wrong with model or data comes to light before Ray starts
+    # What is wrong with model or data comes to light before Ray starts.
+    check_calibration(session(config))
     server_app, clients = load(SERVER, "app")(config, observers), config.federation.clients
     if engine is Engine.local:
         # Server and clients now share this process's session and its one model. They never need it
@@ -115,11 +108,14 @@ def _plot(folder: RunFolder) -> None:
         from fl_darex.study.plots import plot_run
     except ImportError:
         return  # matplotlib is an extra
-    plot_run(folder.path)
+    try:
+        plot_run(folder.path)
+    except Exception as error:  # a picture is no reason to call a run failed
+        log(WARNING, "no plots in %r: %s", str(folder.path), reason_of(error))
 
 
-def _folder(config: Path, out: Path | None) -> RunFolder:
-    return RunFolder(out or Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}")
+def _unnamed(config: Path) -> Path:
+    return Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _resolved(config: RunConfig) -> RunConfig:

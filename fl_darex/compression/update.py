@@ -17,6 +17,7 @@ from fl_darex.change import Array, Arrays, added, square
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.positions import Mask, Positions
+from fl_darex.shown import described
 from fl_darex.survivors import Numbers, Q, Survivors
 from fl_darex.wire.reader import Packet
 
@@ -87,6 +88,8 @@ class SparseUpdate(Update):
         q: One number, or one for each pruned tensor.
         count: How many survivors there are.
     """
+
+    __repr__ = described
 
     layout: Layout
     _numbers: Callable[[int, int, float], Numbers]
@@ -203,6 +206,8 @@ class WholeUpdate(Update):
         layout: The model's layout.
         read: Returns the tensors by name.
     """
+
+    __repr__ = described
 
     layout: Layout
     read: Callable[[], Mapping[str, Array]]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from fl_darex.compression.choices import COUNTS, MASKS, CountChoice, MaskChoice, QChoice
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
 from fl_darex.compression.small import whole_up_to
@@ -21,14 +22,8 @@ from fl_darex.rescaling import resolve_q
 from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
 from fl_darex.wire.codings import CODINGS, Coding, type_of
 
-MASKS = ("client", "round")
-"""One mask for each client, or one for all clients of a round."""
-
 AUTO = "auto"
 """Of ``dense_below``: as the model's sizes suggest."""
-
-COUNTS = ("random", "exact")
-"""How many survivors a tensor has: as drawn, or its share, rounded at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +51,13 @@ class Uplink:
 
     method: str
     keep: int
-    q: float | str = "dare"
+    q: float | QChoice = "dare"
     values: str = "fp16"
-    mask: str = "client"
-    count: str = "random"
+    mask: MaskChoice = "client"
+    count: CountChoice = "random"
     seed: int = 0
     dense: tuple[str, ...] = ()
-    dense_below: int | str = 0
+    dense_below: int | Literal["auto"] = 0
     options: Mapping[str, Scalar] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -99,3 +99,27 @@ def write_atomically(path: Path, parts: Iterable[Any], mode: int = 0o666) -> Non
 def write_text_atomically(path: Path, text: str) -> None:
     """Write text as UTF-8, line ends as they are, as `open_atomically` does."""
     write_atomically(path, [text.encode()])
+
+
+def write_text_anyway(path: Path, text: str) -> None:
+    """Write text as `write_text_atomically` does; on a full disk, over the old file itself.
+
+    For the last word about something, when there is no space for a second file beside the first.
+
+    Raises:
+        OSError: If there is no space even so; the old text is then still there.
+    """
+    try:
+        write_text_atomically(path, text)
+    except OSError:
+        if not path.is_file():
+            raise
+        old, new = path.read_bytes(), text.encode()
+        with open(path, "r+b", buffering=0) as file:
+            if file.write(new) == len(new):
+                file.truncate()
+                return
+            file.seek(0)
+            file.write(old)  # it was there, so it fits
+            file.truncate()
+        raise

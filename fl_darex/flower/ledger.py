@@ -28,6 +28,7 @@ from fl_darex.flower.sizes import (
     message_bytes,
 )
 from fl_darex.secagg.messages import SECURE_KEY
+from fl_darex.shown import described
 
 LACKING = "lacking"
 SECURE = "secure"
@@ -74,6 +75,8 @@ class Entry:
 @dataclass
 class Ledger:
     """All exchanges of a run, in the order in which they were started."""
+
+    __repr__ = described
 
     entries: list[Entry] = field(default_factory=list)
     partition_of: dict[int, int] = field(default_factory=dict)

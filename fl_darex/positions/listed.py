@@ -11,6 +11,7 @@ from fl_darex.delta import Layout
 from fl_darex.masks import ONE, SHARED, Positions
 from fl_darex.positions.mask import Blocks, Mask, MaskFields, refuse
 from fl_darex.positions.rice import ListedPositions, write_positions
+from fl_darex.shown import described
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,8 @@ class ListedMask(Mask):
         share: Largest part of the entries that it may list, in units of 2**-32, but for rounding
             in each row of each tensor.
     """
+
+    __repr__ = described
 
     kind, code = "listed", 2
 

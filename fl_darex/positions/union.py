@@ -12,6 +12,7 @@ from fl_darex.delta import Layout
 from fl_darex.masks import Positions
 from fl_darex.positions.mask import Blocks, Mask, MaskFields, refuse
 from fl_darex.positions.seeded import SeededMask
+from fl_darex.shown import described
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class UnionMask(Mask):
     Attributes:
         members: Masks of one seed, round and threshold, with different slots; at least one.
     """
+
+    __repr__ = described
 
     kind, code = "union", 3
 

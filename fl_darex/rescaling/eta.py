@@ -10,6 +10,7 @@ from fl_darex.delta import Delta, as_delta
 from fl_darex.rescaling.eq5 import GAMMA
 from fl_darex.rescaling.layers import Compat, Form, Inputs, PerLayer, PerTensor
 from fl_darex.rescaling.search import Line, Method, Objective, Rescalable, Tried, move_to_best
+from fl_darex.shown import described
 
 Spacing = Literal["linear", "log"]
 
@@ -24,6 +25,8 @@ class EtaSearch:
         score: What the objective said of it.
         tried: All (eta, score) in the order in which they were tried.
     """
+
+    __repr__ = described
 
     q: PerTensor
     eta: float

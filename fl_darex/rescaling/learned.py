@@ -19,6 +19,7 @@ from fl_darex.rescaling.in_place import RescaledModel
 from fl_darex.rescaling.layers import PerTensor
 from fl_darex.rescaling.objectives import OutputChange
 from fl_darex.rescaling.search import lowest_q
+from fl_darex.shown import described
 
 _FIRST = 0.01  # of 1-p: the official 1e-4 at p = .99; at 0 the gradient of |coeff| has no side
 
@@ -32,6 +33,8 @@ class LearnedQ:
         score: Its mean distance on the validation batches.
         tried: All validations as (steps taken, score), the first at q = 1-p.
     """
+
+    __repr__ = described
 
     q: PerTensor
     score: float

@@ -5,17 +5,24 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import WARNING
 
 import ray
+from flwr.common.logger import log
 
 from fl_darex import checks
 from fl_darex.errors import ConfigError, EngineError
 
 _ANSWER_SECONDS = 5.0
+_RAY_ADDRESS = "RAY_ADDRESS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +33,8 @@ class Resources:
         num_cpus: Cores per client, may be a fraction.
         num_gpus: GPUs per client, may be a fraction; Ray does not cap memory by it.
         actors: Worker processes at most; 0 = as many as fit.
-        ray_address: An existing Ray cluster; empty = use the one of this process or start one.
+        ray_address: An existing Ray cluster, HOST:PORT, or ``auto``: the one that ``RAY_ADDRESS``
+            names or that runs here; empty = use the one of this process or start one.
 
     Raises:
         TypeError: If one is of another kind, such as a text in a number's place.
@@ -58,11 +66,13 @@ def connect(resources: Resources) -> bool:
     _check_address(resources.ray_address)
     # Workers inherit the environment but not this process's sys.path.
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    _say_what_is_ignored(resources.ray_address)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _own_sigterm():
             warnings.simplefilter("ignore", FutureWarning)
             ray.init(
-                address=resources.ray_address or None,
+                # Without an address, Ray joins whatever cluster it finds, somebody else's too.
+                address=resources.ray_address or "local",
                 include_dashboard=None if resources.ray_address else False,
                 runtime_env={"env_vars": {"PYTHONPATH": path}},
                 logging_level=logging.ERROR,
@@ -72,6 +82,32 @@ def connect(resources: Resources) -> bool:
         where = resources.ray_address or "a local Ray"
         raise EngineError(f"cannot connect to {where}: {error}") from error
     return True
+
+
+def _say_what_is_ignored(address: str) -> None:
+    if not address and (found := os.environ.get(_RAY_ADDRESS)):
+        log(
+            WARNING,
+            "%s = %r is not used: a Ray of this process's own is started; resources.ray-address = "
+            "'auto' joins that cluster",
+            _RAY_ADDRESS,
+            found,
+        )
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep what this program does at SIGTERM, if it is anything: Ray would exit, in its place."""
+    own = signal.getsignal(signal.SIGTERM)
+    if own in (signal.SIG_DFL, None) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit:  # it came while Ray's own handler was there
+        raise KeyboardInterrupt("SIGTERM") from None
+    finally:
+        signal.signal(signal.SIGTERM, own)
 
 
 def _check_address(address: str) -> None:

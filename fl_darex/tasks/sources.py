@@ -25,7 +25,8 @@ def local_folder(key: str, value: str) -> Path | None:
     """Return the folder that a setting names, or None where it is a name on the hub.
 
     An existing folder is a folder. What does not exist is a hub name if it looks like ``name``
-    or ``owner/name``, and a missing folder if it does not.
+    or ``owner/name`` and there is no folder ``owner``, and else a missing folder: the hub would be
+    asked for it many times.
 
     Args:
         key: The setting's key, for messages: ``"task.model"``.
@@ -39,10 +40,12 @@ def local_folder(key: str, value: str) -> Path | None:
         return path
     if path.is_file():
         raise ConfigError(f"{key} = {value!r} is a file; give the folder that holds it")
-    if _HUB_NAME.fullmatch(value):
+    owner = value.rpartition("/")[0] if _HUB_NAME.fullmatch(value) else None
+    if owner == "" or (owner and not Path(owner).is_dir()):
         return None
+    found = f" in {owner!r}" if owner else ""
     raise ConfigError(
-        f"{key} = {value!r}: no such folder; give an existing folder, or a hub name like "
+        f"{key} = {value!r}: no such folder{found}; give an existing folder, or a hub name like "
         "'owner/name'"
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fl_darex.errors import ConfigError
+from fl_darex.shown import described
 from fl_darex.tasks.metrics import Metric
 from fl_darex.tasks.partitions import Partitions
 from fl_darex.tasks.rows import Example, Rows, pick
@@ -37,6 +38,8 @@ class Predictions:
         loss: Sum of the losses.
         terms: How many losses the sum has: examples, or tokens of a language model.
     """
+
+    __repr__ = described
 
     outputs: np.ndarray
     labels: np.ndarray

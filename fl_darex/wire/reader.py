@@ -20,6 +20,7 @@ from fl_darex.delta import Layout, TensorSpec
 from fl_darex.errors import PacketError, Reason
 from fl_darex.positions import KINDS, Mask
 from fl_darex.positions.mask import refuse
+from fl_darex.shown import described
 from fl_darex.survivors import Q, Survivors, split
 from fl_darex.wire.codings import CODINGS, Coding, Numbers, coding_of, dense_coding, type_of
 from fl_darex.wire.header import HEADER_BYTES, Header, expect, read_header
@@ -37,6 +38,8 @@ class Packet:
         mask: Where the survivors are.
         q: One number, or one for each pruned tensor.
     """
+
+    __repr__ = described
 
     header: Header
     layout: Layout

@@ -1,0 +1,117 @@
+"""How a command ends: what stops it, what a person reads, and its exit code."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from fl_darex.errors import ConfigError, DarexError
+from fl_darex.observers.display import Display
+from fl_darex.observers.run_folder import TRACEBACK, RunFolder, reason_of
+
+FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
+
+_STOPPING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+
+
+@contextmanager
+def ended(folder: RunFolder, console: Console, problems: Console) -> Iterator[None]:
+    """Do what is in the block as a command, whatever ends it.
+
+    The folder's summary says how it ended, a line says it to a person, and the exit code is 1
+    (failed), 2 (bad configuration) or 130 (interrupted).
+
+    Args:
+        folder: The run's folder, a context manager in the block.
+        console: Where results go.
+        problems: Where errors go.
+    """
+    with stopped_by_signals():
+        try:
+            yield
+        except KeyboardInterrupt as stop:
+            _ignore_signals()  # one more would leave a summary that says "running"
+            folder.interrupted(str(stop))
+            if folder.status == "finished":
+                say(console, f"the run had finished; run folder: {folder.path}")
+                return
+            left = f"what was done so far is in {folder.path}" if folder.status else "nothing began"
+            say(console, f"stopped; {left}")
+            raise typer.Exit(INTERRUPTED) from None
+        except ConfigError as error:
+            say(problems, str(error), "error")
+            raise typer.Exit(BAD_CONFIG) from None
+        except DarexError as error:
+            say(problems, str(error), "failed")
+            raise typer.Exit(FAILED) from None
+        except (Exception, SystemExit) as error:
+            say(problems, f"{reason_of(error)}{_whole(error, folder)}", "failed")
+            raise typer.Exit(FAILED) from None
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP stop what is in the block as Ctrl-C does.
+
+    What is ignored stays ignored: ``nohup`` and the shell's ``&`` mean it.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _STOPPING:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def shown(display: Display) -> Iterator[Display]:
+    """Take a display's live line away after the block, which hides neither result nor error."""
+    try:
+        yield display
+    finally:
+        with unheard():
+            display.stop()
+
+
+def unheard() -> suppress:
+    """Pass over that nobody reads any more: a closed pipe, or a terminal that is gone."""
+    return suppress(OSError, SystemExit)  # SystemExit: rich, where a pipe was closed
+
+
+def say(console: Console, text: str, heading: str = "") -> None:
+    """Print a line for a person, whoever has closed the other end."""
+    start = f"[red]{heading}:[/red] " if heading else ""
+    with unheard():
+        console.print(f"{start}{escape(text)}", soft_wrap=True, highlight=False)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _ignore_signals() -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in _STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _whole(error: BaseException, folder: RunFolder) -> str:
+    """Return where the whole error is, or the error itself where no file has it."""
+    place = folder.path / TRACEBACK
+    if folder.status and place.is_file():
+        return f"; all of it is in {place}"
+    return "\n" + "".join(traceback.format_exception(error))
