@@ -195,8 +195,18 @@ def test_other_encodings_are_named_with_the_place_and_the_way_out(
     message = r"is not UTF-8 text: byte 18 \(line 2\) is 0xe9, .*save it as UTF-8 .*iconv -f WIN"
     refused(message, {name: content.encode("latin-1")})
     refused(
-        r"byte 0 \(line 1\) is 0xff, as in UTF-16 .*-f UTF-16", {name: content.encode("utf-16")}
+        r"byte 0 \(line 1\) is 0xff, as UTF-16 has it.*-f UTF-16", {name: content.encode("utf-16")}
     )
+
+
+def test_a_folder_without_a_file_that_is_known_says_what_it_holds(
+    refused: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    for name in ("Train.CSV", "train.tsv", "train.xlsx", ".hidden"):
+        (tmp_path / "data" / name).write_text("x")
+    message = "found no file named train, validation or test among Train.CSV, train.tsv, train.xlsx"
+    refused(message, {}, task__dataset=str(tmp_path / "data"))
 
 
 def test_a_long_text_is_read_whole(load: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def choose_splits(
     """
     task = config.task
     if "train" not in found:
-        names = ", ".join(found) or "no file named train, validation or test"
+        names = ", ".join(found) or _nothing(Path(task.dataset).expanduser())
         raise ConfigError(
             f"task.dataset = {task.dataset!r} has no training data; found {names}; name {hint}"
         )
@@ -77,6 +78,13 @@ def choose_splits(
     if not task.holdout and config.federation.evaluate != "none":
         parts["evaluation"] = _evaluation_split(config, found, label)
     return parts
+
+
+def _nothing(folder: Path) -> str:
+    others = sorted(path.name for path in folder.glob("[!.]*"))
+    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+    among = f" among {', '.join(others[:5])}{more}" if others else ""
+    return f"no file named train, validation or test{among}"
 
 
 def _evaluation_split(config: RunConfig, found: Mapping[str, Table | Dataset], label: str) -> str:

@@ -126,11 +126,11 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
-        name = "UTF-16" if wide else "Latin-1 or Windows-1252, say,"
+        name = "UTF-16" if wide else "Latin-1 or Windows-1252"
         tool = "UTF-16" if wide else "WINDOWS-1252"
         raise ConfigError(
             f"{str(path)!r} is not UTF-8 text: byte {error.start} (line {line}) is "
-            f"0x{content[error.start]:02x}, as in {name} files; save it as UTF-8 (spreadsheets: "
+            f"0x{content[error.start]:02x}, as {name} has it; save it as UTF-8 (spreadsheets: "
             f"'CSV UTF-8'), or convert it: iconv -f {tool} -t UTF-8 OLD > NEW"
         ) from None
 

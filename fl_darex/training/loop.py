@@ -49,7 +49,7 @@ def train(session: Session, partition: int, round_: int) -> TrainResult:
     steps, accumulate = steps_per_round(config, len(examples)), config.grad_accumulation
     torch.set_num_threads(config.threads)
     torch.manual_seed(derive(seed, "dropout", round_, partition))
-    _set_training(session.model, len(examples), partition)
+    _set_training(session, len(examples), partition)
     optimizer = make_optimizer(session)
     first, total = (round_ - 1) * steps, steps * session.config.federation.rounds
     schedule = LambdaLR(optimizer, learning_rate(config, first, total))
@@ -76,14 +76,20 @@ def train(session: Session, partition: int, round_: int) -> TrainResult:
     return TrainResult(len(examples), loss, pull)
 
 
-def _set_training(model: torch.nn.Module, examples: int, partition: int) -> None:
+def _set_training(session: Session, examples: int, partition: int) -> None:
     """Set the mode for training; of one example no batch has a variance to normalise by."""
-    model.train()
-    norms = [module for module in model.modules() if isinstance(module, _NORMS)]
-    if examples == 1 and norms:
-        for module in norms:
-            module.train(False)
-        text = "client %s has one example: batch normalisation goes by its running statistics"
+    session.model.train()
+    norms = [module for module in session.model.modules() if isinstance(module, _NORMS)]
+    if examples > 1 or not norms:
+        return
+    for module in norms:
+        module.train(False)
+    if not session.said_of_one:
+        session.said_of_one = True
+        text = (
+            "client %s has one example, so batch normalisation goes by its running statistics "
+            "there, as at all clients of one example; this is said once"
+        )
         log(WARNING, text, partition)
 
 

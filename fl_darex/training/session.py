@@ -39,6 +39,7 @@ class Session:
             pretrained``. With LoRA it is the A of the run's seed and B = 0: no change at all.
         dense: Names of exchanged tensors that the base checkpoint lacks.
         device: Where the model is.
+        said_of_one: Whether the log says yet how clients of one example learn.
     """
 
     def __init__(self, config: RunConfig, own: bool = False) -> None:
@@ -56,6 +57,7 @@ class Session:
         self.pretrained = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
         fresh = map(trained_name, self.task.fresh) if config.train.lora_rank else self.task.fresh
         self.dense = tuple(name for name in fresh if name in self.tensors)
+        self.said_of_one = False
         # Decoding a dataset's rows costs more than a small model's step: keep them as lists.
         self.examples = lru_cache(maxsize=64)(self._examples)
         self.evaluation_examples = lru_cache(maxsize=64)(self._evaluation_examples)
