@@ -103,7 +103,7 @@ def test_a_shared_mask_has_the_slot_of_nobody():
         ({"method": "dara"}, "method must be one of .*, got 'dara'; did you mean 'dare'"),
         (
             {"values": "int5"},
-            r"the server's terms: values must be one of \['bf16', 'fp16', 'fp32', 'int4'",
+            r"the server's terms: values must be one of \['bf16', 'fp16', 'fp32', 'fp64', 'int4'",
         ),
         ({"keep": 0}, r"keep = 0 is not allowed; it must be from 1 to 2\*\*32"),
         ({"keep": ONE + 1}, "keep = 4294967297 is not allowed"),

@@ -16,12 +16,12 @@ and slot.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_darex.delta import Layout
+from fl_darex.delta import Layout, TensorSpec
 from fl_darex.errors import DIVERGED, DeltaError, PacketError, Reason
 from fl_darex.masks import ONE
 from fl_darex.positions import Mask
@@ -66,10 +66,8 @@ def encode(
     noise = noise_of(fields.seed, fields.round, fields.slot if sender is None else sender)
     # One exponent each: a running variance may move a million times as far as a weight.
     coding, beside, q = CODINGS[values], dense_coding(values), float(qs.min(initial=1.0))
-    room = room_of(coding, layout.pruned)
-    numbers, exponent = _written(survivors.numbers, q, coding, room, noise)
-    room = room_of(beside, layout.dense)
-    whole, dense_exponent = _written(dense, 1.0, beside, room, noise)
+    numbers, exponent = _written(survivors.numbers, q, coding, layout.pruned, noise)
+    whole, dense_exponent = _written(dense, 1.0, beside, layout.dense, noise)
     positions = survivors.mask.section(layout)
     header = Header(
         **vars(fields),
@@ -146,10 +144,14 @@ def open_packet(
 
 
 def _written(
-    numbers: Numbers, q: float, coding: Coding, room: np.dtype[Any], noise: NDArray[np.uint64]
+    numbers: Numbers,
+    q: float,
+    coding: Coding,
+    specs: Sequence[TensorSpec],
+    noise: NDArray[np.uint64],
 ) -> tuple[bytes, int]:
     """Return numbers as bytes, and their exponent; refuse what the decoder would refuse."""
-    kind = type_of(coding)
+    kind, room = type_of(coding), room_of(coding, specs)
     with np.errstate(over="ignore"):
         numbers = numbers.astype(kind, copy=False)
     largest = np.max(np.abs(numbers), initial=kind.type(0))
