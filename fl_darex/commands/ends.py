@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import math
+import os
 import signal
+import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +21,8 @@ from rich.markup import escape
 from fl_darex.errors import ConfigError, DarexError
 from fl_darex.observers.display import Display
 from fl_darex.observers.run_folder import TRACEBACK, RunFolder, reason_of
+
+_ONE_STOP_SECONDS = 2.0
 
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
 
@@ -47,6 +54,7 @@ def ended(folder: RunFolder, console: Console, problems: Console) -> Iterator[No
                 return
             left = f"what was done so far is in {folder.path}" if folder.status else "nothing began"
             say(console, f"stopped; {left}")
+            _leave_threads_behind()
             raise typer.Exit(INTERRUPTED) from None
         except ConfigError as error:
             say(problems, str(error), "error")
@@ -65,16 +73,17 @@ def stopped_by_signals() -> Iterator[None]:
 
     What is ignored stays ignored: ``nohup`` and the shell's ``&`` mean it.
     """
-    before = {}
+    before, stop = {}, _Stop()
     if threading.current_thread() is threading.main_thread():
         for number in _STOPPING:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = signal.signal(number, _stop)
+                before[number] = signal.signal(number, stop)
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            # Python puts default handlers back as it ends, and the exit code would be a signal's.
+            signal.signal(number, signal.SIG_IGN if stop.stopped else handler)
 
 
 @contextmanager
@@ -99,14 +108,46 @@ def say(console: Console, text: str, heading: str = "") -> None:
         console.print(f"{start}{escape(text)}", soft_wrap=True, highlight=False)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
+class _Stop:
+    """Raises `KeyboardInterrupt` at a signal; what follows at once is part of the same stop.
+
+    A terminal that is closed and a service manager send several. Later ones count again, so that
+    a person need not wait for an end that takes long.
+    """
+
+    def __init__(self) -> None:
+        self._last = -math.inf
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal came."""
+        return self._last > -math.inf
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._last > _ONE_STOP_SECONDS:
+            self._last = now
+            raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def _ignore_signals() -> None:
     if threading.current_thread() is threading.main_thread():
         for number in _STOPPING:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _leave_threads_behind() -> None:
+    """Leave at once where Python would wait for a thread: Flower's engine has the server in one.
+
+    It would go on until its round times out, which may take an hour.
+    """
+    here = threading.current_thread()
+    if any(one is not here and not one.daemon for one in threading.enumerate()):
+        atexit._run_exitfuncs()  # Ray's processes, among others
+        with unheard():
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(INTERRUPTED)
 
 
 def _whole(error: BaseException, folder: RunFolder) -> str:

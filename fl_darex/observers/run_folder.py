@@ -156,12 +156,14 @@ class RunFolder:
             self._write_summary("finished" if last else "running")
 
     def interrupted(self, reason: str = "") -> None:
-        """Mark the run as stopped before its end, if it had begun.
+        """Mark the run as stopped before its end, if it had begun; with its model it is finished.
 
         Args:
             reason: By what, such as a signal's name.
         """
-        if self.status == "running":
+        if self.status == "running" and (self.path / _MODEL).is_dir():
+            self._end("finished", "")  # the signal came between the last model and the summary
+        elif self.status == "running":
             self._end("interrupted", reason)
 
     def failed(self, error: BaseException) -> None:
