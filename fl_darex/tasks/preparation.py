@@ -150,6 +150,7 @@ def prepare(
         metric=metric,
         validation=validation,
         test=parts.get("test"),
+        classes=classes,
         **own,
     )
     if federation.evaluate == "clients":

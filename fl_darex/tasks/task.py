@@ -71,6 +71,7 @@ class Task:
         processor: What a user needs beside the model, a tokenizer or an image processor;
             saved with it.
         test: Examples for the final model alone: nothing may be chosen by them. None = none.
+        classes: Number of classes that the column ``label`` has; 0 = it has none.
     """
 
     metric_name: str
@@ -83,6 +84,7 @@ class Task:
     validation: Rows | None = None
     processor: PreTrainedTokenizerBase | BaseImageProcessor | None = None
     test: Rows | None = None
+    classes: int = 0
 
     def load_model(self) -> Any:
         """Return the model in float32 on the CPU, with the same weights at each call.
