@@ -57,6 +57,6 @@ def _tell(config: RunConfig, remarks: list[str]) -> None:
     console.print()
     say(console, shares.steps(config))
     console.print()
-    console.print(Expectation.of(config.federation, expected).table())
+    console.print(Expectation.of(config, expected).table())
     for remark in [*remarks, *shares.remarks(config), *expected.problems]:
         say(console, remark, "note:", "yellow")

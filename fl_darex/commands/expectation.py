@@ -9,7 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fl_darex.config import FederationConfig
+from fl_darex.commands.messages import counted
+from fl_darex.compression.downlink import POLICIES
+from fl_darex.config import RunConfig
 from fl_darex.observers.totals import BUT_FOR_FIRST, baselines, megabytes
 
 
@@ -24,6 +26,7 @@ class Expectation:
         up: A client's reply.
         first: A message of round 1.
         later: A message of another round; None: an own policy decides.
+        held: Whether clients hold the model before round 1, and are not sent it.
     """
 
     clients: int
@@ -32,29 +35,31 @@ class Expectation:
     up: int
     first: int
     later: int | None
+    held: bool
 
     @classmethod
-    def of(cls, federation: FederationConfig, expected: Any) -> Expectation:
+    def of(cls, config: RunConfig, expected: Any) -> Expectation:
         """Return what is expected of a run.
 
         Args:
-            federation: Its federation.
+            config: The run's configuration.
             expected: The strategy's check of it, by messages.
         """
+        federation = config.federation
         clients, later = federation.sample_size, expected.down_bytes
         if later is not None:
             # Who was not asked in some rounds is sent the steps of all of them.
             later = min(expected.plain_bytes, later * federation.clients // clients)
         sizes = expected.plain_bytes, expected.up_bytes, expected.first_down_bytes
-        return cls(clients, federation.rounds, *sizes, later)
+        held = POLICIES.choose(config.compress.downlink).versions
+        return cls(clients, federation.rounds, *sizes, later, held)
 
     def table(self) -> Group:
         """Return rows for messages and for the whole run, and what they are compared with."""
-        held = (self.plain - self.first) * self.clients
-        table = Table(
-            title=f"expected bytes of training, {self.clients} clients a round",
-            title_justify="left",
-            box=None,
+        held = (self.plain - self.first) * self.clients * self.held
+        title, table = (
+            f"expected bytes of training, {counted(self.clients, 'client')} a round",
+            Table(box=None),
         )
         for column in ("about", "a client", "all clients", "dense", "ratio"):
             table.add_column(column, justify="left" if column == "about" else "right")
@@ -66,10 +71,10 @@ class Expectation:
             table.add_row(label, *cells)
         if (total := self._total()) is not None:
             dense = 2 * self.rounds * self.clients * self.plain
-            table.add_row(f"all {self.rounds} rounds", "", *megabytes(total, dense), style="bold")
+            table.add_row(counted(self.rounds, "round"), "", *megabytes(total, dense), style="bold")
             if held:
                 table.add_row(BUT_FOR_FIRST, "", *megabytes(total, dense - held))
-        return Group(table, Text(baselines(held > 0)))
+        return Group(title, table, Text(baselines(held > 0)))
 
     def _messages(self) -> list[tuple[str, int | None]]:
         later = [("down, a later round", self.later)] if self.rounds > 1 else []

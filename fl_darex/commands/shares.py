@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Group
 from rich.table import Table
 
+from fl_darex.commands.messages import counted
 from fl_darex.config import RunConfig
 from fl_darex.tasks import Task
 from fl_darex.tasks.rows import column
@@ -62,32 +65,30 @@ class Shares:
         found: NDArray[np.int64] = self.counts.sum(axis=1)
         return found
 
-    def table(self) -> Table:
+    def table(self) -> Group:
         """Return a row for each client, or for the least, the median and the most of many."""
         clients = len(self.counts)
         many, titles = clients > FEW_CLIENTS, ["examples"]
         numbers = [self.examples]
-        if 0 < len(self.classes) <= FEW_CLASSES:
+        if self.classes and len(self.classes) <= FEW_CLASSES and not many:
             titles += self.classes
             numbers += [*self.counts.T]
         elif self.classes:
             titles += ["classes", "of the largest class"]
             numbers += [(self.counts > 0).sum(axis=1), self.counts.max(axis=1)]
         kind = "by class" if self.classes else "no classes"
-        table = Table(
-            "client",
-            title=f"examples of {clients:,} clients, {kind}",
-            title_justify="left",
-            box=None,
+        title, table = (
+            f"examples of {counted(clients, 'client')}, {kind}",
+            Table("client", box=None),
         )
-        for title in titles:
-            table.add_column(title, justify="right", overflow="fold")
+        for name in titles:
+            table.add_column(name, justify="right", overflow="fold")
         if not many:
             for client in range(clients):
                 table.add_row(str(client), *(f"{column[client]:,}" for column in numbers))
         for word, pick in _SPREAD if clients > 1 else ():
-            table.add_row(word, *(f"{pick(column):,g}" for column in numbers), style="bold")
-        return table
+            table.add_row(word, *(_number(pick(column)) for column in numbers), style="bold")
+        return Group(title, table)  # a title of the table itself is as narrow as that
 
     def steps(self, config: RunConfig) -> str:
         """Return how long clients train in a round, in words."""
@@ -126,7 +127,11 @@ class Shares:
         return self.examples - held_out
 
 
-def _span(numbers: NDArray[np.generic]) -> str:
+def _span(numbers: NDArray[Any]) -> str:
     """Return the least and the greatest of some numbers, or the one that they all are."""
-    ends = dict.fromkeys(f"{number:,.3g}" for number in (numbers.min(), numbers.max()))
+    ends = dict.fromkeys(_number(float(number)) for number in (numbers.min(), numbers.max()))
     return " to ".join(ends)
+
+
+def _number(number: float) -> str:
+    return f"{number:,.0f}" if number >= 1000 or number.is_integer() else f"{number:.3g}"

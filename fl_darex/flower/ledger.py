@@ -206,7 +206,7 @@ class LedgerGrid(GridView):
         for name, record in content.array_records.items():
             if id(record) not in self._described:
                 info = describe(record, self._chunks)
-                self._described[id(record)] = (record, info, _dense_info(record, info))
+                self._described[id(record)] = (record, info, trained_info(record, info))
             found[name] = self._described[id(record)][1:]
         return found
 
@@ -242,8 +242,13 @@ def _whole(content: RecordDict, sent: dict[str, RecordInfo]) -> list[RecordInfo]
     return found
 
 
-def _dense_info(record: ArrayRecord, sent: RecordInfo) -> RecordInfo:
-    """Describe the record that would come back whole, after training."""
+def trained_info(record: ArrayRecord, sent: RecordInfo) -> RecordInfo:
+    """Describe the record that would come back whole, after training.
+
+    Args:
+        record: A model.
+        sent: As it is now, where parts may be equal that training tells apart.
+    """
     apart = describe_dense(
         (name, array.dtype, tuple(array.shape), array.stype, len(array.data))
         for name, array in record.items()
