@@ -57,10 +57,8 @@ class Expectation:
     def table(self) -> Group:
         """Return rows for messages and for the whole run, and what they are compared with."""
         held = (self.plain - self.first) * self.clients * self.held
-        title, table = (
-            f"expected bytes of training, {counted(self.clients, 'client')} a round",
-            Table(box=None),
-        )
+        title = f"expected bytes of training, {counted(self.clients, 'client')} a round"
+        table = Table(box=None)
         for column in ("about", "a client", "all clients", "dense", "ratio"):
             table.add_column(column, justify="left" if column == "about" else "right")
         for label, size in self._messages():

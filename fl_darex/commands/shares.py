@@ -77,10 +77,8 @@ class Shares:
             titles += ["classes", "of the largest class"]
             numbers += [(self.counts > 0).sum(axis=1), self.counts.max(axis=1)]
         kind = "by class" if self.classes else "no classes"
-        title, table = (
-            f"examples of {counted(clients, 'client')}, {kind}",
-            Table("client", box=None),
-        )
+        title = f"examples of {counted(clients, 'client')}, {kind}"
+        table = Table("client", box=None)
         for name in titles:
             table.add_column(name, justify="right", overflow="fold")
         if not many:
