@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from fl_darex.flower.ledger import Entry
 from fl_darex.flower.roster import HANDSHAKE
 from fl_darex.observers import RoundReport, RunStart
 from fl_darex.observers.display import Display
+from fl_darex.observers.phases import Phases
 from fl_darex.observers.totals import summary_table
 
 TINY = """
@@ -67,6 +69,10 @@ def test_a_run_in_a_folder_with_an_odd_name_says_that_name(tmp_path: Path) -> No
     done = CliRunner().invoke(command, arguments)
     assert done.exit_code == 0, done.output
     assert f"run folder: {out}\n" in done.output
+    phases = ["loading the libraries: ", ", loading the data: ", ", loading the model: "]
+    phases += ["\nstarting the clients: ", "\nround 1: "]
+    places = [done.output.index(phase) for phase in phases]  # without a terminal: lines
+    assert places == sorted(places) and "starting Ray" not in done.output
     assert (out / "summary.json").is_file()
     done = CliRunner().invoke(command, arguments)  # again: the folder is full
     assert done.exit_code == 2 and ODD in done.output
@@ -200,3 +206,21 @@ def test_version_is_one_line_from_the_script_and_from_python_m(tmp_path: Path) -
 def test_no_command_at_all_shows_the_commands(tmp_path: Path) -> None:
     done = CliRunner().invoke(command, [])
     assert "check" in done.output and "run" in done.output
+
+
+def test_phases_that_come_to_nothing_leave_no_line_and_others_one_for_each_end() -> None:
+    console = plain_console()
+    with console.capture() as captured:
+        phases = Phases(console)
+        phases.end()
+        phases.begin("one")
+        phases.begin("two")
+        phases.stop()
+        phases.end()
+    assert captured.get() == ""
+    with console.capture() as captured:
+        phases.begin("one")
+        phases.begin("two")
+        phases.end()
+        phases.end()
+    assert re.fullmatch(r"one: \d+\.\d s, two: \d+\.\d s\n", captured.get())
