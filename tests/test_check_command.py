@@ -159,7 +159,7 @@ def test_it_names_what_does_nothing_and_what_will_fail(tmp_path: Path) -> None:
     said = checked(tmp_path, text, "federation.clients=60", "train.local-epochs=3",
                    "train.local-steps=0")  # fmt: skip
     assert "60 of 60 clients have fewer examples than train.batch-size = 32" in said
-    assert "a round: 3 steps of each client, of 32 examples, which is 3 times through" in said
+    assert "a round: 3 optimizer steps on each client, of 32 examples; that is 3 times" in said
     assert "clients without" not in checked(tmp_path, "", "compress.q=q-e")
 
 

@@ -162,6 +162,22 @@ def test_a_name_that_the_stream_cannot_write_is_no_reason_to_fail(
     )
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fl_darex", "check", "tiny.toml"],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=240,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "failed: [Errno 28] No space left on device\n"
+
+
 # --- help -----------------------------------------------------------------------------------------
 
 

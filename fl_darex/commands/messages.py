@@ -6,6 +6,7 @@ and what a terminal takes for an order; here is the one place that knows.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -56,3 +57,8 @@ def told_in_one_line() -> Iterator[None]:
         bad = isinstance(error, ConfigError)
         say(plain_console(stderr=True), str(error), "error:" if bad else "failed:", "red")
         raise typer.Exit(BAD_CONFIG if bad else FAILED) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        say(plain_console(stderr=True), str(error), "failed:", "red")
+        raise typer.Exit(FAILED) from None

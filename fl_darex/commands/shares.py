@@ -95,8 +95,8 @@ class Shares:
         steps = np.array([steps_per_round(train, int(examples)) for examples in own])
         passes = steps * np.minimum(size, own * train.grad_accumulation) / own
         return (
-            f"a round: {_span(steps)} steps of each client, of {size} examples, which is "
-            f"{_span(passes)} times through its own"
+            f"a round: {_span(steps)} optimizer steps on each client, of "
+            f"{counted(size, 'example')}; that is {_span(passes)} times through its own"
         )
 
     def remarks(self, config: RunConfig) -> Iterator[str]:
