@@ -6,6 +6,7 @@
 PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python3)
 VENV := .venv
 IN := $(VENV)/bin
+LOG := $(VENV)/install.log
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -99,6 +100,14 @@ $(VENV)/.ready-all $(VENV)/.ready-dev $(VENV)/.ready-fuzz: $(VENV)/.ready-%: pyp
 	fi
 	@pwd -P > $(VENV)/.made-in
 	@touch $(VENV)/.unfinished
-	$(IN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$*]'; \
-	    code=$$?; rm -f $(VENV)/.unfinished; exit $$code
+	@echo "installing fl-darex and the packages that it needs into $(VENV): minutes, the first time;" \
+	    "follow it in $(LOG)"
+	@$(IN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$*]' \
+	    >$(LOG) 2>&1; code=$$?; rm -f $(VENV)/.unfinished; \
+	if [ $$code -ne 0 ]; then \
+	    tail -n 20 $(LOG) >&2; \
+	    echo "pip could not install them; all that it said is in $(LOG)" >&2; \
+	    exit $$code; \
+	fi; \
+	echo "installed"
 	@touch $(VENV)/.ready-all $@

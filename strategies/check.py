@@ -17,6 +17,7 @@ from flwr.serverapp import strategy as flower
 from fl_darex.compression.remarks import remarks
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
+from fl_darex.flower.ledger import trained_info
 from fl_darex.flower.records import view_arrays
 from fl_darex.flower.sizes import describe
 from fl_darex.secagg import SecureAggregation
@@ -34,7 +35,7 @@ class Check:
 
     Attributes:
         clients: How many take part in a round.
-        plain_bytes: A message with the whole model, as plain Flower sends it.
+        plain_bytes: A message with the whole model, as plain Flower sends it once it is trained.
         up_bytes: A client's reply, about; as `plain_bytes` where nothing is packed.
         first_down_bytes: The first message to a client.
         down_bytes: A later one, about; None: an own policy decides.
@@ -103,7 +104,10 @@ def check(
         layout = fitted.layout(arrays)
         if layout.pruned or layout.dense:
             problems += remarks(layout, fitted, arrays if secure else None)
-    plain = ENVELOPE_BYTES + sum(record.objects.values()) + record.tree_bytes
+    first, plain = (
+        ENVELOPE_BYTES + sum(info.objects.values()) + info.tree_bytes
+        for info in (record, trained_info(model, record))
+    )
     up = plain if not uplink.how.packs else up_bytes(layout, uplink, secure, clients)
     if layout.pruned and uplink.how.packs and up > 0.9 * plain:
         problems.append(
@@ -113,7 +117,7 @@ def check(
         clients=clients,
         plain_bytes=plain,
         up_bytes=up,
-        first_down_bytes=ENVELOPE_BYTES if downlink.held else plain,
+        first_down_bytes=ENVELOPE_BYTES if downlink.held else first,
         down_bytes=down_bytes(layout, uplink, downlink, clients, plain),
         noise=noise_of_dropping(uplink, clients) if layout.pruned else None,
         whole=tuple(spec.name for spec in (*layout.dense, *layout.raw)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fl_darex.errors import ConfigError, DarexError
 from fl_darex.flower.ledger import Entry
 from fl_darex.flower.private import is_simulated
 from fl_darex.flower.records import to_record, view_arrays
+from fl_darex.flower.roster import HANDSHAKE
 from fl_darex.observers import Observer, RoundReport, RunStart
 from fl_darex.observers.guarded import Guarded
 from fl_darex.observers.run_folder import RunFolder
@@ -31,6 +33,7 @@ from fl_darex.training.session import Session
 from fl_darex.training.session import session as session_for
 from fl_darex.training.settings import settings_record
 
+from .check import Check
 from .darex_strategy import DarexStrategy
 
 _PATIENCE, _POLL = 10.0, 0.1  # seconds; Flower enters its nodes while the ServerApp starts
@@ -68,17 +71,7 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
     server = _Server(session_for(config), observers)
     for note in server.session.task.notes:
         log(WARNING, "%s", note)
-    asked = config.compress.uplink(config.federation.seed, server.session.dense)
-    strategy = DarexStrategy(
-        server.flower_strategy(),
-        uplink=asked,
-        downlink=POLICIES.choose(config.compress.downlink),
-        downlink_p=config.compress.server_p,
-        downlink_values=config.compress.server_values,
-        validate=server.validate if asked.q == SERVER_VALIDATION else None,
-        on_reply=server.replied,
-    )
-    server.strategy = strategy
+    strategy = server.strategy
     # A session outlives a run, and its model is where the last run left it.
     server.session.write(server.session.base)
     strategy.start(
@@ -97,6 +90,24 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
         )
 
 
+def expect(config: RunConfig) -> tuple[RunStart, Check]:
+    """Return what a run says before round 1, nothing measured, and what is expected of it.
+
+    Its clients hold the model before round 1, as `serve` learns from them.
+
+    Raises:
+        ConfigError: If the task's model or data cannot be used.
+    """
+    server = _Server(session_for(config), [])
+    held = POLICIES.choose(config.compress.downlink).versions
+    strategy = server.darex_strategy(base_held=held)
+    model = to_record(server.session.base)
+    found = strategy.check(model, config.federation.sample_size)
+    # What it says of clients that cannot do all that is asked is not about this repository's.
+    problems = tuple(text for text in found.problems if not text.startswith("clients without"))
+    return server.start(None), replace(found, problems=problems)
+
+
 class _Server:
     """Evaluates after each round and tells the observers.
 
@@ -105,8 +116,6 @@ class _Server:
         counted: Replies that counted, of all rounds so far.
     """
 
-    strategy: DarexStrategy
-
     def __init__(self, session: Session, observers: Sequence[Observer]) -> None:
         self.session = session
         self.config = session.config
@@ -114,7 +123,41 @@ class _Server:
         self.counted = 0
         self._train: MetricRecord = MetricRecord()
         self._scores: dict[str, float] = {}
-        self._clock = time.monotonic()
+        self._clock, self._starting = time.monotonic(), True
+        self.strategy = self.darex_strategy()
+
+    def darex_strategy(self, base_held: bool = False) -> DarexStrategy:
+        """Return the strategy of the run.
+
+        Args:
+            base_held: Whether clients are taken to hold the model before round 1.
+        """
+        compress = self.config.compress
+        asked = compress.uplink(self.config.federation.seed, self.session.dense)
+        return DarexStrategy(
+            self.flower_strategy(),
+            uplink=asked,
+            downlink=POLICIES.choose(compress.downlink),
+            base_held=base_held,
+            downlink_p=compress.server_p,
+            downlink_values=compress.server_values,
+            validate=self.validate if asked.q == SERVER_VALIDATION else None,
+            on_reply=self.replied,
+        )
+
+    def start(self, initial_metric: float | None) -> RunStart:
+        """Return what is known before round 1."""
+        task = self.session.task
+        return RunStart(
+            config=self.config,
+            metric_name=task.metric_name,
+            initial_metric=initial_metric,
+            parameters=sum(tensor.numel() for tensor in self.session.tensors.values()),
+            model=type(self.session.model).__name__,
+            examples=len(task.train),
+            evaluation_examples=len(task.evaluation),
+            classes=task.classes,
+        )
 
     def flower_strategy(self) -> Strategy:
         """Return the Flower strategy that takes the server's step."""
@@ -135,6 +178,9 @@ class _Server:
 
     def replied(self, entry: Entry) -> None:
         """Pass a reply on to the observers."""
+        self._starting = self._starting and entry.kind == HANDSHAKE
+        if self._starting:  # the engine's workers, and loading what they need, are no round's time
+            self._clock = time.monotonic()
         for observer in self.observers:
             observer.replied(entry)
 
@@ -144,15 +190,8 @@ class _Server:
         scores = self._evaluate(round_)
         metric = scores.get(self.session.task.metric_name)
         if round_ == 0:
-            parameters = sum(tensor.numel() for tensor in self.session.tensors.values())
-            start = RunStart(
-                config=self.config,
-                metric_name=self.session.task.metric_name,
-                initial_metric=metric,
-                parameters=parameters,
-            )
             for observer in self.observers:
-                observer.started(start)
+                observer.started(self.start(metric))
         else:
             self.counted += self.strategy.counted
             report = self._report(round_, metric, scores.get("loss"))
@@ -195,6 +234,7 @@ class _Server:
             down_bytes=sum(entry.down_bytes for entry in entries),
             dense_up_bytes=sum(entry.dense_up_bytes for entry in entries),
             dense_down_bytes=sum(entry.dense_down_bytes for entry in entries),
+            held_bytes=sum(entry.held_bytes for entry in entries),
             q=self.strategy.q if pruned else None,
             pull=_number(self._train.get("pull")) if adamr else None,
             test_metric=self._test(round_),

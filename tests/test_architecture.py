@@ -60,7 +60,7 @@ ROOMS = {
     # The lazy exports of `import fl_darex`.
     "__init__": {"optim", "simulation"},
 }
-ABOVE_ALL = {"cli", "commands"}
+ABOVE_ALL = {"__main__", "cli", "commands"}
 
 
 def python_files(folder: str) -> list[Path]:

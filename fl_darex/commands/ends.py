@@ -16,15 +16,16 @@ from types import FrameType
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
+from fl_darex.commands.messages import BAD_CONFIG, FAILED, plain_console
+from fl_darex.commands.messages import say as say_it
 from fl_darex.errors import ConfigError, DarexError
 from fl_darex.observers.display import Display
 from fl_darex.observers.run_folder import TRACEBACK, RunFolder, reason_of
 
 _ONE_STOP_SECONDS = 2.0
 
-FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
+INTERRUPTED = 130
 
 _STOPPING = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -32,7 +33,7 @@ _STOPPING = [
 
 
 @contextmanager
-def ended(folder: RunFolder, console: Console, problems: Console) -> Iterator[None]:
+def ended(folder: RunFolder, console: Console) -> Iterator[None]:
     """Do what is in the block as a command, whatever ends it.
 
     The folder's summary says how it ended, a line says it to a person, and the exit code is 1
@@ -40,9 +41,9 @@ def ended(folder: RunFolder, console: Console, problems: Console) -> Iterator[No
 
     Args:
         folder: The run's folder, a context manager in the block.
-        console: Where results go.
-        problems: Where errors go.
+        console: Where results go; errors go to stderr.
     """
+    problems = plain_console(stderr=True)
     with stopped_by_signals():
         try:
             yield
@@ -103,9 +104,8 @@ def unheard() -> suppress:
 
 def say(console: Console, text: str, heading: str = "") -> None:
     """Print a line for a person, whoever has closed the other end."""
-    start = f"[red]{heading}:[/red] " if heading else ""
     with unheard():
-        console.print(f"{start}{escape(text)}", soft_wrap=True, highlight=False)
+        say_it(console, text, heading and f"{heading}:", "red")
 
 
 class _Stop:

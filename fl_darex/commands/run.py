@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-from enum import StrEnum
 from logging import WARNING
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from flwr.app import Context
 from flwr.common.logger import log
+from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
 from fl_darex.commands.beforehand import check_calibration, check_folders, check_machine
 from fl_darex.commands.ends import ended, shown, unheard
+from fl_darex.commands.loading import load_session
+from fl_darex.commands.messages import plain_console, say
+from fl_darex.commands.settings import (
+    ConfigPath,
+    Engine,
+    Overrides,
+    quiet,
+    read_settings,
+    resolved,
+)
 from fl_darex.compression.methods import METHODS
-from fl_darex.config import RunConfig, load_config
+from fl_darex.config import RunConfig
 from fl_darex.flower.optimizers import OPTIMIZERS
-from fl_darex.observers.display import Display, summary_table
+from fl_darex.observers.display import Display
+from fl_darex.observers.phases import Phases
 from fl_darex.observers.run_folder import RunFolder, reason_of
+from fl_darex.observers.totals import summary_table
 from fl_darex.registry import load
 
 # Named, not imported: the library must not depend on its two halves.
 SERVER = "fl_darex.strategies.server_app:make_app"
 CLIENT = "fl_darex.clients.client_app:app"
-
-
-class Engine(StrEnum):
-    """What runs the clients: Ray, Flower's engine, or this process, one after the other."""
-
-    ray = "ray"
-    flower = "flower"
-    local = "local"
 
 
 def own_keys() -> str:
@@ -49,44 +52,48 @@ def own_keys() -> str:
 
 
 def run(
-    config: Annotated[Path, typer.Argument(help="TOML file, for example configs/quickstart.toml")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="settings to change, for example compress.p=0.999")
-    ] = None,
+    config: ConfigPath,
+    overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="run folder; default runs/NAME-TIME", show_default=False)
     ] = None,
-    engine: Annotated[Engine, typer.Option(help="what runs the clients; local: this process")] = (
-        Engine.ray
-    ),
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="what runs clients; local: this process; default ray", show_default=False
+        ),
+    ] = (Engine.ray),
 ) -> None:
     """Run a federation and write its run folder."""
-    console, problems = Console(), Console(stderr=True)
+    console = plain_console()
     folder = RunFolder(out or _unnamed(config), numbered=out is None)
-    with ended(folder, console, problems):
-        _run(_resolved(load_config(config, overrides or [])), folder, engine, console)
+    with ended(folder, console):
+        settings, remarks = read_settings(config, overrides or [], engine)
+        for remark in remarks:
+            say(console, remark, "note:", "yellow")
+        _run(resolved(settings), folder, engine, console)
 
 
 def _run(config: RunConfig, folder: RunFolder, engine: Engine, console: Console) -> None:
-    _quiet()
+    quiet()
     check_machine(config.resources)
     check_folders(config.task)
     with folder, shown(Display(console)) as display:
         folder.reserve(config)
-        _execute(config, engine, [folder, display])
+        # What is wrong with model or data comes to light before Ray starts.
+        check_calibration(load_session(config, display.phases))
+        _execute(config, engine, [folder, display], display.phases)
     _plot(folder)
     with unheard():
         console.print(summary_table(folder.summary()))
-        console.print(f"run folder: {folder.path}", soft_wrap=True)
+        say(console, f"run folder: {folder.path}")
 
 
-def _execute(config: RunConfig, engine: Engine, observers: list[Any]) -> None:
+def _execute(config: RunConfig, engine: Engine, observers: list[Any], phases: Phases) -> None:
     from fl_darex import simulation  # what it has is loaded where it is used: Ray takes long
-    from fl_darex.training.session import session
 
-    # What is wrong with model or data comes to light before Ray starts.
-    check_calibration(session(config))
-    server_app, clients = load(SERVER, "app")(config, observers), config.federation.clients
+    app, clients = load(SERVER, "app")(config, observers), config.federation.clients
+    server_app = _announced(app, config, phases)
     if engine is Engine.local:
         # Server and clients now share this process's session and its one model. They never need it
         # at once, for there is one thread, and each writes all exchanged tensors before it reads,
@@ -94,6 +101,7 @@ def _execute(config: RunConfig, engine: Engine, observers: list[Any]) -> None:
         # (`pretrained`, `base`) and the examples are never written to.
         simulation.simulate_in_process(server_app, CLIENT, clients=clients)
         return
+    phases.begin("starting Ray")  # Flower's engine runs on it, too
     resources = simulation.Resources(**config.resources.model_dump())
     if engine is Engine.ray:
         simulation.simulate(server_app, CLIENT, clients=clients, resources=resources)
@@ -101,6 +109,20 @@ def _execute(config: RunConfig, engine: Engine, observers: list[Any]) -> None:
     from fl_darex.simulation.flower_engine import simulate_with_flower
 
     simulate_with_flower(server_app, load(CLIENT, "app"), clients=clients, resources=resources)
+
+
+def _announced(app: ServerApp, config: RunConfig, phases: Phases) -> ServerApp:
+    """Return a ServerApp that says when the engine has started, and what comes then."""
+    made = ServerApp()
+
+    @made.main()
+    def main(grid: Grid, context: Context) -> None:
+        phases.end()
+        if config.federation.evaluate == "server":
+            phases.begin("measuring the first model")
+        app(grid, context)
+
+    return made
 
 
 def _plot(folder: RunFolder) -> None:
@@ -116,24 +138,3 @@ def _plot(folder: RunFolder) -> None:
 
 def _unnamed(config: Path) -> Path:
     return Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _resolved(config: RunConfig) -> RunConfig:
-    """Make relative paths absolute: workers and nodes run in other folders."""
-    task = config.task
-    paths = {
-        key: str(Path(value).expanduser().resolve())
-        for key, value in (("model", task.model), ("dataset", task.dataset))
-        if value and Path(value).expanduser().exists()
-    }
-    return config.model_copy(update={"task": task.model_copy(update=paths)})
-
-
-def _quiet() -> None:
-    """Leave the terminal to our own display; warnings of Flower and of our own still show."""
-    logging.getLogger("flwr").setLevel(logging.WARNING)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

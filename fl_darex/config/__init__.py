@@ -1,7 +1,15 @@
 """The configuration of a run: sections, ranges, text, and errors for people."""
 
 from fl_darex.config.chosen import CompressConfig, ServerConfig
-from fl_darex.config.run import OWN_NAMES, RunConfig, known_keys, load_config, make_config
+from fl_darex.config.run import (
+    OWN_NAMES,
+    RunConfig,
+    known_keys,
+    load_config,
+    make_config,
+    read_file,
+    read_overrides,
+)
 from fl_darex.config.sections import (
     TASKS,
     FederationConfig,
@@ -25,4 +33,6 @@ __all__ = [
     "known_keys",
     "load_config",
     "make_config",
+    "read_file",
+    "read_overrides",
 ]

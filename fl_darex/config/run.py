@@ -90,6 +90,15 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     Raises:
         ConfigError: If the file cannot be read, a key is unknown or a value is not allowed.
     """
+    return make_config(read_file(path) | read_overrides(overrides))
+
+
+def read_file(path: Path | str) -> dict[str, Any]:
+    """Return what a TOML file sets, by flat keys, unchecked.
+
+    Raises:
+        ConfigError: If it cannot be read, is no TOML, or sets a key twice.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -102,11 +111,17 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
         tree = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{str(path)!r} is not valid TOML: {error}") from None
-    values = flatten(tree)
-    for item in overrides:
-        key, value = parse_override(item, RunConfig().flat())
-        values[key] = value
-    return make_config(values)
+    return flatten(tree)
+
+
+def read_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Return what ``key=value`` texts set, by flat keys, unchecked; the last of a key counts.
+
+    Raises:
+        ConfigError: If one is not of that form.
+    """
+    known = RunConfig().flat()
+    return dict(parse_override(item, known) for item in overrides)
 
 
 def make_config(values: Mapping[str, Any]) -> RunConfig:

@@ -7,6 +7,7 @@ a deployment, and nothing on a client has to be trusted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,8 +15,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, Record
 from flwr.serverapp import Grid
 
 from fl_darex.compression.terms import CONFIG_KEY
+from fl_darex.errors import PacketError
 from fl_darex.flower.grids import GridView, exchange, stranger
-from fl_darex.flower.model_note import MISSING
+from fl_darex.flower.model_note import MISSING, ModelNote
 from fl_darex.flower.private import ErrorCode, SType, with_content
 from fl_darex.flower.records import PACKET_STYPE, SEALED_STYPE, packet_of
 from fl_darex.flower.roster import HANDSHAKE, is_handshake
@@ -59,6 +61,8 @@ class Entry:
             for ``lacking`` and ``secure``, which only happen with fl-darex.
         dense_up_bytes: The same reply with every tensor in full, in its own dtype; tensors that
             were sent equal count once if they are tied or counters.
+        held_bytes: Those of `dense_down_bytes` that are the model before round 1, where the client
+            holds it: whoever trusts in that need not send it without fl-darex either.
         failed: Whether the reply is an error or never came.
     """
 
@@ -69,6 +73,7 @@ class Entry:
     up_bytes: int = 0
     dense_down_bytes: int = 0
     dense_up_bytes: int = 0
+    held_bytes: int = 0
     failed: bool = True
 
 
@@ -169,8 +174,11 @@ class LedgerGrid(GridView):
             down_bytes=message_bytes(message, [info for info, _ in sent.values()]),
         )
         if entry.kind != SECURE:
-            infos = [info for info, _ in whole.values()]
-            entry.dense_down_bytes = message_bytes(plain, infos)
+            infos = {name: info for name, (info, _) in whole.items()}
+            entry.dense_down_bytes = message_bytes(plain, [*infos.values()])
+            if entry.round <= 1 and (name := _held(message.content)) in infos:
+                infos[name] = sent[name][0]  # what the client lacks of it, most often nothing
+                entry.held_bytes = entry.dense_down_bytes - message_bytes(plain, [*infos.values()])
         return entry, {name: trained for name, (_, trained) in whole.items()}
 
     def _received(self, reply: Message) -> None:
@@ -188,6 +196,7 @@ class LedgerGrid(GridView):
                 entry.dense_up_bytes = message_bytes(reply, _whole(reply.content, sent_dense))
             if MISSING in reply.content:
                 entry.kind, entry.dense_up_bytes, entry.dense_down_bytes = LACKING, 0, 0
+                entry.held_bytes = 0
         self._tell(entry)
 
     def _tell(self, entry: Entry) -> None:
@@ -200,7 +209,7 @@ class LedgerGrid(GridView):
         for name, record in content.array_records.items():
             if id(record) not in self._described:
                 info = describe(record, self._chunks)
-                self._described[id(record)] = (record, info, _dense_info(record, info))
+                self._described[id(record)] = (record, info, trained_info(record, info))
             found[name] = self._described[id(record)][1:]
         return found
 
@@ -210,6 +219,16 @@ def _kind_of(message: Message) -> str:
     if not content.array_records and any(SECURE_KEY in c for c in content.config_records.values()):
         return SECURE
     return HANDSHAKE if is_handshake(message) else kind
+
+
+def _held(content: RecordDict) -> str:
+    """Return the name of the ArrayRecord whose model the client holds already; empty: none."""
+    for config in content.config_records.values():
+        with suppress(PacketError):  # a grid may have changed it on the way
+            note = ModelNote.detach(dict(config))
+            if note is not None and note.start == note.model:
+                return note.record or next(iter(content.array_records), "")
+    return ""
 
 
 def _stands_for_model(record: ArrayRecord) -> bool:
@@ -226,8 +245,13 @@ def _whole(content: RecordDict, sent: dict[str, RecordInfo]) -> list[RecordInfo]
     return found
 
 
-def _dense_info(record: ArrayRecord, sent: RecordInfo) -> RecordInfo:
-    """Describe the record that would come back whole, after training."""
+def trained_info(record: ArrayRecord, sent: RecordInfo) -> RecordInfo:
+    """Describe the record that would come back whole, after training.
+
+    Args:
+        record: A model.
+        sent: As it is now, where parts may be equal that training tells apart.
+    """
     apart = describe_dense(
         (name, array.dtype, tuple(array.shape), array.stype, len(array.data))
         for name, array in record.items()

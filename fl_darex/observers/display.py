@@ -1,17 +1,17 @@
-"""What a person sees of a run: live progress, and a table at the end."""
+"""What a person sees of a run: what it is, what it is at, and each round."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from fl_darex.flower.ledger import Entry
 from fl_darex.flower.roster import HANDSHAKE
 from fl_darex.observers import RoundReport, RunStart, SaveModel
+from fl_darex.observers.header import header
+from fl_darex.observers.phases import Phases
 
 
 class Display:
@@ -27,31 +27,28 @@ class Display:
         self._console = console
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("round {task.fields[round]}/{task.fields[rounds]}"),
+            _plain("round {task.fields[round]}/{task.fields[rounds]}"),
             BarColumn(bar_width=24),
-            TextColumn("clients {task.fields[done]}/{task.fields[asked]}"),
-            TextColumn("{task.fields[metric]}"),
-            TextColumn("up {task.fields[up]:.2f} MB  down {task.fields[down]:.2f} MB"),
+            _plain("clients {task.fields[done]}/{task.fields[asked]}"),
+            _plain("{task.fields[metric]}"),
+            _plain("up {task.fields[up]:.2f} MB  down {task.fields[down]:.2f} MB"),
             TimeElapsedColumn(),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
+        self.phases = Phases(console)
         self._line: TaskID | None = None
         self._metric_name = ""
         self._up = self._down = 0
-        self._done = 0
+        self._done = self._waits_for = 0
 
     def started(self, start: RunStart) -> None:
         """Say what is about to run."""
-        federation, compress = start.config.federation, start.config.compress
+        federation = start.config.federation
         self._metric_name = start.metric_name
-        how = "dense" if compress.method == "dense" else f"{compress.method}, p = {compress.p:g}"
-        self._console.print(
-            f"{start.config.task.name}: {start.parameters:,} parameters, "
-            f"{federation.clients} clients, {federation.sample_size} a round, "
-            f"{federation.rounds} rounds, {start.config.train.optimizer}, {how}"
-        )
+        self.phases.end()
+        self._console.print(header(start))
         if start.initial_metric is not None:
             self._console.print(f"before round 1: {start.metric_name} {start.initial_metric:.4f}")
         self._line = self._progress.add_task(
@@ -65,12 +62,19 @@ class Display:
             up=0.0,
             down=0.0,
         )
-        self._progress.start()
+        self._waits_for = federation.clients
+        self.phases.begin("starting the clients")
 
     def replied(self, entry: Entry) -> None:
         """Count a client as done."""
-        if self._line is None or entry.kind == HANDSHAKE:
+        if self._line is None:
             return
+        if entry.kind == HANDSHAKE:
+            self._waits_for -= 1
+            if self._waits_for == 0:
+                self._show_rounds()
+            return
+        self._show_rounds()
         self._up += entry.up_bytes
         self._down += entry.down_bytes
         if entry.kind == "train":
@@ -96,29 +100,14 @@ class Display:
 
     def stop(self) -> None:
         """Take the live line away."""
+        self.phases.stop()
         self._progress.stop()
 
-
-def summary_table(summary: dict[str, Any]) -> Table:
-    """Return the final table of a run from its ``summary.json``."""
-    name = summary["metric_name"]
-    table = Table(title=f"{summary['rounds']} rounds, {summary['seconds']:.0f} s")
-    for column in ("", "sent", "dense", "ratio"):
-        table.add_column(column, justify="left" if not column else "right")
-    for label, key in (("up", "up"), ("down", "down"), ("total, with handshake", "total")):
-        sent, dense = summary[f"{key}_bytes"], summary[f"dense_{key}_bytes"]
-        ratio = f"{dense / sent:,.1f}x" if sent else "-"
-        table.add_row(label, f"{sent / 1e6:,.3f} MB", f"{dense / 1e6:,.3f} MB", ratio)
-    table.add_section()
-    for label, key in (("before round 1", "initial_metric"), ("best", "best_metric")):
-        table.add_row(f"{name}, {label}", _number(summary[key]), "", "")
-    table.add_row(f"[bold]{name}, final", f"[bold]{_number(summary['final_metric'])}", "", "")
-    if summary["test_metric"] is not None:
-        table.add_row(f"{name}, final, on test", _number(summary["test_metric"]), "", "")
-    if summary["failures"]:
-        table.add_row("failed replies", str(summary["failures"]), "", "")
-    return table
+    def _show_rounds(self) -> None:
+        if not self._progress.live.is_started:
+            self.phases.end()
+            self._progress.start()
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _plain(format_: str) -> TextColumn:
+    return TextColumn(format_, markup=False)

@@ -28,9 +28,11 @@ class RoundReport:
         down_bytes: Server to client.
         dense_up_bytes: The same exchanges with every tensor in full.
         dense_down_bytes: The same messages without anything of fl-darex.
+        held_bytes: Those of them that are the model before round 1 for clients that hold it.
         q: The number that survivors were divided by; None where nothing was pruned.
         pull: AdamR's largest decay weight in a last local step; None for other optimizers.
-        seconds: Wall-clock time of the round, evaluation included.
+        seconds: Wall-clock time of the round, evaluation included; without the time that an engine
+            takes to start.
         test_metric: The task's metric on its test examples, after the last round alone; None
             where the task has none.
     """
@@ -48,6 +50,7 @@ class RoundReport:
     q: float | None
     pull: float | None
     seconds: float
+    held_bytes: int = 0
     test_metric: float | None = None
 
 
@@ -60,12 +63,20 @@ class RunStart:
         metric_name: Name of the task's metric; higher is better.
         initial_metric: Its value before round 1; None without server evaluation.
         parameters: Entries of all exchanged tensors.
+        model: What the model is: its class.
+        examples: Training examples of all clients.
+        evaluation_examples: Those that the metric is measured on.
+        classes: Number of classes; 0 = none, or the task does not say.
     """
 
     config: RunConfig
     metric_name: str
     initial_metric: float | None
     parameters: int
+    model: str = ""
+    examples: int = 0
+    evaluation_examples: int = 0
+    classes: int = 0
 
 
 class Observer(Protocol):

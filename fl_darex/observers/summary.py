@@ -23,6 +23,9 @@ def summarise(
 ) -> dict[str, Any]:
     """Return the totals of a run; ratios are dense bytes over bytes sent, None before round 1.
 
+    In ``dense_...`` every client is sent the whole model in every round. Without ``held_bytes`` it
+    is not sent the model before round 1 where it holds that, as a client of fl-darex does.
+
     Args:
         config: The run's configuration.
         start: What was known before round 1; None: the run is not there yet.
@@ -33,6 +36,7 @@ def summarise(
     extra = sum(entry.up_bytes + entry.down_bytes for entry in handshake)
     ways = ("up_bytes", "down_bytes", "dense_up_bytes", "dense_down_bytes")
     up, down, dense_up, dense_down = (sum(getattr(r, way) for r in reports) for way in ways)
+    held, total = sum(report.held_bytes for report in reports), up + down + extra
     return {
         "metric_name": start.metric_name if start else None,
         "initial_metric": start.initial_metric if start else None,
@@ -44,12 +48,14 @@ def summarise(
         "up_bytes": up,
         "down_bytes": down,
         "handshake_bytes": extra,
-        "total_bytes": up + down + extra,
+        "total_bytes": total,
         "dense_up_bytes": dense_up,
         "dense_down_bytes": dense_down,
         "dense_total_bytes": dense_up + dense_down,
+        "held_bytes": held,
         "up_ratio": dense_up / up if up else None,
-        "total_ratio": (dense_up + dense_down) / (up + down + extra) if up else None,
+        "total_ratio": (dense_up + dense_down) / total if up else None,
+        "total_ratio_without_held": (dense_up + dense_down - held) / total if up else None,
         "failures": sum(report.failures for report in reports),
         "seed": config.federation.seed,
     }

@@ -165,6 +165,7 @@ def prepare(
         metric=metric,
         validation=validation,
         test=parts.get("test"),
+        classes=classes,
         **own,
     )
     if federation.evaluate == "clients":

@@ -75,6 +75,7 @@ class Task:
             saved with it.
         test: Examples for the final model alone: nothing may be chosen by them. None = none.
         notes: How data and model were understood where that is not plain, a line each for the log.
+        classes: Number of classes that the column ``label`` has; 0 = it has none.
     """
 
     metric_name: str
@@ -88,6 +89,7 @@ class Task:
     processor: PreTrainedTokenizerBase | BaseImageProcessor | None = None
     test: Rows | None = None
     notes: tuple[str, ...] = ()
+    classes: int = 0
 
     def load_model(self) -> Any:
         """Return the model in float32 on the CPU, with the same weights at each call.

@@ -29,6 +29,7 @@ class Session:
         config: The run's configuration.
         own: Whether the data are one client's own: all of them are then its partition, whatever
             number that has.
+        task: The configuration's task, if it is loaded already.
 
     Attributes:
         task: The task, data loaded.
@@ -42,10 +43,10 @@ class Session:
         said_of_one: Whether the log says yet how clients of one example learn.
     """
 
-    def __init__(self, config: RunConfig, own: bool = False) -> None:
+    def __init__(self, config: RunConfig, own: bool = False, task: Task | None = None) -> None:
         self.config = config
         self._own = own
-        self.task: Task = load_task(config)
+        self.task: Task = task or load_task(config)
         self.device = _device(config)
         self.model: Any = _with_adapters(self.task, config)
         if config.train.gradient_checkpointing:
@@ -151,7 +152,15 @@ def session(config: RunConfig, own: bool = False) -> Session:
     return _session(config, own)  # so that a default and a False are one session
 
 
-_session = lru_cache(maxsize=1)(Session)
+@lru_cache(maxsize=1)
+def task_of(config: RunConfig) -> Task:
+    """Return the task of this process's session, its data loaded, before there is a model."""
+    return load_task(config)
+
+
+@lru_cache(maxsize=1)
+def _session(config: RunConfig, own: bool) -> Session:
+    return Session(config, own, task_of(config))
 
 
 def checkpoint_activations(model: torch.nn.Module) -> None:

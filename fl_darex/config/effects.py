@@ -1,0 +1,249 @@
+"""Which settings do something in a run: every key that may not, and what it is for.
+
+A key that is not here always counts, and a test names those; a new key belongs in one of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fl_darex.compression.downlink import POLICIES
+from fl_darex.compression.methods import METHODS
+from fl_darex.config.run import RunConfig
+from fl_darex.config.sections import TASKS
+from fl_darex.errors import ConfigError
+from fl_darex.flower.optimizers import OPTIMIZERS
+from fl_darex.rescaling.rules import LABELLED, RULES, SERVER_VALIDATION
+
+SIMULATED = ("ray", "flower", "local")
+"""The engines of ``fl-darex run``. Any other text is a run of a deployment."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What some keys are for.
+
+    Attributes:
+        keys: As ``section.key``.
+        words: Completes "it is for".
+        counts: Whether they do something in a run.
+    """
+
+    keys: tuple[str, ...]
+    words: str
+    counts: Callable[[RunConfig], bool]
+
+
+def _task(*names: str) -> Callable[[RunConfig], bool]:
+    """Return whether the task is one of these, or somebody's own, which may use any setting."""
+    return lambda run: run.task.name in names or run.task.name not in TASKS
+
+
+def _packs(run: RunConfig) -> bool:
+    return run.compress.chosen.packs
+
+
+def _versions(run: RunConfig) -> bool:
+    return POLICIES.choose(run.compress.downlink).versions
+
+
+def _drops_on_the_way_down(run: RunConfig) -> bool:
+    """Whether the policy is ``server``, or somebody's own, which may use any setting."""
+    return run.compress.downlink == "server" or run.compress.downlink not in POLICIES.first
+
+
+def _draws(run: RunConfig) -> bool:
+    return _packs(run) and run.compress.chosen.seeded and run.compress.p > 0
+
+
+def _calibrates(run: RunConfig) -> bool:
+    method = run.compress.method
+    return run.compress.q in RULES or method == "wanda" or method not in METHODS.first
+
+
+def _validates(run: RunConfig) -> bool:
+    return run.compress.q == SERVER_VALIDATION
+
+
+def _scores(run: RunConfig) -> bool:
+    return run.federation.evaluate != "none" or run.task.test
+
+
+def _pulls(run: RunConfig) -> bool:
+    return run.train.optimizer == "adamr" and run.train.delta_decay > 0
+
+
+def _options(section: str, chooser: str, rows: Mapping[str, Any]) -> Iterable[Use]:
+    """Yield the options of what is chosen by name: each is for the rows that have it."""
+    for option in dict.fromkeys(name for row in rows.values() for name in row.options):
+        owners = [name for name, row in rows.items() if option in row.options]
+        words = f"{section}.{chooser} = {' or '.join(map(repr, owners))}"
+
+        def counts(run: RunConfig, option: str = option) -> bool:
+            return option in getattr(run, section).chosen.options
+
+        yield Use((f"{section}.{option.replace('_', '-')}",), words, counts)
+
+
+USES: tuple[Use, ...] = (
+    Use(
+        ("task.dataset", "task.subset", "task.holdout"),
+        "another task than 'digits', which brings its own data",
+        lambda run: run.task.name != "digits",
+    ),
+    Use(
+        ("task.max-length",),
+        "task.name = 'text-classification' or 'causal-lm'",
+        _task("text-classification", "causal-lm"),
+    ),
+    Use(
+        ("task.template", "task.packing", "task.test"),
+        "task.name = 'causal-lm'",
+        _task("causal-lm"),
+    ),
+    Use(
+        ("task.max-new-tokens",),
+        "task.name = 'causal-lm' with task.metric = 'exact-match'",
+        lambda run: (
+            _task()(run) or (run.task.name, run.task.metric) == ("causal-lm", "exact-match")
+        ),
+    ),
+    Use(
+        ("task.metric",),
+        "runs that measure something: federation.evaluate = 'server' or 'clients', task.test, or "
+        "compress.q = 'q-v' or 'layer-q-v'",
+        lambda run: _scores(run) or run.compress.q in LABELLED,
+    ),
+    Use(
+        ("task.eval-examples",),
+        "federation.evaluate = 'server' or 'clients'",
+        lambda run: run.federation.evaluate != "none",
+    ),
+    Use(
+        ("federation.evaluate-every",),
+        "federation.evaluate = 'server'",
+        lambda run: run.federation.evaluate == "server",
+    ),
+    Use(
+        ("federation.alpha",),
+        "federation.partition = 'dirichlet'",
+        lambda run: run.federation.partition == "dirichlet",
+    ),
+    Use(
+        ("federation.classes-per-client",),
+        "federation.partition = 'pathological'",
+        lambda run: run.federation.partition == "pathological",
+    ),
+    Use(
+        ("federation.partition-column",),
+        "federation.partition = 'natural'",
+        lambda run: run.federation.partition == "natural",
+    ),
+    Use(
+        ("train.eval-batch-size",),
+        "runs that measure something: federation.evaluate = 'server' or 'clients', task.test, "
+        "compress.method = 'wanda', or a search for compress.q",
+        lambda run: _scores(run) or _calibrates(run) or _validates(run),
+    ),
+    Use(
+        ("train.delta-decay",),
+        "train.optimizer = 'adamr'",
+        lambda run: run.train.optimizer == "adamr",
+    ),
+    Use(
+        ("train.norm", "train.anchor"),
+        "train.optimizer = 'adamr' with train.delta-decay above 0",
+        _pulls,
+    ),
+    Use(
+        ("train.weight-decay",),
+        "train.optimizer = 'adamw'",
+        lambda run: run.train.optimizer == "adamw",
+    ),
+    Use(
+        ("train.lora-alpha", "train.lora-dropout", "train.lora-targets", "compress.lora"),
+        "adapters: train.lora-rank of 1 or more",
+        lambda run: run.train.lora_rank > 0,
+    ),
+    Use(
+        ("compress.p",),
+        "a compress.method that drops something, or compress.downlink = 'server'",
+        lambda run: (
+            _packs(run) or (_drops_on_the_way_down(run) and run.compress.downlink_p == "same")
+        ),
+    ),
+    Use(("compress.q",), "a compress.method that sends packets, not 'dense'", _packs),
+    Use(
+        ("compress.calibration-examples",),
+        "compress.method = 'wanda', or the searches for compress.q on the client: "
+        + ", ".join(map(repr, RULES)),
+        _calibrates,
+    ),
+    Use(
+        ("compress.mask", "compress.count"),
+        "a compress.method that draws what survives, such as 'dare', with compress.p above 0",
+        _draws,
+    ),
+    Use(
+        ("compress.values",),
+        "packets, on the way up or, with compress.downlink-values = 'same', on the way down",
+        lambda run: _packs(run) or (_versions(run) and run.compress.downlink_values == "same"),
+    ),
+    Use(
+        ("compress.dense-below",),
+        "packets, and compress.method and compress.downlink are both 'dense'",
+        lambda run: _packs(run) or _versions(run),
+    ),
+    Use(("compress.downlink-p",), "compress.downlink = 'server'", _drops_on_the_way_down),
+    Use(("compress.downlink-values",), "compress.downlink = 'update' or 'server'", _versions),
+    *_options("compress", "method", METHODS.first),
+    *_options("server", "strategy", OPTIMIZERS.first),
+    Use(("server.validation-examples",), f"compress.q = {SERVER_VALIDATION!r}", _validates),
+)
+"""Each key that does nothing in some runs."""
+
+ENGINES: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "federation.min-clients": ((), "deployments (flwr run): simulated clients are all there"),
+    "federation.timeout": (("ray", "flower"), "other engines than 'local', which waits for nobody"),
+    "resources.num-cpus": (("ray", "flower"), "the engines 'ray' and 'flower'"),
+    "resources.actors": (("ray",), "the engine 'ray'"),
+    "resources.ray-address": (("ray",), "the engine 'ray'"),
+}
+"""The simulation engines with which a key does something, and what it is for."""
+
+
+def without_effect(config: RunConfig, engine: str) -> dict[str, str]:
+    """Return the keys that do nothing in a run, each with what it is for.
+
+    Args:
+        config: The run's configuration.
+        engine: One of `SIMULATED`; any other text: a deployment.
+    """
+    idle = {key: use.words for use in USES if not use.counts(config) for key in use.keys}
+    if engine in SIMULATED:
+        idle |= {key: words for key, (used, words) in ENGINES.items() if engine not in used}
+    return idle
+
+
+def refuse_idle(config: RunConfig, keys: Iterable[str], engine: str) -> None:
+    """Refuse settings that somebody asks for and that do nothing.
+
+    Raises:
+        ConfigError: If one of the keys has no effect.
+    """
+    idle = without_effect(config, engine)
+    for key in keys:
+        if key in idle:
+            raise ConfigError(f"{_said(config, key, idle[key])}; leave it out")
+
+
+def remarks_on_idle(config: RunConfig, keys: Iterable[str], engine: str) -> list[str]:
+    """Return a line for each of the keys that has no effect."""
+    idle = without_effect(config, engine)
+    return [_said(config, key, idle[key]) for key in keys if key in idle]
+
+
+def _said(config: RunConfig, key: str, words: str) -> str:
+    return f"{key} = {config.flat()[key]!r} has no effect in this run: it is for {words}"

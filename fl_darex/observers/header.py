@@ -1,0 +1,110 @@
+"""What a run is, in a few lines before round 1."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from fl_darex.config import CompressConfig, RunConfig
+from fl_darex.observers import RunStart
+
+_OWN = "the task's own"
+
+
+def header(start: RunStart) -> Table:
+    """Return what is known of a run before its first round."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows(start):
+        table.add_row(*row)
+    return table
+
+
+def rows(start: RunStart) -> list[tuple[str, str]]:
+    """Return the lines of `header`, each a word and what is to be said of it."""
+    config = start.config
+    return [
+        ("task", config.task.name),
+        ("model", _model(start)),
+        ("data", _data(start)),
+        ("metric", _metric(start)),
+        ("clients", _clients(config)),
+        ("training", _training(config)),
+        ("up", _up(config.compress, config.federation.seed)),
+        ("down", _down(config.compress)),
+    ]
+
+
+def _model(start: RunStart) -> str:
+    task, lora = start.config.task, start.config.train.lora_rank
+    where = task.model or _OWN
+    what = f"{start.parameters:,} parameters"
+    if lora:
+        what = f"adapters of rank {lora}, {start.parameters:,} exchanged parameters"
+    return f"{where} ({start.model}), {what}"
+
+
+def _data(start: RunStart) -> str:
+    task = start.config.task
+    where = " ".join(filter(None, (task.dataset, task.subset))) or _OWN
+    classes = f", {start.classes} classes" if start.classes else ""
+    return (
+        f"{where}: {start.examples:,} examples to train on, "
+        f"{start.evaluation_examples:,} to measure on{classes}"
+    )
+
+
+def _metric(start: RunStart) -> str:
+    federation, every = start.config.federation, start.config.federation.evaluate_every
+    if federation.evaluate == "none":
+        return f"{start.metric_name}, not measured (federation.evaluate = 'none')"
+    if federation.evaluate == "clients":
+        return f"{start.metric_name}, by the clients after each round"
+    after = "each round" if every == 1 else f"every {every} rounds and the last"
+    return f"{start.metric_name}, after {after}"
+
+
+def _clients(config: RunConfig) -> str:
+    federation = config.federation
+    share = f"{federation.sample_size} of {federation.clients}"
+    details = {
+        "dirichlet": f", alpha {federation.alpha:g}",
+        "pathological": f", {federation.classes_per_client} classes each",
+        "natural": f" by {federation.partition_column}",
+    }
+    partition = federation.partition + details.get(federation.partition, "")
+    return f"{share} in each of {federation.rounds} rounds; {partition}; seed {federation.seed}"
+
+
+def _training(config: RunConfig) -> str:
+    train = config.train
+    decay = f"delta-decay {train.delta_decay:g}"
+    if train.optimizer == "adamw":
+        decay = f"weight-decay {train.weight_decay:g}"
+    examples = train.batch_size * train.grad_accumulation
+    length = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epochs"
+    return f"{train.optimizer}, lr {train.lr:g}, {decay}; {length} of {examples} examples a round"
+
+
+def _up(compress: CompressConfig, seed: int) -> str:
+    if not compress.chosen.packs:
+        return f"{compress.method}: whole models"
+    asked = compress.uplink(seed)
+    q = f"q = {asked.divisor:.6g}"
+    if isinstance(asked.q, str) and asked.q != "dare":
+        q = f"q by {asked.q}" + (" on each client" if asked.rule else "")
+    shared = ", one mask for all clients" if compress.mask == "round" else ""
+    return f"{compress.method}, p = {compress.p:g}, {q}, {compress.values}{shared}"
+
+
+def _down(compress: CompressConfig) -> str:
+    words = {
+        "dense": "whole models",
+        "update": f"what changed, {compress.server_values}",
+        "server": f"the largest changes, p = {compress.server_p:g}, {compress.server_values}",
+    }
+    return (
+        f"{compress.downlink}: {words[compress.downlink]}"
+        if compress.downlink in words
+        else (compress.downlink)
+    )
