@@ -32,3 +32,8 @@ def _short(value: Any) -> str:
             return "{" + ", ".join(f"{k!r}: {_short(v)}" for k, v in value.items()) + "}"
         return "[" + ", ".join(map(_short, value)) + "]"
     return described(value) if is_dataclass(value) else repr(value)
+
+
+def counted(number: int, thing: str) -> str:
+    """Return a number of things in words: one client, two clients."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")

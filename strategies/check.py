@@ -66,8 +66,8 @@ class Check:
         ]
         if self.noise is not None:
             found.append(
-                f"noise of dropping, a round: {self.noise:.2g} times the length of a client's "
-                "change; where accuracy falls take a smaller p, smaller steps or AdamR"
+                f"noise of dropping, a round: {self.noise:.2g} times a client's change; where "
+                "accuracy falls take a smaller p, smaller steps or AdamR"
             )
         if self.whole:
             more = f" and {len(self.whole) - 5} more" if len(self.whole) > 5 else ""

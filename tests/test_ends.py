@@ -52,7 +52,7 @@ def wait():
     time.sleep(60)
 
 try:
-    with ended(folder, Console(), Console(stderr=True)):
+    with ended(folder, Console()):
         with folder:
             exec(os.environ["BEFORE"])
             folder.reserve(config)

@@ -58,5 +58,7 @@ def _tell(config: RunConfig, remarks: list[str]) -> None:
     say(console, shares.steps(config))
     console.print()
     console.print(Expectation.of(config, expected).table())
-    for remark in [*remarks, *shares.remarks(config), *expected.problems]:
+    if expected.noise is not None:
+        say(console, f"noise of dropping, a round: {expected.noise:.2g} times a client's change")
+    for remark in [*remarks, *session.task.notes, *shares.remarks(config), *expected.problems]:
         say(console, remark, "note:", "yellow")

@@ -9,10 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fl_darex.commands.messages import counted
 from fl_darex.compression.downlink import POLICIES
 from fl_darex.config import RunConfig
 from fl_darex.observers.totals import BUT_FOR_FIRST, baselines, megabytes
+from fl_darex.shown import counted
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,6 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
-def counted(number: int, thing: str) -> str:
-    """Return a number of things in words: one client, two clients."""
-    return f"{number:,} {thing}" + ("" if number == 1 else "s")
-
-
 @contextmanager
 def told_in_one_line() -> Iterator[None]:
     """Turn an error of ours into a line for a person, and the exit code that programs rely on."""

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
-from fl_darex.commands.messages import counted
 from fl_darex.config import RunConfig
+from fl_darex.shown import counted
 from fl_darex.tasks import Task
 from fl_darex.tasks.rows import column
 from fl_darex.training.loop import steps_per_round
@@ -96,7 +96,7 @@ class Shares:
         passes = steps * np.minimum(size, own * train.grad_accumulation) / own
         return (
             f"a round: {_span(steps)} optimizer steps on each client, of "
-            f"{counted(size, 'example')}; that is {_span(passes)} times through its own"
+            f"{counted(size, 'example')}: {_span(passes)} times through its own"
         )
 
     def remarks(self, config: RunConfig) -> Iterator[str]:

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from fl_darex.config import CompressConfig, RunConfig
 from fl_darex.observers import RunStart
+from fl_darex.shown import counted
 
 _OWN = "the task's own"
 
@@ -73,7 +74,8 @@ def _clients(config: RunConfig) -> str:
         "natural": f" by {federation.partition_column}",
     }
     partition = federation.partition + details.get(federation.partition, "")
-    return f"{share} in each of {federation.rounds} rounds; {partition}; seed {federation.seed}"
+    rounds = counted(federation.rounds, "round")
+    return f"{share} a round, {rounds}; {partition}; seed {federation.seed}"
 
 
 def _training(config: RunConfig) -> str:
@@ -82,8 +84,8 @@ def _training(config: RunConfig) -> str:
     if train.optimizer == "adamw":
         decay = f"weight-decay {train.weight_decay:g}"
     examples = train.batch_size * train.grad_accumulation
-    length = f"{train.local_steps} steps" if train.local_steps else f"{train.local_epochs} epochs"
-    return f"{train.optimizer}, lr {train.lr:g}, {decay}; {length} of {examples} examples a round"
+    steps, epochs = counted(train.local_steps, "step"), counted(train.local_epochs, "epoch")
+    return f"{train.optimizer}, lr {train.lr:g}, {decay}; {steps if train.local_steps else epochs} of {examples} a round"
 
 
 def _up(compress: CompressConfig, seed: int) -> str:

@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from fl_darex.shown import counted
+
 DENSE = "dense: every client is sent the whole model in every round, and sends one back whole."
 HELD = (
     "but for the first model: as dense, except that nobody is sent the model before round 1, which "
@@ -39,7 +41,8 @@ def summary_table(summary: dict[str, Any]) -> Group:
     it all the same, and training that does not.
     """
     table = Table(
-        title=f"{summary['rounds']} rounds, {summary['seconds']:.0f} s", title_justify="left"
+        title=f"{counted(summary['rounds'], 'round')}, {summary['seconds']:.0f} s",
+        title_justify="left",
     )
     for column in ("", "sent", "dense", "ratio"):
         table.add_column(column, justify="right" if column else "left")
