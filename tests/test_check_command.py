@@ -159,7 +159,7 @@ def test_it_names_what_does_nothing_and_what_will_fail(tmp_path: Path) -> None:
     said = checked(tmp_path, text, "federation.clients=60", "train.local-epochs=3",
                    "train.local-steps=0")  # fmt: skip
     assert "60 of 60 clients have fewer examples than train.batch-size = 32" in said
-    assert "a round: 3 optimizer steps on each client, of 32 examples; that is 3 times" in said
+    assert "a round: 3 optimizer steps on each client, of 32 examples: 3 times" in said
     assert "clients without" not in checked(tmp_path, "", "compress.q=q-e")
 
 
@@ -193,7 +193,7 @@ def test_it_needs_no_ray_and_says_what_a_run_says(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
         *("ViTForImageClassification), 202,186 parameters", "1,347 examples to train on, 450 to"),
-        *("10 classes", "accuracy, after each round", "10 of 10 in each of 10 rounds"),
+        *("10 classes", "accuracy, after each round", "10 of 10 a round, 10 rounds"),
         *("seed 7", "adamr, lr 0.003, delta-decay 0.1", "dare, p = 0.99, q = 0.01, fp16"),
     ):
         assert words in done.stdout

@@ -84,8 +84,9 @@ def _training(config: RunConfig) -> str:
     if train.optimizer == "adamw":
         decay = f"weight-decay {train.weight_decay:g}"
     examples = train.batch_size * train.grad_accumulation
-    steps, epochs = counted(train.local_steps, "step"), counted(train.local_epochs, "epoch")
-    return f"{train.optimizer}, lr {train.lr:g}, {decay}; {steps if train.local_steps else epochs} of {examples} a round"
+    how_long = counted(train.local_steps, "step") if train.local_steps else ""
+    how_long = how_long or counted(train.local_epochs, "epoch")
+    return f"{train.optimizer}, lr {train.lr:g}, {decay}; {how_long} of {examples} a round"
 
 
 def _up(compress: CompressConfig, seed: int) -> str:
