@@ -10,16 +10,18 @@ settings that users get; only "dense" turns off what this package does.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from statistics import mean, stdev
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from here import run
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
-from runs import RESULTS, ROOT, load, run, save
+from runs import RESULTS, ROOT, load, save
 from scipy.stats import t as student
 
 from fl_darex.study.plots import STYLE, log_axis
@@ -47,8 +49,7 @@ FIGURE = ROOT / "docs" / "accuracy-by-bytes.svg"
 def run_one(variant: str, seed: int) -> dict[str, Any]:
     """Run one variant with one seed."""
     settings = [*VARIANTS[variant], f"federation.seed={seed}"]
-    private = ["resources.actors=1"]  # runs share the cores; the result does not depend on it
-    found = run("configs/quickstart.toml", settings, private, by_round=True)
+    found = run("configs/quickstart.toml", settings, [], by_round=True)
     return {"variant": variant, **found}
 
 
@@ -120,8 +121,9 @@ def main(
     if not (table or figure):
         known = {(row["variant"], row["seed"]) for row in rows}
         jobs = [(v, seed) for seed in SEEDS for v in VARIANTS if (v, seed) not in known]
-        with ThreadPoolExecutor(parallel) as pool:
-            for row in pool.map(lambda job: run_one(*job), jobs):
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(parallel, mp_context=spawn) as pool:
+            for row in pool.map(run_one, *zip(*jobs, strict=True)):
                 rows.append(row)
                 save("headline", rows)
     if not table:

@@ -6,6 +6,7 @@ hundreds of Ray clusters. What `run` returns names the command that gives the sa
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -13,9 +14,20 @@ from typing import Any
 
 from runs import KEPT, ROOT
 
+BY_ROUND = ("round", "metric", "up_bytes", "down_bytes", "dense_up_bytes", "dense_down_bytes")
 
-def run(config: str, settings: list[str], private: list[str]) -> dict[str, Any]:
-    """Run a configuration in this process; see `runs.run`."""
+
+def run(
+    config: str, settings: list[str], private: list[str], *, by_round: bool = False
+) -> dict[str, Any]:
+    """Run a configuration in this process; see `runs.run`.
+
+    Args:
+        config: Path of the TOML file, from the repository's root.
+        settings: Overrides that belong to the result.
+        private: Overrides that do not change it.
+        by_round: Return the metric and the bytes of each round, too.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from fl_darex.clients.client_app import app
     from fl_darex.config import load_config
@@ -28,6 +40,10 @@ def run(config: str, settings: list[str], private: list[str]) -> dict[str, Any]:
         folder = RunFolder(Path(scratch) / "run")
         simulate_in_process(make_app(made, [folder]), app, clients=made.federation.clients)
         summary = folder.summary()
+        lines = (Path(scratch) / "run" / "rounds.jsonl").read_text("utf-8").splitlines()
     result = {key: summary[key] for key in KEPT}
+    if by_round:
+        rounds = [json.loads(line) for line in lines]
+        result["by_round"] = {key: [row[key] for row in rounds] for key in BY_ROUND}
     shown = " ".join(["fl-darex run", config, *settings])
     return {"command": shown, **result, "versions": summary["versions"]}

@@ -19,23 +19,15 @@ KEPT = (
 
 # Small tensors are pruned as all others: what the paper does, and what these results had.
 PRUNE_ALL = "compress.dense-below=0"
-BY_ROUND = ("round", "metric", "up_bytes", "down_bytes", "dense_up_bytes", "dense_down_bytes")
 
 
-def run(
-    config: str,
-    settings: list[str],
-    private: list[str] | None = None,
-    *,
-    by_round: bool = False,
-) -> dict[str, Any]:
+def run(config: str, settings: list[str], private: list[str] | None = None) -> dict[str, Any]:
     """Run ``fl-darex run CONFIG SETTINGS`` and return the command with its summary.
 
     Args:
         config: Path of the TOML file, from the repository's root.
         settings: Overrides that belong to the result.
         private: Overrides that do not change it, such as paths; not part of the command shown.
-        by_round: Return the metric and the bytes of each round, too.
     """
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
@@ -47,11 +39,7 @@ def run(
             stdout=subprocess.DEVNULL,
         )
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-        lines = (out / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
     result = {key: summary[key] for key in KEPT}
-    if by_round:
-        rounds = [json.loads(line) for line in lines]
-        result["by_round"] = {key: [row[key] for row in rounds] for key in BY_ROUND}
     shown = " ".join(["fl-darex run", config, *settings])
     return {"command": shown, **result, "versions": summary["versions"]}
 

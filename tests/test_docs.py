@@ -142,6 +142,25 @@ def test_the_numbers_of_the_mod_and_of_the_results_page_are_committed_ones(
     assert f"The whole epoch took {both:.2f} s with the mod" in guide
 
 
+def test_the_table_of_the_readme_is_that_of_the_committed_results(benchmarks):
+    pytest.importorskip("matplotlib")
+    from headline import FIGURE, lines
+    from runs import load
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "\n".join(lines(load("headline"))) in readme
+    assert f"]({FIGURE.relative_to(ROOT).as_posix()})" in readme and FIGURE.is_file()
+    found, names = load("both-ways-sst2"), {("client", "update"), ("round", "update")}
+    ratios = {
+        (row["mask"], row["downlink"]): round(row["total_ratio"])
+        for row in found
+        if row["fleet"] == "10 of 10" and (row["mask"], row["downlink"]) in names
+    }
+    up = round(load("sst2")[1]["up_ratio"])
+    for ratio in (*ratios.values(), up):
+        assert f"1/{ratio}" in readme
+
+
 def test_settings_page_and_help_have_every_methods_and_optimizers_options_in_its_words():
     page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
     for section, rows in (("compress", METHODS), ("server", OPTIMIZERS)):

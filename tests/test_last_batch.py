@@ -119,3 +119,5 @@ def test_a_run_without_any_reply_that_counted_ends_as_failed(folder: Path) -> No
     assert "no client's reply counted in any of the 2 rounds" in done.stderr
     rounds = [json.loads(line) for line in (folder / "out" / "rounds.jsonl").open()]
     assert [(row["clients"], row["failures"]) for row in rounds] == [(2, 2), (2, 2)]
+    summary = json.loads((folder / "out" / "summary.json").read_text())
+    assert summary["status"] == "failed" and summary["reason"].startswith("no client's reply")
