@@ -8,10 +8,10 @@
 local ones of the same columns and shapes (``flower_apps/local_data.py``), and nothing else changes
 but the two lines (``flower_apps/two_lines.py``). "plain" is the app as it is, "two lines" has the
 defaults (p = .99, fp16), "p=.9" is for large steps, "K" is ``DarexStrategy(..., p=0,
-values="fp32")``, which has to equal plain to round-off. "reversed" is plain with the replies in the
-reverse order: what round-off comes to where an app's training amplifies it. Bytes are those of all
-messages, counted in the same way for all of them (``LedgerGrid``). Apps whose framework is not
-installed are left out, with a line.
+values="fp32")``, which has to equal plain to round-off. "one ulp" is plain with every number of
+every reply moved by a unit in its last place: what round-off comes to where an app's training
+amplifies it. Bytes are those of all messages, counted in the same way for all of them
+(``LedgerGrid``). Apps whose framework is not installed are left out, with a line.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ VARIANTS = {
     "two lines": "",
     "p=.9": ", p=0.9",
     "K": ', p=0, values="fp32"',
-    "reversed": None,
+    "one ulp": None,
 }
 RUNS = [("local", variant) for variant in VARIANTS] + [("ray", "plain"), ("ray", "two lines")]
 TRIAL = RUNS[: len(VARIANTS)]
 HEADS = (
     *("app", "parameters", "metric", "plain", "two lines", "p=.9"),
-    *("K", "reversed", "MB up", "MB down"),
+    *("K", "one ulp", "MB up", "MB down"),
 )
 FRAMEWORKS = ("keras", "jax", "flax", "pytorch-lightning", "monai", "fastai", "opacus", "pennylane")
 
@@ -164,7 +164,7 @@ def lines(rows: list[dict[str, Any]]) -> list[list[str]]:
             other = shown.get(("ray", variant), one)
             cells.append(one if one == other else f"{one} / {other}")
         cells.append(shown["local", "p=.9"])
-        cells += [f"{runs['local', variant]['apart']:.0e}" for variant in ("K", "reversed")]
+        cells += [f"{runs['local', variant]['apart']:.0e}" for variant in ("K", "one ulp")]
         for way in ("up", "down"):
             plain, sent = (runs["local", variant][way] for variant in ("plain", "two lines"))
             cells.append(f"{plain / 1e6:,.3f} ({plain / sent:,.1f}x)")

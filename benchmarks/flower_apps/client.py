@@ -86,3 +86,5 @@ def seed(*parts: Any) -> None:
         keras.utils.set_random_seed(number)
     if mlx := sys.modules.get("mlx.core"):
         mlx.random.seed(number)
+    if monai := sys.modules.get("monai"):  # its transforms take no other seed
+        monai.utils.set_determinism(number)

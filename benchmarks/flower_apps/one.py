@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Array, Context, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
@@ -45,8 +45,8 @@ def run(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         grid: Grid = InProcessGrid(client, clients, config)
         if job["engine"] == "ray":
             grid = stack.enter_context(RayGrid(client, clients, run_config=config))
-        if job["variant"] == "reversed":
-            grid = _Reversed(grid)
+        if job["variant"] == "one ulp":
+            grid = _OneUlp(grid)
         seed("server")
         context = Context(grid.run.run_id, 1, {}, RecordDict(), config)
         server(LedgerGrid(grid, ledger), context)
@@ -68,11 +68,17 @@ def run(job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return said, model
 
 
-class _Reversed(GridView):
-    """Gives replies in the reverse order: what round-off alone does to an app."""
+class _OneUlp(GridView):
+    """Moves every number of every reply by a unit in its last place."""
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return list(self.grid.pull_messages(message_ids))[::-1]
+        replies = list(self.grid.pull_messages(message_ids))
+        for reply in replies:
+            for record in reply.content.array_records.values() if reply.has_content() else ():
+                for name, array in to_arrays(record).items():
+                    if array.dtype.kind == "f":
+                        record[name] = Array(np.nextafter(array, array.dtype.type(np.inf)))
+        return replies
 
 
 @contextmanager
