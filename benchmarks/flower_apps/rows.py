@@ -64,7 +64,7 @@ APPS: dict[str, App] = {
         prepare=_tiny_bert,
     ),
     "quickstart-tensorflow": App("keras", "eval_acc", {"fraction-train": 1.0}, 2, 400),
-    "quickstart-jax": App("flax", "eval_acc", clients=2, examples=640),
+    "quickstart-jax": App("flax", "eval_acc", clients=2, examples=1280),
     "quickstart-pytorch-lightning": App("pytorch_lightning", "eval_loss", clients=2),
     "quickstart-monai": App(
         "monai",
