@@ -71,7 +71,7 @@ def runs_of(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_every_example_with_p_0_and_fp32_ends_where_plain_flower_does(rows):
     for row in rows:  # training amplifies round-off: "one ulp" is what the last place does
         runs = runs_of(row)
-        assert runs["local K"]["apart"] <= 1e-6 + 10 * runs["local one ulp"]["apart"], row["app"]
+        assert runs["local K"]["apart"] <= 1e-5 + 10 * runs["local one ulp"]["apart"], row["app"]
 
 
 def test_every_example_has_the_same_bits_on_both_engines_and_loses_no_reply(rows):
