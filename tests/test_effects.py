@@ -262,3 +262,13 @@ def test_all_that_is_said_to_do_nothing_does_nothing(
 def _another(value: object) -> object:
     assert isinstance(value, int | float), value
     return value / 2 + 0.2 if isinstance(value, float) else value + 1
+
+
+def test_a_run_of_flowers_command_names_what_somebody_changed_and_does_nothing() -> None:
+    from fl_darex.strategies.server_app import idle_remarks
+
+    (line,) = idle_remarks(make_config({"train.optimizer": "adamw", "train.delta-decay": 0.3}))
+    assert line.startswith("train.delta-decay = 0.3 has no effect in this run: it is for")
+    assert idle_remarks(make_config({"train.optimizer": "adamw"})) == []
+    # What is for a deployment or an engine is not known to be idle there.
+    assert idle_remarks(make_config({"federation.min-clients": 2, "resources.actors": 1})) == []
