@@ -43,6 +43,7 @@ class Check:
             nothing is dropped at random, or clients choose q.
         whole: Names of the tensors whose whole change is sent each time.
         overrides: What the wrapped strategy defines itself, by class.
+        needs: What the clients have to be able to do.
         problems: What will not work, or not as one may think.
     """
 
@@ -54,6 +55,7 @@ class Check:
     noise: float | None
     whole: tuple[str, ...]
     overrides: tuple[str, ...]
+    needs: tuple[str, ...]
     problems: tuple[str, ...]
 
     def lines(self) -> list[str]:
@@ -72,7 +74,8 @@ class Check:
         if self.whole:
             more = f" and {len(self.whole) - 5} more" if len(self.whole) > 5 else ""
             found.append(f"tensors sent whole: {', '.join(self.whole[:5])}{more}")
-        return found + [f"the wrapped strategy's own: {own}" for own in self.overrides]
+        found += [f"the wrapped strategy's own: {own}" for own in self.overrides]
+        return found + [f"clients need {need}" for need in self.needs]
 
     def __str__(self) -> str:
         return "\n".join([*self.lines(), *(f"problem: {one}" for one in self.problems)])
@@ -122,6 +125,7 @@ def check(
         noise=noise_of_dropping(uplink, clients) if layout.pruned else None,
         whole=tuple(spec.name for spec in (*layout.dense, *layout.raw)),
         overrides=tuple(_overrides(wrapped)),
+        needs=tuple(_needs(uplink)),
         problems=tuple(problems),
     )
 
@@ -131,6 +135,14 @@ def _overrides(wrapped: Wrapped) -> Iterator[str]:
     for one in wrapped.layers:
         if own := [name for name in ("start", *HOOKS) if is_own(one, name)]:
             yield f"{type(one).__name__}.{', '.join(own)}"
+
+
+def _needs(uplink: Uplink) -> Iterator[str]:
+    """Yield what a client has to have beside the mod, in words; its reply is an error without."""
+    if uplink.rule:
+        yield f"DarexMod(search=...): q = {uplink.q!r} is theirs to choose"
+    if uplink.method == "wanda":
+        yield "DarexMod(norms=...): method 'wanda' asks for their inputs' norms"
 
 
 def _problems(
@@ -150,10 +162,6 @@ def _problems(
     for name, array in arrays.items():
         if np.asarray(array).dtype.kind == "f" and not np.isfinite(array).all():
             yield f"{name!r} of the initial model holds NaN or infinite values"
-    if uplink.rule:
-        yield f"clients without DarexMod(search=...): q = {uplink.q!r} is theirs to choose"
-    if uplink.method == "wanda":
-        yield "clients without DarexMod(norms=...): method 'wanda' asks for their inputs' norms"
     if secure is not None:
         try:
             secure.ring_for(clients)

@@ -140,8 +140,6 @@ SUM = SecureAggregation(range=0.1, max_weight=10)
         (FedAvg, {}, NAN, "'w' of the initial model holds NaN or infinite values"),
         (FedAvg, {"p": 0.0, "values": "fp32"}, MODEL, "is hardly smaller than the model"),
         (FedAvgM, {}, BASE, "its momentum moves every entry .* take downlink='server'"),
-        (FedAvg, {"q": "q-v"}, BASE, r"clients without DarexMod\(search=...\)"),
-        (FedAvg, {"method": "wanda"}, BASE, r"clients without DarexMod\(norms=...\)"),
         (FedAvg, {"mask": "round", "secure": SUM}, BASE, "secure aggregation needs 3 to"),
     ],
 )
@@ -150,6 +148,21 @@ def test_what_will_not_work_is_said(inner: Any, options: Any, model: Any, said: 
     assert len([one for one in found.problems if "too small for p" not in one]) == 1
     with pytest.raises(ValueError, match=said):
         raise ValueError(str(found))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"q": "q-v"}, "DarexMod(search=...): q = 'q-v' is theirs to choose"),
+        ({"method": "wanda"}, "DarexMod(norms=...): method 'wanda' asks for their inputs' norms"),
+    ],
+)
+def test_what_clients_have_to_be_able_to_do_is_said_and_is_no_problem(
+    options: Any, said: str
+) -> None:
+    found = DarexStrategy(FedAvg(), **options).check(to_record(MODEL))
+    assert found.needs == (said,) and found.problems == ()
+    assert f"clients need {said}" in str(found)
 
 
 def test_nothing_is_said_against_a_sound_run_and_nothing_can_be_changed() -> None:
