@@ -413,7 +413,11 @@ def test_rows_that_cannot_be_learned_are_refused(model, tmp_path, rows, message)
 
 
 BAD_FILES = [
-    ("train.jsonl", b'{"sentence": "x", "label": 0}\n{"sente', "line 2 of .* is not JSON at column 2: Unterm.*"),
+    (
+        "train.jsonl",
+        b'{"sentence": "x", "label": 0}\n{"sente',
+        "line 2 of .* is not JSON at column 2: Unterm.*",
+    ),
     ("train.jsonl", b'{"sentence": "x", "label": 0}\n[1]\n', "row 2 of .* same keys"),
     ("train.jsonl", b"7\n", "row 1 of .* no JSON object"),
     ("train.jsonl", b"\n", "holds no example"),

@@ -22,7 +22,7 @@ FEW_CLIENTS, FEW_CLASSES = 20, 10
 """A row for each of so many clients, a column for each of so many classes; of more, a summary."""
 
 _WIDTH = 60
-"""Columns of a terminal of 80 that titles with the names of classes may take, their gaps included."""
+"""Letters that the names of classes may take as titles, gaps included: a terminal has 80."""
 
 _SPREAD: tuple[tuple[str, Callable[[NDArray[np.int64]], float]], ...] = (
     ("least", lambda values: float(values.min())),

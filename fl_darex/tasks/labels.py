@@ -199,9 +199,10 @@ def _classes(
                     f"{len(known)} classes; remove the rows without a label"
                 )
     if len(values) == 1:
+        only = (known or values)[0]
         raise ConfigError(
-            f"column {column!r} holds nothing but {(known or values)[0]!r}: there is nothing to learn; it "
-            f"must hold 2 to {limit} classes; is it the column of labels (task.label-column)?"
+            f"column {column!r} holds nothing but {only!r}: there is nothing to learn; it must "
+            f"hold 2 to {limit} classes; is it the column of labels (task.label-column)?"
         )
     if len(values) > limit:
         raise ConfigError(
