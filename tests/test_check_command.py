@@ -70,19 +70,38 @@ def test_many_clients_are_summed_up_in_three_rows(tmp_path: Path) -> None:
     assert not any(line[:1] == ["59"] for line in lines)
 
 
-def test_classes_have_the_names_that_the_data_give_them(tmp_path: Path) -> None:
+CLASSES: dict[str, tuple[Any, str, list[str]]] = {
+    "short": (("no", "yes"), "by class", ["no", "yes"]),
+    "words": (("complaint", "praise"), "by class", ["complaint", "praise"]),
+    "long": (
+        ("x" * 40, "of [bold] y" * 2),
+        f"by class: 0 = of [bold] yof [bold] y, 1 = {'x' * 40}",
+        ["0", "1"],
+    ),
+    "amounts": ((0.5, 3.25), "no classes", []),
+}
+
+
+@pytest.mark.parametrize("labels", CLASSES)
+def test_classes_have_the_names_that_the_data_give_them(tmp_path: Path, labels: str) -> None:
+    names, kind, titles = CLASSES[labels]
     save_tiny_bert(tmp_path / "bert")
-    for labels, kind, titles in (
-        (("no", "yes"), "by class", ["client", "examples", "no", "yes"]),
-        ((0.5, 3.25), "no classes", ["client", "examples"]),
-    ):
-        write(tmp_path / "data" / "train.jsonl", sentences(40, labels))
-        write(tmp_path / "data" / "validation.jsonl", sentences(12, labels))
-        text = "[task]\nname = 'text-classification'\nmax-length = 16\n[federation]\nclients = 2\n"
-        own = [f"task.model={tmp_path / 'bert'}", f"task.dataset={tmp_path / 'data'}"]
-        said = checked(tmp_path, text, *own, f"task.train-examples={20 if kind[0] == 'b' else 30}")
-        assert f"examples of 2 clients, {kind}" in said
-        assert titles in [line.split() for line in said.splitlines()]
+    write(tmp_path / "data" / "train.jsonl", sentences(40, names))
+    write(tmp_path / "data" / "validation.jsonl", sentences(12, names))
+    text = "[task]\nname = 'text-classification'\nmax-length = 16\n[federation]\nclients = 2\n"
+    own = [f"task.model={tmp_path / 'bert'}", f"task.dataset={tmp_path / 'data'}"]
+    said = checked(tmp_path, text, *own, columns=120)
+    assert f"examples of 2 clients, {kind}\n" in said
+    assert ["client", "examples", *titles] in [line.split() for line in said.splitlines()]
+
+
+def test_a_class_that_nobody_has_is_called_by_its_name(tmp_path: Path) -> None:
+    save_tiny_bert(tmp_path / "bert")
+    write(tmp_path / "data" / "train.jsonl", sentences(40, ("complaint", "praise")))
+    write(tmp_path / "data" / "validation.jsonl", sentences(12, ("complaint", "x" * 70)))
+    text = "[task]\nname = 'text-classification'\nmax-length = 16\n[federation]\nclients = 2\n"
+    own = [f"task.model={tmp_path / 'bert'}", f"task.dataset={tmp_path / 'data'}"]
+    assert f"no client has an example of class {'x' * 70}" in checked(tmp_path, text, *own)
 
 
 # --- bytes ----------------------------------------------------------------------------------------

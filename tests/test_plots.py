@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from matplotlib import image
+
 from fl_darex.study import plots
 
 
@@ -47,6 +49,15 @@ def test_bytes_are_those_until_each_round_up_together_and_dense(tmp_path, drawn)
     # In grey they differ by marker and dashes.
     looks = {(line.get_marker(), line.get_linestyle()) for line in lines.values()}
     assert len(looks) == 3
+
+
+def test_the_label_of_an_axis_is_inside_the_picture_whatever_its_numbers_need(tmp_path):
+    # The axis gets its long numbers only once the legend has taken room from it.
+    plots.plot_run(run_folder(tmp_path / "run", [0.4] * 9 + [0.4167], start=0.4))
+    for file in (tmp_path / "run" / "plots").glob("*.png"):
+        dark = image.imread(file)[..., :3].min(axis=2) < 0.9
+        edges = (dark[0], dark[-1], dark[:, 0], dark[:, -1])
+        assert not any(edge.any() for edge in edges), file.name
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 3, 30])

@@ -368,10 +368,13 @@ def test_a_dataset_without_training_or_evaluation_examples_is_refused(model, dat
     refused("no training data; found no file named train", model, tmp_path)
     refused("task.subset = 'x': no such folder in", model, tmp_path, task__subset="x")
     (data / "validation.jsonl").unlink()
-    refused("has no examples to evaluate on; set task.holdout", model, data)
+    refused("has no examples to evaluate on; set task.holdout to .* e.g. 4$", model, data)
     refused("task.holdout = 40 leaves nothing.*0 to 39", model, data, task__holdout=40)
     (data / "train.jsonl").rename(data / "test.jsonl")
     refused("no training data; found test", model, data)
+    (tmp_path / "pictures" / "train" / "cat").mkdir(parents=True)
+    message = "found a folder train, which is for task.name = 'image-classification'; name the file"
+    refused(message, model, tmp_path / "pictures")
 
 
 def test_two_files_for_one_split_are_refused(model, data):
@@ -395,7 +398,8 @@ BAD_ROWS = [
         "texts .'a' in row 1 of .*and whole numbers .1 in row 2",
     ),
     ([{"sentence": "x", "label": [1]}], "label' holds list .*; it must hold"),
-    ([{"sentence": "x", "label": 1}], "holds 1 different classes; allowed: 2 to 1000"),
+    ([{"sentence": "x", "label": 1}], "holds nothing but 1: .* 2 to 1000 .*task.label-column"),
+    ([{"sentence": "x", "label": "praise"}] * 2, "holds nothing but 'praise': "),
     ([{"sentence": "x", "label": i} for i in range(1001)], "holds 1001 different classes.*1.0"),
     ([{"sentence": "x", "label": x} for x in (float("nan"), 1)], "row 1 of .* has no label"),
     ([{"sentence": "x", "label": float("inf")}], "row 1 of .* a number that is not finite"),
@@ -409,12 +413,16 @@ def test_rows_that_cannot_be_learned_are_refused(model, tmp_path, rows, message)
 
 
 BAD_FILES = [
-    ("train.jsonl", b'{"sentence": "x", "label": 0}\n{"sente', "line 2 of .* is not JSON"),
+    (
+        "train.jsonl",
+        b'{"sentence": "x", "label": 0}\n{"sente',
+        "line 2 of .* is not JSON at column 2: Unterm.*",
+    ),
     ("train.jsonl", b'{"sentence": "x", "label": 0}\n[1]\n', "row 2 of .* same keys"),
     ("train.jsonl", b"7\n", "row 1 of .* no JSON object"),
     ("train.jsonl", b"\n", "holds no example"),
     ("train.jsonl", b"\xff\xfe", "is not UTF-8 text"),
-    ("train.json", b"[1, ", "is not JSON"),
+    ("train.json", b"[1,\n", "is not JSON at line 2, column 1: "),
     ("train.json", b"[]", "holds no example"),
     ("train.csv", b"", "holds no example"),
     ("train.csv", b"sentence,label\n", "holds no example"),

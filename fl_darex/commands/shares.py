@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
+from fl_darex.commands.messages import visible
 from fl_darex.config import RunConfig
 from fl_darex.shown import counted
 from fl_darex.tasks import Task
@@ -20,7 +21,8 @@ from fl_darex.training.loop import steps_per_round
 FEW_CLIENTS, FEW_CLASSES = 20, 10
 """A row for each of so many clients, a column for each of so many classes; of more, a summary."""
 
-_SHORT = 6
+_WIDTH = 60
+"""Letters that the names of classes may take as titles, gaps included: a terminal has 80."""
 
 _SPREAD: tuple[tuple[str, Callable[[NDArray[np.int64]], float]], ...] = (
     ("least", lambda values: float(values.min())),
@@ -48,16 +50,15 @@ class Shares:
 
         Args:
             task: The task, partitioned.
-            names: What classes are called; where these are not short, classes have numbers.
+            names: What classes are called; where they are not known, classes have numbers.
         """
         classes = task.classes
         labels = np.asarray(column(task.train, "label") if classes else [0] * len(task.train))
         rows = (task.partitions.indices(client) for client in range(task.partitions.clients))
         width = max(1, classes)
         counts = [np.bincount(labels[np.asarray(row, int)], minlength=width) for row in rows]
-        short = len(names) == classes and all(len(name) <= _SHORT for name in names)
-        known = names if short and "LABEL_0" not in names else range(classes)
-        return cls(np.stack(counts).astype(np.int64), tuple(map(str, known)))
+        known = names if len(names) == classes and "LABEL_0" not in names else range(classes)
+        return cls(np.stack(counts).astype(np.int64), tuple(visible(str(one)) for one in known))
 
     @property
     def examples(self) -> NDArray[np.int64]:
@@ -69,15 +70,18 @@ class Shares:
         """Return a row for each client, or for the least, the median and the most of many."""
         clients = len(self.counts)
         many, titles = clients > FEW_CLIENTS, ["examples"]
-        numbers = [self.examples]
+        numbers, key = [self.examples], ""
         if self.classes and len(self.classes) <= FEW_CLASSES and not many:
-            titles += self.classes
+            short = sum(len(name) + 2 for name in self.classes) <= _WIDTH
+            titles += self.classes if short else map(str, range(len(self.classes)))
+            if not short:
+                key = ": " + ", ".join(f"{n} = {name}" for n, name in enumerate(self.classes))
             numbers += [*self.counts.T]
         elif self.classes:
             titles += ["classes", "of the largest class"]
             numbers += [(self.counts > 0).sum(axis=1), self.counts.max(axis=1)]
         kind = "by class" if self.classes else "no classes"
-        title = f"examples of {counted(clients, 'client')}, {kind}"
+        title = f"examples of {counted(clients, 'client')}, {kind}{key}"
         table = Table("client", box=None)
         for name in titles:
             table.add_column(name, justify="right", overflow="fold")

@@ -86,6 +86,8 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
         path: Where to, without a suffix.
     """
     files = [path.with_name(f"{path.name}.{kind}") for kind in FORMATS]
+    # The layout moves ticks, which have longer labels then: a second one finds room for these.
+    figure.draw_without_rendering()
     for file, kind in zip(files, FORMATS, strict=True):
         figure.savefig(file, dpi=300, metadata=_SAME[kind])
     return files

@@ -198,7 +198,13 @@ def _classes(
                     f"column {column!r}: {split.where(row)} holds {label!r}, which is none of its "
                     f"{len(known)} classes; remove the rows without a label"
                 )
-    if not 2 <= len(values) <= limit:
+    if len(values) == 1:
+        only = (known or values)[0]
+        raise ConfigError(
+            f"column {column!r} holds nothing but {only!r}: there is nothing to learn; it must "
+            f"hold 2 to {limit} classes; is it the column of labels (task.label-column)?"
+        )
+    if len(values) > limit:
         raise ConfigError(
             f"column {column!r} holds {len(values)} different classes; allowed: 2 to {limit}; "
             "write 1.0 rather than 1 where labels are amounts (a regression)"

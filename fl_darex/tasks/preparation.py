@@ -82,6 +82,8 @@ def choose_splits(
 
 def _nothing(folder: Path) -> str:
     others = sorted(path.name for path in folder.glob("[!.]*"))
+    if (folder / "train").is_dir():
+        return "a folder train, which is for task.name = 'image-classification'"
     more = f" and {len(others) - 5} more" if len(others) > 5 else ""
     among = f" among {', '.join(others[:5])}{more}" if others else ""
     return f"no file named train, validation or test{among}"
@@ -94,9 +96,10 @@ def _evaluation_split(config: RunConfig, found: Mapping[str, Table | Dataset], l
             if not label or not _without_labels(found, split, label):
                 return split
             note = f" (the {split} split has no labels)"
+    tenth = max(1, len(found["train"]) // 10)
     raise ConfigError(
         f"task.dataset = {config.task.dataset!r} has no examples to evaluate on{note}; set "
-        "task.holdout to the number of training examples to keep apart, e.g. 500"
+        f"task.holdout to the number of training examples to keep apart, e.g. {tenth}"
     )
 
 

@@ -150,15 +150,20 @@ def _json_lines(text: str, path: Path) -> Table:
     rows, lines = [], []
     for number, line in enumerate(io.StringIO(text), start=1):
         if line.strip():
-            rows.append(_parse(line, f"line {number} of {str(path)!r}"))
+            rows.append(_parse(line, f"line {number} of {str(path)!r}", lines=False))
             lines.append(number)
     return _from_rows(rows, path, lines)
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, where: str, lines: bool = True) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_object)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        # A line of its own is always "line 1" to the parser.
+        place = f"line {error.lineno}, column {error.colno}" if lines else f"column {error.colno}"
+        said = error.msg.removesuffix(" at")
+        raise ConfigError(f"{where} is not JSON at {place}: {said}") from None
+    except RecursionError as error:
         raise ConfigError(f"{where} is not JSON: {error}") from None
     except ValueError as error:  # of a key, or of a number with thousands of digits
         raise ConfigError(f"{where} cannot be read: {error}") from None
