@@ -283,7 +283,7 @@ def test_a_reader_who_leaves_does_not_stop_the_run(config: Path) -> None:
         text=True,
     )
     assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.readline().startswith("digits: ")
+    assert process.stdout.readline().startswith("loading the libraries: ")
     process.stdout.close()
     problems = process.stderr.read()
     assert process.wait(240) == 0

@@ -66,6 +66,11 @@ except typer.Exit as end:
 """
 
 
+def heard() -> None:
+    """Hear SIGHUP, also where nohup started the tests."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts the script with what it does in each phase; the folder is ``out``."""
@@ -81,7 +86,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=prepare,
+            preexec_fn=prepare or heard,
         )
         begun.append(process)
         return process

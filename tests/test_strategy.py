@@ -484,7 +484,7 @@ def test_the_model_of_a_round_is_one_record_in_all_messages() -> None:
         ({"p": -0.1}, r"p must be in \[0, 1\)"),
         ({"q": 0.0}, "q must be 'dare'"),
         ({"q": "dear"}, "q must be 'dare'"),
-        ({"values": "fp61"}, "values must be one of .*did you mean 'fp16'"),
+        ({"values": "fp17"}, "values must be one of .*did you mean 'fp16'"),
         ({"mask": "none"}, "mask must be one of"),
         ({"method": "dara"}, "method must be one of .*did you mean 'dare'"),
         ({"seed": -1}, r"seed = -1 is not allowed; it must be in \[0, 2\*\*63\)"),

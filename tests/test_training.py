@@ -110,7 +110,8 @@ def test_the_learning_rate_warms_up_and_falls_over_all_rounds() -> None:
 
 def test_epochs_become_steps_and_batches_cover_every_example_once_a_pass() -> None:
     config = TrainConfig(local_steps=0, local_epochs=2, batch_size=8, grad_accumulation=2)
-    assert steps_per_round(config, 33) == 2 * 3
+    assert steps_per_round(config, 34) == 2 * 3
+    assert steps_per_round(config, 33) == 2 * 2  # the last one joins the batch before
     examples = [{"n": n} for n in range(10)]
     batches = shuffled(examples, 4, seed=1)
     first, second = ([next(batches) for _ in range(3)] for _ in range(2))

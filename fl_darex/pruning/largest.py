@@ -38,7 +38,7 @@ def largest(tensors: Mapping[str, Numbers], count: int) -> dict[str, Positions]:
     histogram = np.zeros(1 << _HIGH_BITS, dtype=np.int64)
     zeros = 0
     for _, _, bits in _pieces(tensors):
-        histogram += np.bincount(_high(bits), minlength=histogram.size)
+        histogram += np.bincount(_high(bits).astype(np.int64, copy=False), minlength=histogram.size)
         zeros += int(bits.size - np.count_nonzero(bits))
     histogram[0] -= zeros
     count = min(count, int(histogram.sum()))
@@ -72,9 +72,10 @@ def as_bits(numbers: Numbers) -> Bits:
     return numbers.reshape(-1).view(f"u{numbers.dtype.itemsize}")
 
 
-def _high(bits: Bits) -> NDArray[np.int64]:
+def _high(bits: Bits) -> Bits:
     shift = 8 * bits.dtype.itemsize - 1 - _HIGH_BITS
-    return (bits >> bits.dtype.type(shift)).astype(np.int64)
+    high: Bits = bits >> bits.dtype.type(shift)
+    return high
 
 
 def _threshold(tensors: Mapping[str, Numbers], edge: int, left: int) -> tuple[int, int]:
