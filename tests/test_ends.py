@@ -189,6 +189,21 @@ def test_a_signal_that_is_ignored_as_by_nohup_stays_ignored(begin: Any, tmp_path
     assert summary(tmp_path)["status"] == "finished"
 
 
+def test_a_library_that_raises_an_interrupt_of_its_own_does_not_hide_the_signals_name(
+    begin: Any, tmp_path: Path
+) -> None:
+    rounds = """
+try:
+    os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)
+except KeyboardInterrupt:
+    raise KeyboardInterrupt from None
+"""
+    code, _, problems = after(begin(rounds=rounds))
+    assert (code, problems) == (130, "")
+    found = summary(tmp_path)
+    assert (found["status"], found["reason"]) == ("interrupted", "SIGTERM")
+
+
 ERRORS = {
     "one of ours": (
         "raise DarexError('no reply of round 1\\ncounted')",

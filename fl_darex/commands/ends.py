@@ -44,7 +44,7 @@ def ended(folder: RunFolder, console: Console) -> Iterator[None]:
         console: Where results go; errors go to stderr.
     """
     problems = plain_console(stderr=True)
-    with stopped_by_signals():
+    with stopped_by_signals(folder):
         try:
             yield
         except KeyboardInterrupt as stop:
@@ -69,12 +69,15 @@ def ended(folder: RunFolder, console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals(folder: RunFolder) -> Iterator[None]:
     """Let SIGTERM and SIGHUP stop what is in the block as Ctrl-C does.
 
     What is ignored stays ignored: ``nohup`` and the shell's ``&`` mean it.
+
+    Args:
+        folder: Is told the signal's name.
     """
-    before, stop = {}, _Stop()
+    before, stop = {}, _Stop(folder)
     if threading.current_thread() is threading.main_thread():
         for number in _STOPPING:
             if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
@@ -115,8 +118,8 @@ class _Stop:
     a person need not wait for an end that takes long.
     """
 
-    def __init__(self) -> None:
-        self._last = -math.inf
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder, self._last = folder, -math.inf
 
     @property
     def stopped(self) -> bool:
@@ -127,7 +130,8 @@ class _Stop:
         now = time.monotonic()
         if now - self._last > _ONE_STOP_SECONDS:
             self._last = now
-            raise KeyboardInterrupt(signal.Signals(number).name)
+            self._folder.signal = signal.Signals(number).name
+            raise KeyboardInterrupt(self._folder.signal)
 
 
 def _ignore_signals() -> None:

@@ -58,11 +58,13 @@ class RunFolder:
     Attributes:
         path: The folder; with ``numbered``, the one that was taken.
         status: What its summary says; empty: there is no folder of this run.
+        signal: Name of the signal that stops the run; libraries raise a `KeyboardInterrupt` of
+            their own that does not say it.
     """
 
     def __init__(self, path: Path, numbered: bool = False) -> None:
         self.path = path
-        self.status = ""
+        self.status = self.signal = ""
         self._numbered = numbered
         self._config: RunConfig | None = None
         self._made: list[Path] = []
@@ -164,7 +166,7 @@ class RunFolder:
         if self.status == "running" and (self.path / _MODEL).is_dir():
             self._end("finished", "")  # the signal came between the last model and the summary
         elif self.status == "running":
-            self._end("interrupted", reason)
+            self._end("interrupted", reason or self.signal)
 
     def failed(self, error: BaseException) -> None:
         """Mark the run as failed, with the error in one line, and in full in ``traceback.txt``."""
