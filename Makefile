@@ -12,12 +12,14 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart test deployment-test flower-versions lint fuzz clean moved
+.PHONY: help quickstart test slow-test deployment-test flower-versions lint fuzz clean moved
 
 help:
 	@echo "make quickstart   fine-tune on digits with ten simulated clients; the result is in runs/"
 	@echo "make test         run the tests; make test ARGS=tests/test_adamr.py runs some of them"
 	@echo "make lint         check format, style and types"
+	@echo "make slow-test    whole runs on Ray, on Flower's engine and on a SuperLink that make test"
+	@echo "                  leaves out; takes minutes"
 	@echo "make deployment-test"
 	@echo "                  run apps on SuperLinks with SuperNodes that are killed, come late or"
 	@echo "                  misbehave; takes minutes, and make test leaves it out"
@@ -36,7 +38,10 @@ AT_ONCE ?= 2
 test: $(VENV)/.ready-dev
 	$(IN)/pytest -n $(AT_ONCE) --dist loadfile $(ARGS)
 
-# pyproject.toml keeps these tests out of the others by their mark.
+# pyproject.toml keeps these tests out of the others by their marks.
+slow-test: $(VENV)/.ready-dev
+	$(IN)/pytest -n $(AT_ONCE) --dist loadfile -m slow $(ARGS)
+
 deployment-test: $(VENV)/.ready-dev
 	$(IN)/pytest -n $(AT_ONCE) --dist loadfile -m deployment tests/deployment $(ARGS)
 
@@ -61,7 +66,7 @@ flower-versions: $(addprefix .venv-flower/,$(addsuffix /.ready,$(FLOWERS)))
 	            "cannot be had; name a clone with FLOWER_REPOSITORY=/path/to/flower" >&2; \
 	    tests=; [ ! -d $$source/$(OWN_TESTS) ] || tests=$$source/$(OWN_TESTS); \
 	    PYTHONPATH=$$PWD FLOWER_TESTS=$$tests \
-	        .venv-flower/$$version/bin/python -m pytest $(PLUG_IN) $(ARGS) || exit; \
+	        .venv-flower/$$version/bin/python -m pytest -m "not deployment" $(PLUG_IN) $(ARGS) || exit; \
 	done
 
 .venv-flower/%/.ready:

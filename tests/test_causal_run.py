@@ -274,6 +274,7 @@ def test_the_saved_model_and_tokenizer_load_and_give_the_final_loss(finished: Pa
     assert scores["loss"] == pytest.approx(last["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_flowers_engine_gives_the_same_bits(finished: Path) -> None:
     done = fl_darex("run", "lm.toml", "--out", "same", "--engine", "flower", cwd=finished.parent)
     assert done.returncode == 0, done.stderr

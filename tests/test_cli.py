@@ -122,6 +122,7 @@ def test_the_saved_model_loads_and_scores_the_final_metric(finished: tuple[Path,
     assert score["accuracy"] == pytest.approx(summary["final_metric"], abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra", [["resources.actors=1"], ["--engine", "flower"]], ids=["one actor", "flower"]
 )
@@ -134,6 +135,7 @@ def test_one_actor_and_flowers_engine_give_the_same_bits(
     assert weights(folder.parent / f"same-{extra[-1]}") == weights(folder)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_model(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     arguments = ["run", "small.toml", "federation.seed=1", "--out", "other"]
@@ -148,6 +150,7 @@ def test_the_written_configuration_repeats_the_run(finished: tuple[Path, str]) -
     assert weights(folder.parent / "again") == weights(folder)
 
 
+@pytest.mark.slow
 def test_clients_can_evaluate_and_sampling_and_other_options_work(config: Path) -> None:
     settings = ["federation.evaluate=clients", "federation.clients-per-round=2"]
     settings += ["federation.partition=dirichlet", "train.warmup=0.5", "train.schedule=cosine"]
@@ -249,6 +252,7 @@ def test_a_missing_file_and_a_full_folder_are_refused(config: Path) -> None:
     assert (out / "mine.txt").read_text() == "keep"
 
 
+@pytest.mark.slow
 def test_runs_that_are_started_at_once_have_three_right_folders(config: Path) -> None:
     arguments = ["run", "small.toml", "--engine=local", "federation.rounds=1"]
     begun = [
@@ -298,7 +302,13 @@ def test_help_is_there(arguments: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0 and "Usage" in done.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, id="SIGINT"),
+        pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_leaves_a_readable_folder_and_no_worker(
     number: signal.Signals, config: Path
 ) -> None:

@@ -111,6 +111,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # the first one waits for all runs
 @pytest.mark.parametrize("name", OWN)
 def test_each_runs_on_every_engine_to_the_same_bits(

@@ -60,12 +60,13 @@ def run(folder: Path, kind: str, engine: str) -> Path:
     return folder / out
 
 
-@pytest.fixture(scope="module", params=["factors", "product"])
+@pytest.fixture(scope="module", params=["factors", pytest.param("product", marks=pytest.mark.slow)])
 def finished(request: pytest.FixtureRequest, folder: Path) -> tuple[str, Path]:
     there = folder / f"{request.param}-ray"
     return request.param, there if there.exists() else run(folder, request.param, "ray")
 
 
+@pytest.mark.slow
 def test_both_engines_give_the_same_bits(folder: Path) -> None:
     ray = folder / "factors-ray"
     if not ray.exists():  # another test of this module may have run it

@@ -44,6 +44,7 @@ from flwr.proto.node_pb2 import Node
 from superlink import deployment
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(900),  # half a minute on an idle machine, and many processes on a busy one
     # Flower still uses a pattern class that pathspec will drop.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:pathspec"),
