@@ -28,7 +28,7 @@ from fl_darex.flower.ledger import Entry
 from fl_darex.masks import keep_threshold
 from fl_darex.options import Scalar
 from fl_darex.secagg import SecureAggregation
-from fl_darex.wire.codings import Coding
+from fl_darex.wire.codings import Coding, Scale
 
 from .check import Check, check
 from .downlink import broadcast_for
@@ -68,6 +68,8 @@ class DarexStrategy(PackedRounds):
         values: A row of `fl_darex.wire.codings.CODINGS`; all but ``"sign"`` are unbiased, and all
             but ``"fp64"``, which is for models in float64, send float32's precision at most. Or a
             coding of your own, for clients with ``DarexMod(codings=[...])``.
+        scale: Of ``values="eden1"`` to ``"eden4"``: ``"unbiased"``: clients' mean is right on
+            average; ``"least-squares"``: each packet nearer to its update, and shorter.
         mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one.
         count: ``"random"``; ``"exact"``: each tensor keeps its share, rounded at random.
         method: ``"dare"``, ``"structured"``, ``"magnitude"``, ``"wanda"`` (for clients with
@@ -132,6 +134,7 @@ class DarexStrategy(PackedRounds):
         *,
         q: float | QChoice = "dare",
         values: ValuesChoice | Coding = "fp16",
+        scale: Scale = "unbiased",
         mask: MaskChoice = "client",
         count: CountChoice = "random",
         method: MethodChoice | Method = "dare",
@@ -162,7 +165,8 @@ class DarexStrategy(PackedRounds):
         if downlink_p is not None:
             wanted = "a number in [0, 1), or None"
             downlink_p = checks.real("downlink_p", downlink_p, wanted, lambda x: 0 <= x < 1)
-        more: dict[str, Any] = dict(q=q, values=values, mask=mask, count=count, method=method)
+        more: dict[str, Any] = dict(q=q, values=values, scale=scale, mask=mask, count=count)
+        more["method"] = method
         uplink = _uplink(
             uplink, dict(p=p, seed=seed, dense=dense, dense_below=dense_below, **more), options
         )

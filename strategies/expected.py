@@ -11,7 +11,7 @@ from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
 from fl_darex.masks import ONE
 from fl_darex.secagg import SecureAggregation
-from fl_darex.wire.codings import CODINGS, dense_coding
+from fl_darex.wire.codings import CODINGS, dense_size
 from fl_darex.wire.header import HEADER_BYTES
 
 ENVELOPE_BYTES = 1400
@@ -92,7 +92,7 @@ def _sparse(layout: Layout, share: float, values: str, listed: float) -> int:
         bits = -listed * math.log2(listed) - (1 - listed) * math.log2(1 - listed)
     raw = sum(spec.numel * np.dtype(spec.dtype).itemsize for spec in layout.raw)
     numbers = CODINGS[values].size(round(entries * share))
-    whole = dense_coding(values).size(sum(spec.numel for spec in layout.dense))
+    whole = dense_size(values, layout.dense)
     positions = math.ceil(entries * bits / 8)
     return ENVELOPE_BYTES + HEADER_BYTES + positions + numbers + whole + raw
 

@@ -17,8 +17,9 @@ from fl_darex.change import Array, Arrays, wide
 from fl_darex.compression.update import Before
 from fl_darex.delta import Layout
 from fl_darex.survivors import Q
-from fl_darex.wire.codings import CODINGS, Coding, dense_coding, type_of
+from fl_darex.wire.codings import CODINGS, Coding, dense_parts, type_of
 from fl_darex.wire.codings.coding import noise_of
+from fl_darex.wire.codings.floats import FLOATS
 
 _PROBE = np.linspace(-1, 1, 256, dtype=np.float32)
 _ROUND_OFF = 8  # steps: a few operations long
@@ -54,13 +55,18 @@ def keep_nonnegative(
             if -unscaled.min() <= _loss(coding, kind) * np.abs(step).max():
                 mean[spec.name] = np.maximum(unscaled, 0).astype(after.dtype).reshape(after.shape)
                 changed.append(spec.name)
-    coding = dense_coding(values)
-    for spec in layout.dense:
-        base, after = before[spec.name], mean[spec.name]
-        # Floating-point numbers are rounded one by one, so each is held against its own change.
-        if _turned(base, after):
-            loss = _loss(coding, wide(base.dtype))
-            if (-after <= loss * (base - after)).all():
+    for beside, specs in dense_parts(values, layout.dense):
+        moved = {spec.name: before[spec.name] - mean[spec.name] for spec in specs}
+        for spec in specs:
+            base, after = before[spec.name], mean[spec.name]
+            if not _turned(base, after):
+                continue
+            # Floating-point numbers are rounded one by one, so each is held against its own
+            # change; others by what the largest beside them needs, which may be another tensor's.
+            own, loss = moved[spec.name], _loss(beside, wide(base.dtype))
+            if beside not in FLOATS:
+                own = np.max([np.abs(one).max(initial=0) for one in moved.values()])
+            if (-after <= loss * own).all():
                 mean[spec.name] = np.maximum(after, 0)
     return changed
 

@@ -71,13 +71,13 @@ class PackedRounds(Front):
     ) -> None:
         if (validate is None) == (uplink.q == SERVER_VALIDATION):
             raise ValueError(f"q = {SERVER_VALIDATION!r} and validate need each other")
+        self._secure = SecureSum(secure, uplink, wrapped, clip) if secure else None
         if secure:  # integers, made of fp32
             uplink = replace(uplink, values="fp32")
         self.strategy, self._uplink = wrapped.strategy, uplink
         self._broadcast, self._addressing = broadcast, Addressing(broadcast)
         self._on_reply = on_reply
         self._corrections = Corrections(uplink, validate, self._send_whole)
-        self._secure = SecureSum(secure, uplink, wrapped, clip) if secure else None
         self.ledger = ledger = Ledger()
         known, equal = ledger.partition_of, wrapped.private
         self._intake = Intake(known, lambda: wrapped.weighted_by, max_weight, clip, equal)

@@ -303,10 +303,81 @@ GOLDEN_STRUCTURED = bytes.fromhex(
     "0000003e000000bf"  # bn.running_var
     "0201000000000000"  # steps
 )
+
+# --- EDEN: the four survivors of `GOLDEN`, filled up to 64 and rotated ------------------------
+
+ROTATED = {
+    "eden1": bytes.fromhex(
+        "4441525801010107"  # magic, version, seeded, SplitMix64, eden1
+        + ORIGIN
+        + "00000100"  # exponents, count of q
+        + FINGERPRINT
+        + "0000000000000000"  # version of the model: not said
+        "0400000000000000"  # survivors
+        "0000000000000000"  # bytes of the positions section
+        "fe039b74"  # CRC-32
+        "589c5e89a25da787"  # key of the rotation
+        "b91e053f"  # scale: 0.5200000405311584
+        # 64 codes of 1 bit: 0.39, 0.52, 3.25, 0
+        "f9d805b605c320bd"
+        "823b2082"  # bn.running_var in int8: its scale, then 32 and -126
+        "0201000000000000"  # steps
+    ),
+    "eden2": bytes.fromhex(
+        "4441525801010108"  # magic, version, seeded, SplitMix64, eden2
+        + ORIGIN
+        + "00000100"  # exponents, count of q
+        + FINGERPRINT
+        + "0000000000000000"  # version of the model: not said
+        "0400000000000000"  # survivors
+        "0000000000000000"  # bytes of the positions section
+        "bff828ce"  # CRC-32
+        "589c5e89a25da787"  # key of the rotation
+        "12b2e63e"  # scale: 0.4505773186683655
+        # 64 codes of 2 bits: 0.6891, 1.038, 3.003, -2.149e-07
+        "96ef81a7664028db22115aa51419a28a"
+        "823b2082"  # bn.running_var in int8: its scale, then 32 and -126
+        "0201000000000000"  # steps
+    ),
+    "eden3": bytes.fromhex(
+        "4441525801010109"  # magic, version, seeded, SplitMix64, eden3
+        + ORIGIN
+        + "00000100"  # exponents, count of q
+        + FINGERPRINT
+        + "0000000000000000"  # version of the model: not said
+        "0400000000000000"  # survivors
+        "0000000000000000"  # bytes of the positions section
+        "59b64197"  # CRC-32
+        "589c5e89a25da787"  # key of the rotation
+        "840fce3e"  # scale: 0.4024621248245239
+        # 64 codes of 3 bits: 0.743, 1.008, 2.999, 0.168
+        "d47af74ae8b51d85402073ca0db12ce4b691d9222a1549aa"
+        "823b2082"  # bn.running_var in int8: its scale, then 32 and -126
+        "0201000000000000"  # steps
+    ),
+    "eden4": bytes.fromhex(
+        "444152580101010a"  # magic, version, seeded, SplitMix64, eden4
+        + ORIGIN
+        + "00000100"  # exponents, count of q
+        + FINGERPRINT
+        + "0000000000000000"  # version of the model: not said
+        "0400000000000000"  # survivors
+        "0000000000000000"  # bytes of the positions section
+        "0e9e6cd5"  # CRC-32
+        "589c5e89a25da787"  # key of the rotation
+        "544dd43e"  # scale: 0.4146524667739868
+        # 64 codes of 4 bits: 0.7596, 1.041, 2.984, -0.006078
+        "59a6beeb44936dba6969314282298ec52b18473688777788733684264b8888b4"
+        "823b2082"  # bn.running_var in int8: its scale, then 32 and -126
+        "0201000000000000"  # steps
+    ),
+}
+
 ALL_GOLDEN = {
     **GOLDEN,
     "listed": GOLDEN_LISTED,
     "union": GOLDEN_UNION,
     "exact": GOLDEN_EXACT,
     "structured": GOLDEN_STRUCTURED,
+    **ROTATED,
 }

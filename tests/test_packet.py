@@ -27,6 +27,7 @@ from golden import (
     LISTED,
     MASK,
     POSITIONS,
+    ROTATED,
     STRUCTURED,
     TENSORS,
     UNION,
@@ -76,9 +77,9 @@ def pruned_by(mask: Mask, q: Any = 1.0) -> Survivors:
     return gather(Delta(TENSORS), mask, q)
 
 
-@pytest.mark.parametrize("values", GOLDEN)
+@pytest.mark.parametrize("values", [*GOLDEN, *ROTATED])
 def test_golden_packets_never_change(values):
-    assert encode(small(), values).hex() == GOLDEN[values].hex()
+    assert encode(small(), values).hex() == ALL_GOLDEN[values].hex()
 
 
 def test_golden_packets_are_read_as_written():
@@ -256,10 +257,15 @@ def test_the_same_update_has_the_same_bytes_and_its_size_follows_from_the_counts
     dense = sum(v.size for v in update.dense.values())
     raw = sum(v.nbytes for v in update.raw.values())
     kept = CODINGS[values].size(update.count)
-    assert len(body) == kept + WIDTHS.get(values, 2) * dense + raw
+    whole = WIDTHS.get(values, 2) * dense
+    if values.startswith("eden"):
+        whole = CODINGS["int8"].size(dense)
+        filled, size = -(-update.count // 64) * 64, int(values[-1])
+        assert kept == (filled and 8 + 4 * filled.bit_count() + filled * size // 8)
+    assert len(body) == kept + whole + raw
     if values in WIDTHS:
         assert kept == WIDTHS[values] * update.count
-    else:
+    elif not values.startswith("eden"):
         bits, scales = {"int8": 8, "int4": 4, "sign": 1}[values], -(-update.count // 256)
         assert kept == 2 * scales + -(-bits * update.count // 8)
 
@@ -770,7 +776,7 @@ def test_reading_leaves_other_readings_of_the_packet_alone():
 
 
 def test_an_unknown_coding_is_refused_when_writing():
-    with pytest.raises(ValueError, match=r"values must be one of \['bf16', 'fp16'.*, got 'int5'"):
+    with pytest.raises(ValueError, match=r"values must be one of \['bf16', 'eden1'.*, got 'int5'"):
         encode(small(), "int5")
 
 

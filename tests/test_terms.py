@@ -19,16 +19,16 @@ from fl_darex.masks import ONE
 from fl_darex.options import Option
 from fl_darex.positions import SeededMask
 from fl_darex.rescaling.rules import RULES
-from fl_darex.wire.codings import CODINGS
+from fl_darex.wire.codings import CODINGS, SCALES
 
 UPLINK = Uplink(method="dare", keep=ONE // 2, q=0.5, seed=7)
 TERMS = Terms(uplink=UPLINK, round=3, slot=2)
 GOLDEN = (
-    '{"method":"dare","keep":2147483648,"q":0.5,"values":"fp16","mask":"client","count":"random",'
-    '"seed":7,"dense":["h\\u00e9ad","b"],"dense_below":0,"options":{},"round":3,"slot":2,'
-    '"model":"0000000000000000","record":"","counted":0,"version":3}'
+    '{"method":"dare","keep":2147483648,"q":0.5,"seed":7,"dense":["h\\u00e9ad","b"],'
+    '"round":3,"slot":2,"model":"0000000000000000","version":4}'
 )
-SOUND = json.loads(GOLDEN) | {"dense": []}
+SOUND = dict(Terms.usual) | json.loads(GOLDEN) | {"dense": []}
+ALWAYS = sorted(set(SOUND) - set(Terms.usual) - {"version"})
 
 
 def detached(**changes: Any) -> Terms | None:
@@ -44,6 +44,7 @@ def test_terms_never_change_on_the_wire():
 @st.composite
 def uplinks(draw: st.DrawFn) -> Uplink:
     method = METHODS[draw(st.sampled_from(sorted(METHODS)))]
+    values = draw(st.sampled_from(sorted(CODINGS)))
     options = {"scope": st.sampled_from(("layer", "row")), "columns": st.floats(0.5, 1)}
     return Uplink(
         method=method.name,
@@ -51,8 +52,9 @@ def uplinks(draw: st.DrawFn) -> Uplink:
         q=draw(st.floats(0, 1, exclude_min=True, width=32) | st.sampled_from(RULES))
         if method.packs
         else 0.5,
-        values=draw(st.sampled_from(sorted(CODINGS))),
+        values=values,
         mask=draw(st.sampled_from(MASKS)) if method.seeded else "client",
+        scale=draw(st.sampled_from(SCALES if values.startswith("eden") else SCALES[:1])),
         count=draw(st.sampled_from(COUNTS)),
         seed=draw(st.integers(0, 2**63 - 1)),
         dense=draw(st.lists(st.text(max_size=8), max_size=4).map(tuple)),
@@ -96,14 +98,14 @@ def test_a_shared_mask_has_the_slot_of_nobody():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "are of wire version 2, this side speaks 3; install the same fl-darex"),
+        ({"version": 2}, "are of wire version 2, this side speaks 4; install the same fl-darex"),
         ({"version": 0}, "are of wire version 0"),
-        ({"version": "3"}, "are of wire version 3"),
+        ({"version": "4"}, "are of wire version 4"),
         ({"version": None}, "are of wire version None"),
         ({"method": "dara"}, "method must be one of .*, got 'dara'; did you mean 'dare'"),
         (
             {"values": "int5"},
-            r"the server's terms: values must be one of \['bf16', 'fp16', 'fp32', 'fp64', 'int4'",
+            r"the server's terms: values must be one of \['bf16', 'eden1', 'eden2'",
         ),
         ({"keep": 0}, r"keep = 0 is not allowed; it must be from 1 to 2\*\*32"),
         ({"keep": ONE + 1}, "keep = 4294967297 is not allowed"),
@@ -135,7 +137,14 @@ def test_terms_that_are_not_understood_are_refused(changes, message):
         detached(**changes)
 
 
-@pytest.mark.parametrize("missing", sorted(set(SOUND) - {"version"}))
+def test_terms_that_name_each_setting_are_those_that_leave_the_usual_ones_out():
+    short = {name: value for name, value in SOUND.items() if name in (*ALWAYS, "q", "version")}
+    assert Terms.detach({"darex": json.dumps(short)}) == detached() == TERMS
+    usual = Terms.detach({"darex": json.dumps({k: v for k, v in short.items() if k != "q"})})
+    assert usual == replace(TERMS, uplink=replace(UPLINK, q="dare"))
+
+
+@pytest.mark.parametrize("missing", ALWAYS)
 def test_terms_with_a_field_missing_are_refused_by_name(missing):
     fields = {name: value for name, value in SOUND.items() if name != missing}
     with pytest.raises(PacketError, match=f"not readable: .*{missing}"):

@@ -184,6 +184,8 @@ def upper_half(bits: int) -> float:
 def numbers(coding: int, data: bytes, count: int, exponent: int) -> list[float]:
     if coding in (0, 6):
         return list(struct.unpack(f"<{count}{'d' if coding else 'f'}", data))
+    if coding > 6:
+        return eden(coding - 6, data, count)
     if coding == 1:
         halves = struct.unpack(f"<{count}e", data)
         return [float(np.float32(half * 2.0**-exponent)) for half in halves]
@@ -202,7 +204,61 @@ def numbers(coding: int, data: bytes, count: int, exponent: int) -> list[float]:
     return [float(np.float32(code) * np.float32(scales[i // 256])) for i, code in enumerate(codes)]
 
 
+LEVELS = {
+    1: [1],
+    2: [0.45278004, 1.5104176],
+    3: [0.24509418, 0.7560053, 1.3439093, 2.1519456],
+    4: [0.12839504, 0.3880483, 0.65675914, 0.94234043, 1.2562312, 1.6180464, 2.0690172, 2.7325895],
+}
+
+
+def blocks_of(count: int) -> list[int]:
+    filled = 64 * -(-count // 64)
+    tail = [2**bit for bit in reversed(range(13)) if filled % 8192 >> bit & 1]
+    return [8192] * (filled // 8192) + tail
+
+
+def hadamard(numbers: list[np.float32]) -> list[np.float32]:
+    distance = len(numbers) // 2
+    while distance:
+        for i in range(len(numbers)):
+            if i // distance % 2 == 0:
+                x, y = numbers[i], numbers[i + distance]
+                numbers[i], numbers[i + distance] = x + y, x - y
+        distance //= 2
+    return numbers
+
+
+def flipped(numbers: list[np.float32], stream: int, first: int) -> list[np.float32]:
+    bits = [draw_number(stream, i // 32) >> i % 32 & 1 for i in range(first, first + len(numbers))]
+    return [-x if bit else x for x, bit in zip(numbers, bits, strict=True)]
+
+
+def eden(width: int, data: bytes, count: int) -> list[float]:
+    if not count:
+        return []
+    (key,), sizes = struct.unpack("<Q", data[:8]), blocks_of(count)
+    scales = struct.unpack(f"<{len(sizes)}f", data[8 : 8 + 4 * len(sizes)])
+    bits = bits_of(data[8 + 4 * len(sizes) :])
+    assert len(bits) == width * sum(sizes)
+    streams = [mix((key + i * GOLDEN_GAMMA) % WORD) for i in (1, 2)]
+    levels = [np.float32(x) for x in [*(-x for x in LEVELS[width][::-1]), *LEVELS[width]]]
+    found, at = [], 0
+    for size, scale in zip(sizes, scales, strict=True):
+        codes = [
+            sum(bits[width * i + bit] << bit for bit in range(width)) for i in range(at, at + size)
+        ]
+        block = flipped(hadamard([levels[code] for code in codes]), streams[1], at)
+        block = flipped(hadamard(block), streams[0], at)
+        found += [float(x * (np.float32(scale) / np.float32(size))) for x in block]
+        at += size
+    return found[:count]
+
+
 def number_bytes(coding: int, count: int) -> int:
+    if coding > 6:
+        sizes = blocks_of(count)
+        return 8 * bool(count) + 4 * len(sizes) + sum(sizes) * (coding - 6) // 8
     scales = 2 * -(-count // 256)
     return [
         *(4 * count, 2 * count, 2 * count),
@@ -279,11 +335,16 @@ def read(packet: bytes, specs: list[Spec]) -> dict[str, Any]:
         for position in positions:
             full[name][position] = kind(kept_numbers.pop(0)) / kind(divisor)
     dense = [spec[0] for spec in specs if spec[3] == "dense"]
-    count, how = sum(sizes[name] for name in dense), coding if coding in (0, 6) else 1
-    whole = numbers(how, packet[at : at + number_bytes(how, count)], count, dense_exponent)
-    at += number_bytes(how, count)
-    for name in dense:
-        full[name] = [whole.pop(0) for _ in range(sizes[name])]
+    runs = [(coding if coding in (0, 6) else 1, dense)]
+    if coding > 6:
+        small = [name for name in dense if sizes[name] <= 4096]
+        runs = [(3, small), (coding, [name for name in dense if sizes[name] > 4096])]
+    for how, names in runs:
+        count = sum(sizes[name] for name in names)
+        whole = numbers(how, packet[at : at + number_bytes(how, count)], count, dense_exponent)
+        at += number_bytes(how, count)
+        for name in names:
+            full[name] = [whole.pop(0) for _ in range(sizes[name])]
     for name, _, kind, role in specs:
         if role == "raw":
             raw = np.dtype(kind).newbyteorder("<")
@@ -364,6 +425,18 @@ def test_the_second_reader_follows_a_mask_across_blocks():
         assert_says(encode(update), update, specs_of(table))
 
 
+@pytest.mark.parametrize("values", ["eden1", "eden2", "eden3", "eden4"])
+def test_the_second_reader_follows_rotations_across_blocks_and_whole_tensors_of_two_kinds(values):
+    rng = np.random.default_rng(0)
+    tensors = {
+        name: rng.normal(size=size).astype(np.float32)
+        for name, size in (("a", 9000), ("head", 5000), ("small", 4096), ("z", 77))
+    }
+    layout = Layout.of(tensors, {"head", "small"})
+    update = gather(Delta(tensors, layout=layout), SeededMask(3, 1, 0, ONE), 1.0)
+    assert_says(encode(update, values), update, specs_of(tensors, {"head", "small"}))
+
+
 # --- §8: versions -----------------------------------------------------------------------------
 
 
@@ -390,6 +463,15 @@ def test_the_example_on_the_page_is_the_golden_packet():
     example = PAGE.partition("## 10. An example")[2].partition("```")[2].partition("```")[0]
     pairs = [re.match(r"(?:[0-9a-f]{2} )*[0-9a-f]{2}", line) for line in example.splitlines()]
     assert bytes.fromhex("".join(pair[0] for pair in pairs if pair)) == GOLDEN["int4"]
+
+
+def test_the_rotated_example_on_the_page_says_what_stands_below_it():
+    example = PAGE.partition("For example, with n = 5 the section")[2].partition("Dividing by")[0]
+    _, block, text = example.split("```")
+    lines = [re.match(r"(?:[0-9a-f]{2} )*[0-9a-f]{2}", line) for line in block.splitlines()]
+    found = eden(1, bytes.fromhex("".join(line[0] for line in lines if line)), 5)
+    said = re.findall(r"-?\d+\.\d{7,8}", text)[1:]  # the first one is the scale
+    assert [str(np.float32(x)) for x in found] == said
 
 
 def test_the_page_lists_every_reason_and_every_coding():

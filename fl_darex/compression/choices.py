@@ -17,5 +17,10 @@ QChoice = Literal["dare", "q-v", "q-e", "layer-q-v", "layer-q-e", "server-valida
 
 # Rows can be added to these tables, so any text may be right.
 MethodChoice = Literal["dense", "dare", "structured", "magnitude", "wanda"] | str
-ValuesChoice = Literal["fp64", "fp32", "fp16", "bf16", "int8", "int4", "sign"] | str
+ValuesChoice = (
+    Literal[
+        "fp64", "fp32", "fp16", "bf16", "int8", "int4", "eden4", "eden3", "eden2", "eden1", "sign"
+    ]
+    | str
+)
 DownlinkChoice = Literal["dense", "update", "server"] | str

@@ -108,7 +108,8 @@ class Method:
                 raise DeltaError(lacks("q is searched on the client", "search"))
             q = _checked(local.search(survivors, uplink.rule), uplink.keep)
         scaled = replace(survivors, q=q)
-        return encode(scaled, uplink.values, base=terms.version, sender=terms.slot)
+        values, version = uplink.values, terms.version
+        return encode(scaled, values, base=version, sender=terms.slot, scale=uplink.scale)
 
     def mask(self, terms: Terms) -> Mask:
         """Return what the server knows of where survivors are."""

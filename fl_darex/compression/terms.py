@@ -24,7 +24,7 @@ CONFIG_KEY = "darex"
 
 
 @dataclass(frozen=True)
-class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=3):
+class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=4):
     """What one client's reply in one round must look like.
 
     Attributes:
@@ -56,6 +56,18 @@ class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=3):
         "model": DIGITS,
         "record": TEXT,
     }
+    usual: ClassVar = {
+        "q": "dare",
+        "values": "fp16",
+        "scale": "unbiased",
+        "mask": "client",
+        "count": "random",
+        "dense": [],
+        "dense_below": 0,
+        "options": {},
+        "record": "",
+        "counted": 0,
+    }
 
     @property
     def drawn(self) -> SeededMask:
@@ -71,7 +83,7 @@ class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=3):
         """Return what is asked of all, and what this client alone is told."""
         asked = self.uplink
         return asdict(asked) | {
-            "q": asked.rule or asked.divisor,
+            "q": "dare" if asked.q == "dare" else asked.rule or asked.divisor,
             "round": self.round,
             "slot": self.slot,
             "model": self.version.hex(),

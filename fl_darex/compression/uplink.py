@@ -20,7 +20,8 @@ from fl_darex.options import Scalar, checked_options
 from fl_darex.positions import SeededMask
 from fl_darex.rescaling import resolve_q
 from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
-from fl_darex.wire.codings import CODINGS, Coding, type_of
+from fl_darex.wire.codings import CODINGS, SCALES, Coding, Scale, dense_coding, type_of
+from fl_darex.wire.codings.eden import check_scale
 
 AUTO = "auto"
 """Of ``dense_below``: as the model's sizes suggest."""
@@ -36,6 +37,8 @@ class Uplink:
         q: ``"dare"``, a number in (0, 1], a rule by which clients choose it, or
             ``"server-validation"``; see `fl_darex.rescaling.rules`.
         values: Name of a row of `fl_darex.wire.codings.CODINGS`.
+        scale: Of ``values = "eden1"`` to ``"eden4"``: ``"unbiased"``, or ``"least-squares"``; see
+            `fl_darex.wire.codings.eden.Eden`.
         mask: ``"client"`` or ``"round"``.
         count: ``"random"`` or ``"exact"``.
         seed: The run's seed, in [0, 2**63).
@@ -53,6 +56,7 @@ class Uplink:
     keep: int
     q: float | QChoice = "dare"
     values: str = "fp16"
+    scale: Scale = "unbiased"
     mask: MaskChoice = "client"
     count: CountChoice = "random"
     seed: int = 0
@@ -61,9 +65,10 @@ class Uplink:
     options: Mapping[str, Scalar] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        rows = (("method", [*METHODS]), ("values", [*CODINGS]), ("mask", MASKS), ("count", COUNTS))
-        for name, known in rows:
+        rows = (("method", [*METHODS]), ("values", [*CODINGS]), ("scale", SCALES))
+        for name, known in (*rows, ("mask", MASKS), ("count", COUNTS)):
             check_choice(name, getattr(self, name), known)
+        check_scale(CODINGS[self.values], self.scale)
         if type(self.keep) is not int or not 0 < self.keep <= ONE:
             raise ValueError(f"keep = {self.keep!r} is not allowed; it must be from 1 to 2**32")
         if type(self.seed) is not int or not 0 <= self.seed < 2**63:
@@ -138,7 +143,8 @@ class Uplink:
         layout = Layout.of(tensors)
         # By sizes alone: which tensors are named dense, and later so, does not move the others.
         sizes = [spec.numel for spec in (*layout.pruned, *layout.dense)]
-        below = whole_up_to(sizes, self.keep) if self.how.packs else 0
+        bits, whole = CODINGS[self.values].bits, dense_coding(self.values).bits
+        below = whole_up_to(sizes, self.keep, min(1.0, bits / whole)) if self.how.packs else 0
         return replace(self, dense=there, dense_below=below)
 
     def layout(self, tensors: Mapping[str, Any]) -> Layout:

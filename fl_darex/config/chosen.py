@@ -141,6 +141,9 @@ class CompressConfig(_CompressOptions):
     """What a client sends."""
 
     values: Annotated[str, AfterValidator(names_a_row("compress.values", CODINGS))] = "fp16"
+    scale: Literal["unbiased", "least-squares"] = Field(
+        "unbiased", description="of eden1 to eden4: mean right, or nearer and shorter"
+    )
     mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
     count: Literal["random", "exact"] = Field("random", description="survivors of each tensor")
     dense_below: Literal["auto"] | Size = Field(
@@ -193,6 +196,7 @@ class CompressConfig(_CompressOptions):
             self.p,
             q=self.q,
             values=CODINGS.choose(self.values).name,
+            scale=self.scale,
             mask=self.mask,
             count=self.count,
             seed=seed,

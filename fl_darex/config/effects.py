@@ -16,6 +16,7 @@ from fl_darex.config.sections import TASKS
 from fl_darex.errors import ConfigError
 from fl_darex.flower.optimizers import OPTIMIZERS
 from fl_darex.rescaling.rules import LABELLED, RULES, SERVER_VALIDATION
+from fl_darex.wire.codings import CODINGS, Eden
 
 SIMULATED = ("ray", "flower", "local")
 """The engines of ``fl-darex run``. Any other text is a run of a deployment."""
@@ -190,6 +191,11 @@ USES: tuple[Use, ...] = (
         ("compress.values",),
         "packets, on the way up or, with compress.downlink-values = 'same', on the way down",
         lambda run: _packs(run) or (_versions(run) and run.compress.downlink_values == "same"),
+    ),
+    Use(
+        ("compress.scale",),
+        "compress.values = 'eden1' to 'eden4' in packets on the way up",
+        lambda run: _packs(run) and isinstance(CODINGS.choose(run.compress.values), Eden),
     ),
     Use(
         ("compress.dense-below",),

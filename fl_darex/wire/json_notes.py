@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
@@ -23,14 +24,17 @@ class Note:
     """Settings that one side tells the other: a dataclass, and nothing else.
 
     Fields that are ``Annotated`` with a `Rule` are in the text, in their order, and the wire
-    version after them; nothing else may be. A class names the text's ``key`` in a configuration,
-    ``what`` it is called in errors, and the wire version that it ``speaks``.
+    version after them; nothing else may be. Those in ``usual`` are left out where they are what it
+    says: each message has a note, and beside a small packet its bytes count. A class names the
+    text's ``key`` in a configuration, ``what`` it is called in errors, and the wire version that
+    it ``speaks``.
     """
 
     key: ClassVar[str]
     what: ClassVar[str]
     speaks: ClassVar[int]
     rules: ClassVar[Mapping[str, Rule]]
+    usual: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, *, key: str, what: str, speaks: int = 1) -> None:
         """Take the rules from the fields, unless the class has a table of its own."""
@@ -51,8 +55,9 @@ class Note:
 
     def attach(self, config: MutableMapping[str, Any]) -> None:
         """Write the note into a message's configuration."""
-        fields = self.fields() | {"version": self.speaks}
-        config[self.key] = json.dumps(fields, separators=(",", ":"))
+        usual, fields = self.usual, self.fields()
+        told = {k: v for k, v in fields.items() if k not in usual or not _same(v, usual[k])}
+        config[self.key] = json.dumps(told | {"version": self.speaks}, separators=(",", ":"))
 
     @classmethod
     def detach(cls, config: MutableMapping[str, Any]) -> Self | None:
@@ -75,6 +80,7 @@ class Note:
                 "install the same fl-darex version on both",
                 Reason.TERMS,
             )
+        fields = copy.deepcopy(dict(cls.usual)) | fields
         if strange := sorted(set(fields).symmetric_difference(cls.rules)):
             raise PacketError(
                 f"{what} are not readable: {strange} missing or unknown", Reason.TERMS
@@ -92,6 +98,12 @@ class Note:
                 raise PacketError(odd, Reason.TERMS)
             fields[name] = read(fields[name])
         return fields
+
+
+def _same(value: Any, usual: Any) -> bool:
+    """Return whether JSON has one text for both."""
+    value = list(value) if isinstance(value, tuple) else value
+    return type(value) is type(usual) and bool(value == usual)
 
 
 def is_hex(value: Any, digits: int) -> bool:

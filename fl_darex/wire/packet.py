@@ -16,7 +16,7 @@ and slot.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,16 @@ from fl_darex.errors import DIVERGED, DeltaError, PacketError, Reason
 from fl_darex.masks import ONE
 from fl_darex.positions import Mask
 from fl_darex.survivors import Survivors
-from fl_darex.wire.codings import CODINGS, Coding, Numbers, coding_of, dense_coding, type_of
+from fl_darex.wire.codings import (
+    CODINGS,
+    Coding,
+    Numbers,
+    Scale,
+    coding_of,
+    dense_parts,
+    scaled,
+    type_of,
+)
 from fl_darex.wire.codings.coding import noise_of
 from fl_darex.wire.header import NO_VERSION, Header, expect, read_header
 from fl_darex.wire.reader import Packet, read_packet, room_of
@@ -40,19 +49,24 @@ def encode(
     *,
     base: bytes = NO_VERSION,
     sender: int | None = None,
+    scale: Scale = "unbiased",
 ) -> bytes:
     """Write survivors as one packet.
 
     Args:
         survivors: What pruning left.
         values: Coding of the numbers: ``"fp64"``, ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``,
-            ``"int4"`` or ``"sign"``. Dense tensors are written in fp16 at least.
+            ``"int4"``, ``"eden4"`` to ``"eden1"`` or ``"sign"``. Dense tensors are written in fp16
+            at least, but beside EDEN's: in int8, and the large ones as survivors are.
         base: Version of the model that the numbers are changes to, 8 bytes; zeros: not said.
         sender: Who writes, so that stochastic rounding differs where a mask is shared; None: the
             mask's own slot.
+        scale: Of ``"eden1"`` to ``"eden4"``: ``"unbiased"``, or ``"least-squares"``, nearer to the
+            numbers and shorter (`fl_darex.wire.codings.eden.Eden`).
 
     Raises:
-        ValueError: If ``values`` is unknown, or there are more than 65,535 numbers q.
+        ValueError: If ``values`` is unknown or has no such scale, or there are more than 65,535
+            numbers q.
         DeltaError: If a number is NaN or infinite; training has diverged.
     """
     if values not in CODINGS:
@@ -61,20 +75,21 @@ def encode(
     qs = np.atleast_1d(np.asarray(survivors.q, dtype=np.float64))
     if qs.size > _MOST_Q:
         raise ValueError(f"a packet carries {_MOST_Q} numbers q at most, got {qs.size}")
-    nothing = np.empty(0, dtype=np.float32)
-    dense = np.concatenate([nothing, *(survivors.dense[spec.name] for spec in layout.dense)])
     noise = noise_of(fields.seed, fields.round, fields.slot if sender is None else sender)
     # One exponent each: a running variance may move a million times as far as a weight.
-    coding, beside, q = CODINGS[values], dense_coding(values), float(qs.min(initial=1.0))
+    coding, q = scaled(CODINGS[values], scale), float(qs.min(initial=1.0))
     numbers, exponent = _written(survivors.numbers, q, coding, layout.pruned, noise)
-    whole, dense_exponent = _written(dense, 1.0, beside, layout.dense, noise)
+    parts = [
+        _written(_flat(survivors.dense, specs), 1.0, beside, specs, noise)
+        for beside, specs in dense_parts(values, layout.dense)
+    ]
     positions = survivors.mask.section(layout)
     header = Header(
         **vars(fields),
         coding=coding.code,
         q=float(qs[0]) if qs.size == 1 else 0.0,
         exponent=exponent,
-        dense_exponent=dense_exponent,
+        dense_exponent=parts[0][1],  # where there is a second part, its coding has none
         q_count=qs.size,
         fingerprint=layout.fingerprint,
         base=base,
@@ -84,7 +99,7 @@ def encode(
     q_bytes = b"" if qs.size == 1 else qs.astype("<f4").tobytes()
     arrays = (survivors.raw[spec.name] for spec in layout.raw)
     raw = [array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes() for array in arrays]
-    return header.seal(b"".join([q_bytes, positions, numbers, whole, *raw]))
+    return header.seal(b"".join([q_bytes, positions, numbers, *(data for data, _ in parts), *raw]))
 
 
 def decode(
@@ -141,6 +156,10 @@ def open_packet(
     if q is None and np.min(opened.q, initial=1.0) < lowest:
         raise PacketError(f"the packet holds a q below 1-p = {lowest}", Reason.UNEXPECTED)
     return opened
+
+
+def _flat(dense: Mapping[str, Numbers], specs: Iterable[TensorSpec]) -> Numbers:
+    return np.concatenate([np.empty(0, dtype=np.float32), *(dense[spec.name] for spec in specs)])
 
 
 def _written(

@@ -8,8 +8,8 @@ entries as the packet has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,15 @@ from fl_darex.positions import KINDS, Mask
 from fl_darex.positions.mask import refuse
 from fl_darex.shown import described
 from fl_darex.survivors import Q, Survivors, split
-from fl_darex.wire.codings import CODINGS, Coding, Numbers, coding_of, dense_coding, type_of
+from fl_darex.wire.codings import (
+    CODINGS,
+    Coding,
+    Numbers,
+    coding_of,
+    dense_parts,
+    dense_size,
+    type_of,
+)
 from fl_darex.wire.header import HEADER_BYTES, Header, expect, read_header
 
 _WIDE = ("float64", "float128")
@@ -49,22 +57,44 @@ class Packet:
     _values: memoryview
     _dense: memoryview
     _raw: memoryview
+    _last: dict[int, Numbers] = field(default_factory=dict)
 
     def numbers(self, start: int = 0, end: int | None = None, scale: float = 1.0) -> Numbers:
         """Return survivors ``start`` to ``end - 1`` times ``scale``, in canonical order."""
-        count, exponent = self.header.survivors, self.header.exponent
-        stop = count if end is None else end
-        found = self._coding.read(self._values, count, exponent, start, stop)
+        found = self._read(start, self.header.survivors if end is None else end)
         if scale != 1.0:
             found *= found.dtype.type(scale)
         return found
 
+    def _read(self, start: int, end: int) -> Numbers:
+        """Return survivors; where a coding reads whole blocks, the last one is kept for the next.
+
+        Readers come from front to back, with ends that are not those of blocks.
+        """
+        coding, count, exponent = self._coding, self.header.survivors, self.header.exponent
+        block = getattr(coding, "block", 1)
+        if block == 1 or start >= end:
+            return coding.read(self._values, count, exponent, start, end)
+        first = start // block * block
+        known = self._last.get(first, np.empty(0, dtype=type_of(coding)))
+        if end <= first + known.size:
+            return known[start - first : end - first].copy()
+        stop = min(count, -(-end // block) * block)
+        new = coding.read(self._values, count, exponent, first + known.size, stop)
+        found = np.concatenate([known, new])
+        kept = (stop - 1) // block * block
+        self._last.clear()
+        self._last[kept] = found[kept - first :].copy()
+        return found[start - first : end - first]
+
     def dense(self) -> dict[str, Numbers]:
         """Return each dense tensor's whole delta, flattened."""
-        sizes = {spec.name: spec.numel for spec in self.layout.dense}
-        count, coding = sum(sizes.values()), dense_coding(self._coding.name)
-        found = coding.read(self._dense, count, self.header.dense_exponent, 0, count)
-        return split(found, sizes)
+        found: dict[str, Numbers] = {}
+        parts = _dense_parts(self._dense, self._coding, self.layout, self.header)
+        for data, coding, specs, count, exponent in parts:
+            numbers = coding.read(data, count, exponent, 0, count)
+            found |= split(numbers, {spec.name: spec.numel for spec in specs})
+        return {spec.name: found[spec.name] for spec in self.layout.dense}
 
     def raw(self) -> dict[str, NDArray[Any]]:
         """Return the new values of each tensor that is not floating point."""
@@ -126,10 +156,8 @@ def read_packet(
     _, _, values, dense, raw = sections
     largest = coding.largest(values, header.survivors, header.exponent)
     _check_finite(largest, float(np.min(q, initial=1.0)), room_of(coding, layout.pruned))
-    whole = sum(spec.numel for spec in layout.dense)
-    beside = dense_coding(coding.name)
-    largest = beside.largest(dense, whole, header.dense_exponent)
-    _check_finite(largest, 1.0, room_of(beside, layout.dense))
+    for data, beside, specs, count, exponent in _dense_parts(dense, coding, layout, header):
+        _check_finite(beside.largest(data, count, exponent), 1.0, room_of(beside, specs))
     opened = Packet(header, layout, mask, q, coding, values, dense, raw)
     opened.raw()
     return opened
@@ -150,13 +178,25 @@ def _take_apart(packet: bytes, layout: Layout, header: Header, coding: Coding) -
         0 if header.q_count == 1 else 4 * header.q_count,
         header.position_bytes,
         coding.size(header.survivors),
-        dense_coding(coding.name).size(sum(spec.numel for spec in layout.dense)),
+        dense_size(coding.name, layout.dense),
         sum(spec.numel * np.dtype(spec.dtype).itemsize for spec in layout.raw),
     ]
     if len(packet) != sum(sizes):
         refuse(f"has {len(packet)} bytes, its header says {sum(sizes)}", Reason.SIZE)
     view = memoryview(packet)
     return [view[start:end] for start, end in pairwise(np.cumsum(sizes).tolist())]
+
+
+def _dense_parts(
+    section: memoryview, coding: Coding, layout: Layout, header: Header
+) -> Iterator[tuple[memoryview, Coding, Sequence[TensorSpec], int, int]]:
+    """Yield the runs of whole tensors: bytes, coding, tensors, how many numbers, exponent."""
+    start, exponent = 0, header.dense_exponent
+    for beside, specs in dense_parts(coding.name, layout.dense):
+        count = sum(spec.numel for spec in specs)
+        end = start + beside.size(count)
+        yield section[start:end], beside, specs, count, exponent
+        start, exponent = end, 0
 
 
 def _read_q(header: Header, section: memoryview) -> Q:

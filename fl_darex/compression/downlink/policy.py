@@ -14,6 +14,7 @@ from typing import ClassVar
 from fl_darex.compression.method import State
 from fl_darex.delta import Delta
 from fl_darex.positions import Mask
+from fl_darex.wire.reader import read_packet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,3 +69,23 @@ class DownlinkPolicy:
                 and the state forgotten.
         """
         return None, {}
+
+
+def not_delivered(whole: State, step: Delta, packet: bytes) -> State:
+    """Return what was to be sent and is not in the model that clients hold: what is kept back.
+
+    What counts as sent is by how much that model has moved, and not the numbers of the packet:
+    added to a large entry, or to one in half precision, a small number is rounded.
+
+    Args:
+        whole: What was to be sent, flattened, by tensor; changed in place.
+        step: From the model that clients held.
+        packet: What was made of it.
+    """
+    sent = read_packet(packet, step.layout).survivors()
+    for name, numbers in sent.values.items():
+        positions = sent.positions[name]
+        whole[name][positions] -= step.moved_by(name, numbers, positions)
+    for name, numbers in sent.dense.items():
+        whole[name] -= step.moved_by(name, numbers)
+    return whole

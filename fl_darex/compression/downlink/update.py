@@ -2,7 +2,8 @@
 
 A step is zero outside what clients sent, so its positions follow from their masks; where it is not
 (momentum, a client without the mod), non-zero positions are listed or everything is sent, whichever
-is smaller.
+is smaller. What EDEN's few bits round away is kept, and goes when an entry is sent again; what
+other codings round away is gone.
 """
 
 from __future__ import annotations
@@ -12,27 +13,32 @@ from typing import ClassVar
 
 import numpy as np
 
-from fl_darex.compression.downlink.policy import DownlinkPolicy, StepTerms
-from fl_darex.compression.method import State
+from fl_darex.compression.downlink.policy import DownlinkPolicy, StepTerms, not_delivered
+from fl_darex.compression.method import State, with_left_over
 from fl_darex.delta import Delta
 from fl_darex.masks import ONE, SHARED
 from fl_darex.positions import ListedMask, Mask, SeededMask, united
-from fl_darex.pruning.gather import gather
+from fl_darex.pruning.gather import gather, gather_from
 from fl_darex.survivors import Survivors
-from fl_darex.wire.codings import CODINGS, Coding
+from fl_darex.wire.codings import CODINGS, Coding, Eden
 from fl_darex.wire.packet import encode
 
 
 class WholeStep(DownlinkPolicy):
-    """Sends the step itself; what rounding takes away is gone."""
+    """Sends the step itself."""
 
     name: ClassVar[str] = "update"
     versions: ClassVar[bool] = True
 
     def pack(self, step: Delta, terms: StepTerms, state: State) -> tuple[bytes, State]:
         """Return the whole step."""
-        survivors = _survivors(step, terms, CODINGS[terms.values])
-        return encode(survivors, terms.values, base=terms.version), {}
+        survivors = _survivors(step, terms, coding := CODINGS[terms.values])
+        if not isinstance(coding, Eden):
+            return encode(survivors, terms.values, base=terms.version), {}
+        whole = with_left_over(step, state)
+        survivors = gather_from(whole, step, survivors.mask)
+        packet = encode(survivors, terms.values, base=terms.version)
+        return packet, not_delivered(whole, step, packet)
 
 
 def _survivors(step: Delta, terms: StepTerms, coding: Coding) -> Survivors:

@@ -4,15 +4,40 @@ A new one is a class with what `Coding` asks for, and a row in the table. One fr
 package is added with ``CODINGS.add(...)``, on both ends, before a packet is written or read.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from fl_darex.errors import ConfigError
 from fl_darex.registry import Registry
 from fl_darex.wire.codings.coding import Coding, Numbers, type_of
+from fl_darex.wire.codings.eden import EDEN1, EDEN2, EDEN3, EDEN4, SCALES, Eden, Scale, scaled
 from fl_darex.wire.codings.floats import BF16, FP16, FP32, FP64
 from fl_darex.wire.codings.integers import INT4, INT8, SIGN
 
-__all__ = ["CODINGS", "Coding", "Numbers", "coding_of", "dense_coding", "type_of"]
+if TYPE_CHECKING:
+    from fl_darex.delta import TensorSpec
+
+__all__ = [
+    "CODINGS",
+    "SCALES",
+    "Coding",
+    "Eden",
+    "Numbers",
+    "Scale",
+    "coding_of",
+    "dense_coding",
+    "dense_parts",
+    "dense_size",
+    "scaled",
+    "type_of",
+]
+
+LARGE = 1 << 12
+"""Whole tensors of more entries are written by EDEN where survivors are."""
 
 
 class _Codings(Registry[Coding]):
@@ -36,7 +61,8 @@ class _Codings(Registry[Coding]):
                 )
 
 
-CODINGS: Registry[Coding] = _Codings("coding", Coding, [FP32, FP16, BF16, INT8, INT4, SIGN, FP64])
+_OWN = [FP32, FP16, BF16, INT8, INT4, EDEN4, EDEN3, EDEN2, EDEN1, SIGN, FP64]
+CODINGS: Registry[Coding] = _Codings("coding", Coding, _OWN)
 
 
 def coding_of(code: int) -> Coding | None:
@@ -48,6 +74,28 @@ def dense_coding(values: str) -> Coding:
     """Return how whole tensors are written beside survivors: in fp64 and fp32 as these, else fp16.
 
     A fresh head and running statistics are few numbers, and no random mask averages their
-    rounding away.
+    rounding away. Beside one to four bits it is int8: 16 would be most of a small packet.
     """
+    if isinstance(CODINGS[values], Eden):
+        return INT8
     return CODINGS[values if values in ("fp64", "fp32") else "fp16"]
+
+
+def dense_parts(
+    values: str, specs: Sequence[TensorSpec]
+) -> list[tuple[Coding, Sequence[TensorSpec]]]:
+    """Return how whole tensors are written, and which of them, in their order in a packet.
+
+    Beside EDEN's survivors, those of more than `LARGE` entries are written as survivors are.
+    """
+    if not isinstance(rotated := CODINGS[values], Eden):
+        return [(dense_coding(values), specs)]
+    large = [spec for spec in specs if spec.numel > LARGE]
+    small = [spec for spec in specs if spec.numel <= LARGE]
+    return [(dense_coding(values), small), (rotated, large)]
+
+
+def dense_size(values: str, specs: Sequence[TensorSpec]) -> int:
+    """Return the bytes of whole tensors."""
+    parts = dense_parts(values, specs)
+    return sum(coding.size(sum(spec.numel for spec in some)) for coding, some in parts)

@@ -96,7 +96,7 @@ class _BFloat16(_Float):
         return from_bfloat16(np.frombuffer(data[2 * start : 2 * end], dtype="<u2"))
 
 
-FP64, FP32, FP16, BF16 = _Float64(), _Float32(), _Float16(), _BFloat16()
+FP64, FP32, FP16, BF16 = FLOATS = _Float64(), _Float32(), _Float16(), _BFloat16()
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> Numbers:
