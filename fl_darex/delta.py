@@ -56,6 +56,11 @@ class TensorSpec:
         """Number of entries."""
         return int(np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def statistic(self) -> bool:
+        """Whether its name says that it is a running statistic."""
+        return _STATISTICS.search(self.name) is not None
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -252,7 +257,7 @@ def _describe(name: str, tensor: Any) -> TensorSpec:
 
 
 def _sent(spec: TensorSpec, whole: bool) -> TensorSpec:
-    whole = whole or _STATISTICS.search(spec.name) is not None
+    whole = whole or spec.statistic
     return replace(spec, role="dense") if whole and spec.role == "pruned" else spec
 
 

@@ -59,8 +59,8 @@ def test_the_noise_is_that_of_theory_and_the_mean_over_rotations_is_what_was_wri
     # Of numbers that are right on average the mean of so many is off by their noise over that many.
     off = ((read.mean(axis=0) - numbers) ** 2).sum() / length
     assert off <= theory / times * (1 + 5 * math.sqrt(2 / SIZE)) * 1.05
-    # Along what was written there is no noise at all: that is what the scale is for.
-    assert read @ numbers.astype(np.float64) / length == pytest.approx(1.0, abs=1e-5)
+    # Along what was written there is no noise but the scale's own rounding.
+    assert read @ numbers.astype(np.float64) / length == pytest.approx(1.0, abs=2**-8)
     # And number by number, within five standard errors.
     error = read.std(axis=0, ddof=1) / math.sqrt(times)
     assert (np.abs(read.mean(axis=0) - numbers) <= 5 * error + 1e-6).all()
@@ -93,23 +93,23 @@ def test_only_eden_has_a_least_squares_scale():
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(0, 20_000), st.sampled_from(NAMES))
+@given(st.integers(0, 40_000), st.sampled_from(NAMES))
 def test_filling_up_costs_below_a_hundredth_of_many_numbers(count, name):
     coding, width = CODINGS[name], int(name[-1])
-    most = 63 * width / 8 + 8 + 4 * (count // 8192 + 8)
+    most = 63 * width / 8 + 8 + 2 * (count // 16384 + 9)
     assert count * width / 8 <= coding.size(count) <= count * width / 8 + most
     assert coding.size(1_000_000) * 8 / (1_000_000 * width) < 1.01
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 8191, 8192, 8193])
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 16383, 16384, 16385])
 def test_a_packet_reads_the_same_numbers_in_any_pieces_from_front_to_back(name, size):
     tensors = {"w": np.random.default_rng(size).standard_normal(size).astype(np.float32)}
     layout = Layout.of(tensors)
     survivors = gather(Delta(tensors, layout=layout), SeededMask(0, 1, 0, ONE), 1.0)
     packet = read_packet(encode(survivors, name), layout)
     whole = packet.numbers()
-    for step in (1000, 3000, 8192, 9000):
+    for step in (1000, 3000, 16384, 17000):
         parts = [packet.numbers(at, min(size, at + step)) for at in range(0, size, step)]
         for part in parts:
             part.flags.writeable and part.__imul__(1)  # each is the caller's own
@@ -157,11 +157,11 @@ def test_magnitudes_of_any_size_are_met(value):
         assert not read.any()
 
 
-@pytest.mark.parametrize("bits", [0x7F800000, 0x7FC00000, 0x80000001, 0xFFFFFFFF])
+@pytest.mark.parametrize("bits", [0x7F80, 0x7FC0, 0x8001, 0xFFFF])
 def test_a_scale_that_no_writer_writes_is_refused(bits):
     coding = CODINGS["eden1"]
     data = bytearray(coding.write(np.ones(70, np.float32), 0, noise_of(0, 0, 0)))
-    data[8:12] = bits.to_bytes(4, "little")
+    data[8:10] = bits.to_bytes(2, "little")
     with pytest.raises(PacketError, match="scale that is no number above 0"):
         coding.largest(memoryview(bytes(data)), 70, 0)
 
@@ -172,6 +172,6 @@ def test_a_stranger_cannot_make_a_number_larger_than_the_bound():
     largest = coding.largest(memoryview(bytes(data)), count, 0)
     rng = np.random.default_rng(0)
     for _ in range(300):
-        data[12:] = rng.integers(0, 256, 32, dtype=np.uint8).tobytes()
+        data[10:] = rng.integers(0, 256, 32, dtype=np.uint8).tobytes()
         read = coding.read(memoryview(bytes(data)), count, 0, 0, count)
         assert np.abs(read).max() <= largest

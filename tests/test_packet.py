@@ -51,7 +51,7 @@ from fl_darex.pruning.gather import gather
 from fl_darex.rescaling import rescale
 from fl_darex.survivors import Survivors
 from fl_darex.wire import decode, encode
-from fl_darex.wire.codings import CODINGS
+from fl_darex.wire.codings import CODINGS, dense_size
 from fl_darex.wire.header import HEADER_BYTES
 from fl_darex.wire.reader import read_packet
 
@@ -259,9 +259,9 @@ def test_the_same_update_has_the_same_bytes_and_its_size_follows_from_the_counts
     kept = CODINGS[values].size(update.count)
     whole = WIDTHS.get(values, 2) * dense
     if values.startswith("eden"):
-        whole = CODINGS["int8"].size(dense)
+        whole = dense_size(values, update.layout.dense)
         filled, size = -(-update.count // 64) * 64, int(values[-1])
-        assert kept == (filled and 8 + 4 * filled.bit_count() + filled * size // 8)
+        assert kept == (filled and 8 + 2 * filled.bit_count() + filled * size // 8)
     assert len(body) == kept + whole + raw
     if values in WIDTHS:
         assert kept == WIDTHS[values] * update.count

@@ -8,9 +8,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.positions.bits import pack, packed_size, padding_is_zero, unpack
-from fl_darex.wire.codings import CODINGS, Coding, Eden, dense_coding, type_of
+from fl_darex.wire.codings import CODINGS, Coding, Eden, dense_coding, dense_parts, type_of
 from fl_darex.wire.codings.scales import BLOCK
 
 COUNTS = [0, 1, 2, 3, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7]
@@ -197,13 +198,22 @@ def test_sign_keeps_signs_and_sends_each_blocks_mean_magnitude(numbers):
         assert mean * (1 - 1e-4) <= sent[0] <= mean * (1 + 2**-7 + 1e-4) + 2.0**-133
 
 
-def test_whole_tensors_are_written_in_two_bytes_at_least_or_in_one_beside_a_few_bits():
+def test_whole_tensors_are_written_in_two_bytes_at_least_but_beside_eden():
     for name in ("fp64", "fp32"):
         assert dense_coding(name) is CODINGS[name]
     for name in ("fp16", "bf16", "int8", "int4", "sign"):
         assert dense_coding(name) is CODINGS["fp16"]
+    tensors = {"big": np.zeros(4097), "head": np.zeros(4096), "a.running_var": np.zeros(9000)}
+    layout = Layout.of(tensors, {"big", "head"})
     for name in ("eden4", "eden3", "eden2", "eden1"):
-        assert dense_coding(name) is CODINGS["int8"]
+        found = [
+            (coding, [s.name for s in some]) for coding, some in dense_parts(name, layout.dense)
+        ]
+        assert found == [
+            (CODINGS["int8"], ["a.running_var"]),
+            (CODINGS["eden3"], ["head"]),
+            (CODINGS[name], ["big"]),
+        ]
 
 
 def test_all_codings_but_fp64_write_float32_numbers():

@@ -214,8 +214,8 @@ LEVELS = {
 
 def blocks_of(count: int) -> list[int]:
     filled = 64 * -(-count // 64)
-    tail = [2**bit for bit in reversed(range(13)) if filled % 8192 >> bit & 1]
-    return [8192] * (filled // 8192) + tail
+    tail = [2**bit for bit in reversed(range(14)) if filled % 16384 >> bit & 1]
+    return [16384] * (filled // 16384) + tail
 
 
 def hadamard(numbers: list[np.float32]) -> list[np.float32]:
@@ -238,8 +238,9 @@ def eden(width: int, data: bytes, count: int) -> list[float]:
     if not count:
         return []
     (key,), sizes = struct.unpack("<Q", data[:8]), blocks_of(count)
-    scales = struct.unpack(f"<{len(sizes)}f", data[8 : 8 + 4 * len(sizes)])
-    bits = bits_of(data[8 + 4 * len(sizes) :])
+    halves = struct.unpack(f"<{len(sizes)}H", data[8 : 8 + 2 * len(sizes)])
+    scales = [upper_half(bits) for bits in halves]
+    bits = bits_of(data[8 + 2 * len(sizes) :])
     assert len(bits) == width * sum(sizes)
     streams = [mix((key + i * GOLDEN_GAMMA) % WORD) for i in (1, 2)]
     levels = [np.float32(x) for x in [*(-x for x in LEVELS[width][::-1]), *LEVELS[width]]]
@@ -258,7 +259,7 @@ def eden(width: int, data: bytes, count: int) -> list[float]:
 def number_bytes(coding: int, count: int) -> int:
     if coding > 6:
         sizes = blocks_of(count)
-        return 8 * bool(count) + 4 * len(sizes) + sum(sizes) * (coding - 6) // 8
+        return 8 * bool(count) + 2 * len(sizes) + sum(sizes) * (coding - 6) // 8
     scales = 2 * -(-count // 256)
     return [
         *(4 * count, 2 * count, 2 * count),
@@ -270,6 +271,12 @@ def number_bytes(coding: int, count: int) -> int:
 # --- §1 and §2: layout and packet -------------------------------------------------------------
 
 
+def is_statistic(name: str) -> bool:
+    last = re.split("[./]", name)[-1].removesuffix(":0")
+    known = last in ("running_mean", "running_var", "moving_mean", "moving_variance")
+    return known or "batch_stats" in re.split("[./]", name)[:-1]
+
+
 def specs_of(
     tensors: dict[str, np.ndarray], dense: set[str] = frozenset(), below: int = 0
 ) -> list[Spec]:
@@ -277,10 +284,7 @@ def specs_of(
     for name in sorted(tensors):
         tensor = tensors[name]
         role = "pruned" if tensor.dtype.kind == "f" else "raw"
-        last = re.split("[./]", name)[-1].removesuffix(":0")
-        statistics = last in ("running_mean", "running_var", "moving_mean", "moving_variance")
-        statistics |= "batch_stats" in re.split("[./]", name)[:-1]
-        if role == "pruned" and (name in dense or statistics or 0 < tensor.size <= below):
+        if role == "pruned" and (name in dense or is_statistic(name) or 0 < tensor.size <= below):
             role = "dense"
         found.append((name, tensor.shape, tensor.dtype.name, role))
     return found
@@ -337,8 +341,10 @@ def read(packet: bytes, specs: list[Spec]) -> dict[str, Any]:
     dense = [spec[0] for spec in specs if spec[3] == "dense"]
     runs = [(coding if coding in (0, 6) else 1, dense)]
     if coding > 6:
-        small = [name for name in dense if sizes[name] <= 4096]
-        runs = [(3, small), (coding, [name for name in dense if sizes[name] > 4096])]
+        statistics = [name for name in dense if is_statistic(name)]
+        others = [name for name in dense if not is_statistic(name)]
+        small = [name for name in others if sizes[name] <= 4096]
+        runs = [(3, statistics), (9, small), (coding, [n for n in others if sizes[n] > 4096])]
     for how, names in runs:
         count = sum(sizes[name] for name in names)
         whole = numbers(how, packet[at : at + number_bytes(how, count)], count, dense_exponent)
@@ -426,11 +432,17 @@ def test_the_second_reader_follows_a_mask_across_blocks():
 
 
 @pytest.mark.parametrize("values", ["eden1", "eden2", "eden3", "eden4"])
-def test_the_second_reader_follows_rotations_across_blocks_and_whole_tensors_of_two_kinds(values):
+def test_the_second_reader_follows_rotations_across_blocks_and_whole_tensors_of_all_kinds(values):
     rng = np.random.default_rng(0)
     tensors = {
         name: rng.normal(size=size).astype(np.float32)
-        for name, size in (("a", 9000), ("head", 5000), ("small", 4096), ("z", 77))
+        for name, size in (
+            ("a", 17000),
+            ("b.running_var", 70),
+            ("head", 5000),
+            ("small", 4096),
+            ("z", 77),
+        )
     }
     layout = Layout.of(tensors, {"head", "small"})
     update = gather(Delta(tensors, layout=layout), SeededMask(3, 1, 0, ONE), 1.0)

@@ -20,11 +20,12 @@ from fl_darex.positions.bits import pack, unpack
 from fl_darex.positions.mask import refuse
 from fl_darex.wire.codings import rotation
 from fl_darex.wire.codings.coding import Coding, Numbers, check_no_exponent
+from fl_darex.wire.codings.floats import from_bfloat16, to_bfloat16
 
 Scale = Literal["unbiased", "least-squares"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
-_KEY, _SCALE = 8, 4  # bytes: what the rotation is drawn from, once; a block's scale
+_KEY, _SCALE = 8, 2  # bytes: what the rotation is drawn from, once; a block's scale
 _ROUND_OFF = 1.001  # of some thirty additions
 
 # Levels above 0 and what lies between them, for numbers of mean 0 and variance 1. A single bit has
@@ -105,7 +106,7 @@ class Eden(Coding):
             part = numbers[start : start + block.size]
             block[: part.size] = part
             scale, code = self._rounded(block.reshape(rows, size), key, start)
-            scales.append(scale.astype("<f4").tobytes())
+            scales.append(to_bfloat16(scale).astype("<u2").tobytes())
             codes.append(code)
         return b"".join([key.tobytes(), *scales, *codes])
 
@@ -115,12 +116,12 @@ class Eden(Coding):
         if not count:
             return 0.0
         end = _KEY + _SCALE * rotation.block_count(count)
-        bits = np.frombuffer(data[_KEY:end], dtype="<u4")
-        if (bits >= 0x7F800000).any():  # infinite, NaN, or negative
+        upper = np.frombuffer(data[_KEY:end], dtype="<u2")
+        if (upper >= 0x7F80).any():  # infinite, NaN, or negative
             refuse("holds a scale that is no number above 0", Reason.VALUES)
         # A rotation keeps lengths: all of a block's may come together in one number.
         spread = _LEVELS[self.width][-1] * np.sqrt(min(rotation.padded(count), rotation.BLOCK))
-        return float(bits.view("<f4").max()) * float(spread) * _ROUND_OFF
+        return float(from_bfloat16(upper).max()) * float(spread) * _ROUND_OFF
 
     def read(self, data: memoryview, count: int, exponent: int, start: int, end: int) -> Numbers:
         """Return numbers ``start`` to ``end - 1`` of ``count``."""
@@ -128,14 +129,14 @@ class Eden(Coding):
             return np.empty(0, dtype=np.float32)
         key = np.frombuffer(data[:_KEY], dtype="<u8").astype(np.uint64)
         body = data[_KEY + _SCALE * rotation.block_count(count) :]
-        scales = np.frombuffer(data[_KEY : len(data) - len(body)], dtype="<f4")
+        scales = from_bfloat16(np.frombuffer(data[_KEY : len(data) - len(body)], dtype="<u2"))
         parts, first = [], -1
         for block, position, rows, size in rotation.batches(count, start, end):
             first = position if first < 0 else first
             at, numel = position * self.width // 8, rows * size
             levels = self._levels(body[at : at + numel * self.width // 8], numel)
             back = rotation.rotate_back(levels.reshape(rows, size), key, position)
-            back *= scales[block : block + rows, None].astype(np.float32) / np.float32(size)
+            back *= scales[block : block + rows, None] / np.float32(size)
             parts.append(back.reshape(-1))
         return np.concatenate(parts)[start - first : end - first]
 

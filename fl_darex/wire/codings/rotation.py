@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from fl_darex.masks import streams, words
 from fl_darex.wire.codings.coding import Numbers
 
-BLOCK = 1 << 13
+BLOCK = 1 << 14
 """Numbers that are rotated together, until fewer are left."""
 
 SMALLEST = 1 << 6
 """Numbers of the smallest block; as many as there are go up to a multiple of it, with zeros."""
 
-_AT_ONCE = 32  # blocks: two arrays of 1 MB, which stay in cache
+_AT_ONCE = 16  # blocks: two arrays of 1 MB, which stay in cache
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _SIGNS = _BITS.astype(np.uint32) << np.uint32(31)  # of eight numbers, by the byte that says them
 _NARROW = 128  # below that distance NumPy's inner loops are too short; the blocks are transposed
