@@ -35,6 +35,7 @@ from fl_darex.wire.versions import content_version
 from .memory import Memory
 from .receiver import Base, Receiver
 from .secure import answer, hide
+from .told import Told, check_on_mask, telling
 
 Norms = Callable[[Message, Context], Mapping[str, ArrayLike]]
 """Returns the norm of each input of each linear layer, by the name of its weight."""
@@ -175,7 +176,9 @@ def _compressed(
     before = view_arrays(sent)
     # The app may empty the record that it was given.
     message.content[name] = ArrayRecord(dict(sent))
-    reply = call_next(message, context)
+    asked = Told(terms, terms.uplink.layout(before))
+    with telling(asked):
+        reply = call_next(message, context)
     if not reply.has_content() or (stage is None and not reply.content.array_records):
         return reply
     name = _model_of(reply.content, name, "reply", before)
@@ -185,9 +188,11 @@ def _compressed(
         return reply
     memory = Memory(context.state) if method.remembers else None
     state = memory.recall(terms.counted, terms.slot) if memory else {}
-    layout = terms.uplink.layout(before)
+    layout = asked.layout
     if stage is None:  # what is added up unseen has one layout for all
         layout = tie(layout, arrays, before)
+    if asked.mask_first:
+        check_on_mask(asked, layout, arrays, before)
     delta = Delta(arrays, before, layout=layout, dtype=terms.uplink.dtype)
     packet, state = method.compress(delta, terms, local, state)
     if packet is None:

@@ -50,7 +50,7 @@ class Server:
             base_held: Whether clients are taken to hold the model before round 1.
         """
         compress = self.config.compress
-        asked = compress.uplink(self.config.federation.seed, self.session.dense)
+        asked = self.config.uplink(self.session.dense)
         return DarexStrategy(
             self.flower_strategy(),
             uplink=asked,

@@ -24,7 +24,7 @@ CONFIG_KEY = "darex"
 
 
 @dataclass(frozen=True)
-class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=3):
+class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=4):
     """What one client's reply in one round must look like.
 
     Attributes:

@@ -143,6 +143,7 @@ class CompressConfig(_CompressOptions):
     values: Annotated[str, AfterValidator(names_a_row("compress.values", CODINGS))] = "fp16"
     mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
     count: Literal["random", "exact"] = Field("random", description="survivors of each tensor")
+    rotate: bool = Field(True, description="a new mask each round; false: one for the whole run")
     dense_below: Literal["auto"] | Size = Field(
         "auto", description="tensors of at most so many entries go whole; auto: while they are few"
     )
@@ -178,12 +179,13 @@ class CompressConfig(_CompressOptions):
         """The method, loaded if it is one's own."""
         return METHODS.choose(self.method)
 
-    def uplink(self, seed: int, dense: tuple[str, ...] = ()) -> Uplink:
-        """Return what is asked of clients.
+    def uplink(self, seed: int, dense: tuple[str, ...] = (), mask_first: bool = False) -> Uplink:
+        """Return what is asked of clients; `RunConfig.uplink` knows all of it.
 
         Args:
             seed: The run's seed.
             dense: Names of tensors whose whole delta is sent.
+            mask_first: Whether clients train only what their mask keeps.
 
         Raises:
             ValueError: If two settings do not go together.
@@ -195,6 +197,8 @@ class CompressConfig(_CompressOptions):
             values=CODINGS.choose(self.values).name,
             mask=self.mask,
             count=self.count,
+            rotate=self.rotate,
+            mask_first=mask_first,
             seed=seed,
             dense=dense,
             dense_below=self.dense_below,

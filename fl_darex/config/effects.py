@@ -182,7 +182,7 @@ USES: tuple[Use, ...] = (
         _calibrates,
     ),
     Use(
-        ("compress.mask", "compress.count"),
+        ("compress.mask", "compress.count", "compress.rotate", "train.masked"),
         "a compress.method that draws what survives, such as 'dare', with compress.p above 0",
         _draws,
     ),

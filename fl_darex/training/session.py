@@ -64,6 +64,12 @@ class Session:
         self.evaluation_examples = lru_cache(maxsize=64)(self._evaluation_examples)
 
     @cached_property
+    def whole(self) -> tuple[str, ...]:
+        """Return the names of the exchanged tensors that are sent whole, as the settings say."""
+        asked = self.config.uplink(self.dense).fitted(self.tensors)
+        return tuple(spec.name for spec in asked.layout(self.tensors).dense)
+
+    @cached_property
     def base(self) -> dict[str, NDArray[Any]]:
         """Return `pretrained` as NumPy arrays: what a client holds before it is sent anything."""
         return {name: tensor.cpu().numpy() for name, tensor in self.pretrained.items()}
