@@ -198,10 +198,9 @@ def _problems(
         except ValueError as error:
             yield str(error)
     moves = "its noise moves" if wrapped.private else "its momentum moves"
-    fixed = uplink.how.packs and not uplink.rotate
-    if (downlink.policy, fixed) == ("update", False) and (
-        wrapped.private or any(isinstance(one, _MOVING) for one in wrapped.layers)
-    ):
+    # Momentum stays where clients' changes are; a mask that never moves keeps it there.
+    moved = uplink.rotate and any(isinstance(one, _MOVING) for one in wrapped.layers)
+    if downlink.policy == "update" and (wrapped.private or moved):
         yield (
             f"downlink 'update' with {wrapped.name}: {moves} every entry sooner or later, and "
             "the way down grows to the whole model; take downlink='server'"

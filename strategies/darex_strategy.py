@@ -70,7 +70,7 @@ class DarexStrategy(PackedRounds):
             coding of your own, for clients with ``DarexMod(codings=[...])``.
         mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one.
         count: ``"random"``; ``"exact"``: each tensor keeps its share, rounded at random.
-        rotate: Whether each round draws masks of its own; False: one draw for the whole run, so that
+        rotate: Whether each round draws masks of its own; False: one draw for the whole run, and
             all other entries stay as they are.
         mask_first: Whether clients train only the entries that their mask keeps, which their app
             finds with `fl_darex.clients.told` (Random Masking, ICML 2024: with a learning rate 100
