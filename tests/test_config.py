@@ -142,6 +142,8 @@ def configs(draw: Any) -> RunConfig:
         if method == "wanda" or values.get("compress.q") in RULES:
             values |= {"compress.method": "dare", "compress.q": "dare"}
         values["train.masked"] = False
+    if values.get("server.average", "none") != "none":
+        values |= {"server.average-from": 1, "federation.evaluate": "server"}
     if values.get("train.masked"):
         values["compress.q"] = "dare"
     return make_config(values)

@@ -225,6 +225,17 @@ class CompressConfig(_CompressOptions):
 class ServerConfig(_ServerOptions):
     """What the server does with the averaged update."""
 
+    average: Literal["none", "uniform", "ema"] = Field(
+        "none",
+        description="of the models after each round: evaluated and saved, trained is the last",
+    )
+    average_from: int = Field(
+        1, ge=1, description="the round whose model is the first in the average"
+    )
+    average_decay: float = Field(
+        0.9, ge=0.0, lt=1.0, description="ema: how much less the model before counts"
+    )
+
     validation_examples: int = Field(
         256, ge=1, description="q = server-validation: taken out of train for choosing q"
     )

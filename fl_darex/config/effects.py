@@ -200,6 +200,16 @@ USES: tuple[Use, ...] = (
     Use(("compress.downlink-values",), "compress.downlink = 'update' or 'server'", _versions),
     *_options("compress", "method", METHODS.first),
     *_options("server", "strategy", OPTIMIZERS.first),
+    Use(
+        ("server.average-from",),
+        "server.average = 'uniform' or 'ema'",
+        lambda run: run.server.average != "none",
+    ),
+    Use(
+        ("server.average-decay",),
+        "server.average = 'ema'",
+        lambda run: run.server.average == "ema",
+    ),
     Use(("server.validation-examples",), f"compress.q = {SERVER_VALIDATION!r}", _validates),
 )
 """Each key that does nothing in some runs."""

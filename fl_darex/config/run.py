@@ -92,6 +92,24 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _average_is_measured(self) -> RunConfig:
+        server, federation = self.server, self.federation
+        if server.average == "none":
+            return self
+        if federation.evaluate == "clients":
+            raise ValueError(
+                f"server.average = {server.average!r} is evaluated and saved on the server, and "
+                "federation.evaluate = 'clients' evaluates the last model, which clients have; set "
+                "federation.evaluate = 'server' or 'none', or server.average = 'none'"
+            )
+        if server.average_from > federation.rounds:
+            raise ValueError(
+                f"server.average-from = {server.average_from} is after the last round; allowed: 1 "
+                f"to federation.rounds = {federation.rounds}"
+            )
+        return self
+
     @property
     def mask_first(self) -> bool:
         """Whether clients train only what their mask keeps; without a mask they train all."""
