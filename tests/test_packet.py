@@ -17,8 +17,10 @@ from golden import (
     ALL_GOLDEN,
     EXACT,
     FINGERPRINT,
+    FIXED,
     GOLDEN,
     GOLDEN_EXACT,
+    GOLDEN_FIXED,
     GOLDEN_LISTED,
     GOLDEN_STRUCTURED,
     GOLDEN_UNION,
@@ -114,6 +116,7 @@ def test_golden_packets_of_other_masks_never_change():
     two = pruned_by(EXACT, np.array([0.5, 0.75], np.float32))
     assert encode(two, "fp32", base=bytes(range(1, 9))).hex() == GOLDEN_EXACT.hex()
     assert encode(pruned_by(STRUCTURED, 0.5), "fp32").hex() == GOLDEN_STRUCTURED.hex()
+    assert encode(pruned_by(FIXED, 0.5), "fp32").hex() == GOLDEN_FIXED.hex()
 
 
 def test_golden_packets_of_other_masks_are_read_as_written():
@@ -133,6 +136,10 @@ def test_golden_packets_of_other_masks_are_read_as_written():
     full = exact.rescaled()
     assert full["bias"].tolist() == [0.0, 0.0, 1.5]
     assert full["weight"].reshape(-1).tolist()[:3] == [np.float32(1 / 0.75), 0.0, 4.0]
+    fixed = read(GOLDEN_FIXED, mask=FIXED, q=0.5)
+    assert fixed.positions["weight"].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(PacketError, match="the packet's round is 3, expected 4"):
+        read(GOLDEN_FIXED, mask=replace(FIXED, round=4), q=0.5)  # a replay, of the same mask
     columns = read(GOLDEN_STRUCTURED, mask=STRUCTURED, q=0.5)
     assert {n: w.tolist() for n, w in columns.positions.items()} == {
         "bias": [2],
