@@ -64,7 +64,7 @@ def train(
     """
     config, seed = session.config.train, session.config.federation.seed
     examples = session.examples(partition)
-    steps, accumulate = steps_per_round(config, len(examples)), config.grad_accumulation
+    steps = steps_per_round(config, len(examples))
     torch.set_num_threads(config.threads)
     torch.manual_seed(derive(seed, "dropout", round_, partition))
     _set_training(session, len(examples), partition)
@@ -72,26 +72,40 @@ def train(
     optimizer = make_optimizer(session, masked, whole)
     first, total = (round_ - 1) * steps, steps * session.config.federation.rounds
     schedule = LambdaLR(optimizer, learning_rate(config, first, total))
+    batches = shuffled(examples, config.batch_size, derive(seed, "batches", round_, partition))
+    with masked:
+        loss = _take(session, masked, schedule, batches, steps)
+    pull = max(optimizer.last_pull, default=0.0) if isinstance(optimizer, AdamR) else 0.0
+    return TrainResult(len(examples), loss, pull)
+
+
+def _take(
+    session: Session,
+    masked: MaskedParameters,
+    schedule: LambdaLR,
+    batches: Iterator[list[dict[str, Any]]],
+    steps: int,
+) -> float:
+    """Take all steps of a round and return the mean loss over them."""
+    config, optimizer = session.config.train, schedule.optimizer
     scaler = torch.amp.GradScaler(
         session.device.type, init_scale=_FP16_SCALE, enabled=config.precision == "fp16"
     )
-    batches = shuffled(examples, config.batch_size, derive(seed, "batches", round_, partition))
     parameters = masked.in_place_of(session.model.parameters())
     loss, taken, skipped = 0.0, 0, 0
-    with masked:
-        while taken < steps and skipped <= _FP16_SKIPS:
-            mean = _backward(session, [next(batches) for _ in range(accumulate)], scaler)
-            scaler.unscale_(optimizer)
-            if config.max_grad_norm:
-                torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            if not _stepped(optimizer, scaler):
-                skipped += 1
-                continue
-            masked.write()
-            schedule.step()
-            loss, taken = loss + mean / steps, taken + 1
-    pull = max(optimizer.last_pull, default=0.0) if isinstance(optimizer, AdamR) else 0.0
-    return TrainResult(len(examples), loss, pull)
+    while taken < steps and skipped <= _FP16_SKIPS:
+        some = [next(batches) for _ in range(config.grad_accumulation)]
+        mean = _backward(session, some, scaler)
+        scaler.unscale_(optimizer)
+        if config.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        if not _stepped(optimizer, scaler):
+            skipped += 1
+            continue
+        masked.write()
+        schedule.step()
+        loss, taken = loss + mean / steps, taken + 1
+    return loss
 
 
 def _stepped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
