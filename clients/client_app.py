@@ -23,6 +23,7 @@ from fl_darex.training.session import session as session_for
 from fl_darex.training.settings import DATASET_KEY, check_labels, has_own_data, settings_of
 
 from .darex_mod import DarexMod
+from .told import told
 
 
 def base(message: Message, context: Context) -> Mapping[str, NDArray[Any]]:
@@ -56,7 +57,15 @@ app = ClientApp(mods=[own, DarexMod(base, norms=norms, search=search)])
 def train(message: Message, context: Context) -> Message:
     """Train the global model on this node's examples for one round."""
     session, name = _session_with_model(message, context)
-    result = train_model(session, _partition(context), _round(message))
+    asked = told()
+    kept = None if asked is None or not asked.mask_first else asked.positions()
+    if session.config.mask_first and kept is None:
+        raise ConfigError(
+            "train.masked = true, and the round's mask did not come with the message: the app "
+            "needs DarexMod, as in ClientApp(mods=[DarexMod()]), and a server that asks for it"
+        )
+    whole = None if asked is None else [spec.name for spec in asked.layout.dense]
+    result = train_model(session, _partition(context), _round(message), kept, whole)
     metrics = MetricRecord(
         {"num-examples": result.examples, "loss": result.loss, "pull": result.pull}
     )

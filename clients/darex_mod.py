@@ -15,6 +15,7 @@ from flwr.common.logger import log
 from numpy.typing import ArrayLike
 
 from fl_darex import checks
+from fl_darex.change import Arrays
 from fl_darex.compression.method import Local, Method
 from fl_darex.compression.methods import METHODS
 from fl_darex.compression.terms import Terms
@@ -35,6 +36,7 @@ from fl_darex.wire.versions import content_version
 from .memory import Memory
 from .receiver import Base, Receiver
 from .secure import answer, hide
+from .told import Told, check_on_mask, telling
 
 Norms = Callable[[Message, Context], Mapping[str, ArrayLike]]
 """Returns the norm of each input of each linear layer, by the name of its weight."""
@@ -175,7 +177,9 @@ def _compressed(
     before = view_arrays(sent)
     # The app may empty the record that it was given.
     message.content[name] = ArrayRecord(dict(sent))
-    reply = call_next(message, context)
+    asked = Told(terms, terms.uplink.layout(before))
+    with telling(asked):
+        reply = call_next(message, context)
     if not reply.has_content() or (stage is None and not reply.content.array_records):
         return reply
     name = _model_of(reply.content, name, "reply", before)
@@ -185,10 +189,7 @@ def _compressed(
         return reply
     memory = Memory(context.state) if method.remembers else None
     state = memory.recall(terms.counted, terms.slot) if memory else {}
-    layout = terms.uplink.layout(before)
-    if stage is None:  # what is added up unseen has one layout for all
-        layout = tie(layout, arrays, before)
-    delta = Delta(arrays, before, layout=layout, dtype=terms.uplink.dtype)
+    delta = _change(asked, arrays, before, unseen=stage is not None)
     packet, state = method.compress(delta, terms, local, state)
     if packet is None:
         if stage is not None:
@@ -201,6 +202,14 @@ def _compressed(
     if memory:
         memory.keep(state, terms.round)
     return reply
+
+
+def _change(asked: Told, arrays: Arrays, before: Arrays, unseen: bool) -> Delta:
+    """Return what the app changed; what is added up unseen has one layout for all, without ties."""
+    layout = asked.layout if unseen else tie(asked.layout, arrays, before)
+    if asked.mask_first:
+        check_on_mask(asked, layout, arrays, before)
+    return Delta(arrays, before, layout=layout, dtype=asked.terms.uplink.dtype)
 
 
 def _own_config(message: Message) -> ConfigRecord:

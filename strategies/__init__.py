@@ -2,6 +2,7 @@
 
 from fl_darex.secagg import SecureAggregation
 
+from .averaging import Average
 from .darex_strategy import DarexStrategy
 
-__all__ = ["DarexStrategy", "SecureAggregation"]
+__all__ = ["Average", "DarexStrategy", "SecureAggregation"]

@@ -20,6 +20,7 @@ from fl_darex.delta import Layout
 from fl_darex.flower.ledger import trained_info
 from fl_darex.flower.records import view_arrays
 from fl_darex.flower.sizes import describe
+from fl_darex.masks import ONE
 from fl_darex.secagg import SecureAggregation
 
 from .expected import ENVELOPE_BYTES, Downlink, down_bytes, noise_of_dropping, up_bytes
@@ -41,6 +42,7 @@ class Check:
         down_bytes: A later one, about; None: an own policy decides.
         noise: How long what dropping adds to a round's step is, in changes of a client; None:
             nothing is dropped at random, or clients choose q.
+        masks: What is particular about them: that one lasts for the run, that they come first.
         whole: Names of the tensors whose whole change is sent each time.
         overrides: What the wrapped strategy defines itself, by class.
         needs: What the clients have to be able to do.
@@ -53,6 +55,7 @@ class Check:
     first_down_bytes: int
     down_bytes: int | None
     noise: float | None
+    masks: tuple[str, ...]
     whole: tuple[str, ...]
     overrides: tuple[str, ...]
     needs: tuple[str, ...]
@@ -66,11 +69,14 @@ class Check:
             f"bytes down, a client: {self.first_down_bytes:,} once, then {later} a round with "
             f"{self.clients} clients",
         ]
-        if self.noise is not None:
+        if self.noise:
             found.append(
                 f"noise of dropping, a round: {self.noise:.2g} times a client's change; where "
                 "accuracy falls take a smaller p, smaller steps or AdamR"
             )
+        elif self.noise is not None:
+            found.append("noise of dropping, a round: 0, nothing is dropped")
+        found += self.masks
         if self.whole:
             more = f" and {len(self.whole) - 5} more" if len(self.whole) > 5 else ""
             found.append(f"tensors sent whole: {', '.join(self.whole[:5])}{more}")
@@ -123,11 +129,35 @@ def check(
         first_down_bytes=ENVELOPE_BYTES if downlink.held else first,
         down_bytes=down_bytes(layout, uplink, downlink, clients, plain),
         noise=noise_of_dropping(uplink, clients) if layout.pruned else None,
+        masks=tuple(_masks(uplink, layout, clients)),
         whole=tuple(spec.name for spec in (*layout.dense, *layout.raw)),
         overrides=tuple(_overrides(wrapped)),
         needs=tuple(_needs(uplink)),
         problems=tuple(problems),
     )
+
+
+def _masks(uplink: Uplink, layout: Layout, clients: int) -> Iterator[str]:
+    """Yield what is particular about the masks, in words."""
+    keep, entries = uplink.keep / ONE, sum(spec.numel for spec in layout.pruned)
+    if not (uplink.how.packs and uplink.how.seeded and entries) or keep == 1.0:
+        return
+    if uplink.mask_first:
+        yield (
+            f"mask first: clients train about {round(entries * keep):,} of {entries:,} entries a "
+            "round, those that the mask keeps, and what is sent whole; q = 1"
+        )
+    if not uplink.rotate:
+        if uplink.mask == "round":
+            yield (
+                f"one mask for the whole run: about {round(entries * keep):,} of {entries:,} "
+                "entries ever move, all others stay as they are"
+            )
+        else:
+            yield (
+                f"one mask of each client for the whole run: it moves about "
+                f"{round(entries * keep):,} of {entries:,} entries, the same in each round"
+            )
 
 
 def _overrides(wrapped: Wrapped) -> Iterator[str]:
@@ -168,9 +198,9 @@ def _problems(
         except ValueError as error:
             yield str(error)
     moves = "its noise moves" if wrapped.private else "its momentum moves"
-    if downlink.policy == "update" and (
-        wrapped.private or any(isinstance(one, _MOVING) for one in wrapped.layers)
-    ):
+    # Momentum stays where clients' changes are; a mask that never moves keeps it there.
+    moved = uplink.rotate and any(isinstance(one, _MOVING) for one in wrapped.layers)
+    if downlink.policy == "update" and (wrapped.private or moved):
         yield (
             f"downlink 'update' with {wrapped.name}: {moves} every entry sooner or later, and "
             "the way down grows to the whole model; take downlink='server'"

@@ -72,6 +72,12 @@ class DarexStrategy(PackedRounds):
             average; ``"least-squares"``: each packet nearer to its update, and shorter.
         mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one.
         count: ``"random"``; ``"exact"``: each tensor keeps its share, rounded at random.
+        rotate: Whether each round draws masks of its own; False: one draw for the whole run, and
+            all other entries stay as they are.
+        mask_first: Whether clients train only the entries that their mask keeps, which their app
+            finds with `fl_darex.clients.told` (Random Masking, ICML 2024: with a learning rate 100
+            to 1,000 times as large). Nothing is dropped then, and q is 1. A change beside the mask
+            is an error of that client.
         method: ``"dare"``, ``"structured"``, ``"magnitude"``, ``"wanda"`` (for clients with
             ``DarexMod(norms=...)``), or ``"dense"``: the same path with nothing dropped. Or a
             `fl_darex.compression.Method` of your own, for clients with ``DarexMod(methods=[...])``.
@@ -137,6 +143,8 @@ class DarexStrategy(PackedRounds):
         scale: Scale = "unbiased",
         mask: MaskChoice = "client",
         count: CountChoice = "random",
+        rotate: bool = True,
+        mask_first: bool = False,
         method: MethodChoice | Method = "dare",
         downlink: DownlinkChoice | DownlinkPolicy = "update",
         base_held: bool = False,
@@ -166,7 +174,7 @@ class DarexStrategy(PackedRounds):
             wanted = "a number in [0, 1), or None"
             downlink_p = checks.real("downlink_p", downlink_p, wanted, lambda x: 0 <= x < 1)
         more: dict[str, Any] = dict(q=q, values=values, scale=scale, mask=mask, count=count)
-        more["method"] = method
+        more |= dict(method=method, rotate=rotate, mask_first=mask_first)
         uplink = _uplink(
             uplink, dict(p=p, seed=seed, dense=dense, dense_below=dense_below, **more), options
         )

@@ -67,11 +67,14 @@ def noise_of_dropping(uplink: Uplink, clients: int) -> float | None:
         clients: How many take part in a round, with changes of about the same length.
 
     Returns:
-        The ratio; None where nothing is dropped at random, or clients choose q.
+        The ratio; 0 where clients train only what their mask keeps; None where nothing is dropped
+        at random, or clients choose q.
     """
     how, keep = uplink.how, uplink.keep / ONE
     if not (how.packs and how.seeded) or uplink.rule or keep == 1.0:
         return None
+    if uplink.mask_first:
+        return 0.0
     together = 1 if uplink.mask == "round" else clients
     return math.sqrt(keep * (1.0 - keep) / together) / uplink.divisor
 

@@ -22,6 +22,7 @@ from fl_darex.rescaling.rules import SERVER_VALIDATION
 from fl_darex.training.evaluation import evaluate, mean_loss
 from fl_darex.training.session import Session
 
+from .averaging import Average
 from .darex_strategy import DarexStrategy
 
 
@@ -31,6 +32,7 @@ class Server:
     Attributes:
         strategy: The run's.
         counted: Replies that counted, of all rounds so far.
+        average: What becomes of the models after each round.
     """
 
     def __init__(self, session: Session, observers: Sequence[Observer]) -> None:
@@ -41,6 +43,10 @@ class Server:
         self._train: MetricRecord = MetricRecord()
         self._scores: dict[str, float] = {}
         self._clock, self._starting = time.monotonic(), True
+        server = self.config.server
+        self.average = Average(
+            server.average, first=server.average_from, decay=server.average_decay
+        )
         self.strategy = self.darex_strategy()
 
     def darex_strategy(self, base_held: bool = False) -> DarexStrategy:
@@ -50,7 +56,7 @@ class Server:
             base_held: Whether clients are taken to hold the model before round 1.
         """
         compress = self.config.compress
-        asked = compress.uplink(self.config.federation.seed, self.session.dense)
+        asked = self.config.uplink(self.session.dense)
         return DarexStrategy(
             self.flower_strategy(),
             uplink=asked,
@@ -102,8 +108,12 @@ class Server:
             observer.replied(entry)
 
     def round_closed(self, round_: int, arrays: ArrayRecord) -> MetricRecord | None:
-        """Evaluate and report; round 0 is the model before the first round."""
-        self.session.write(view_arrays(arrays))
+        """Evaluate and report; round 0 is the model before the first round.
+
+        The session is left with what was evaluated, which observers may save; training goes on
+        from ``arrays``.
+        """
+        self.session.write(view_arrays(self.average.after(round_, arrays)))
         scores = self._evaluate(round_)
         metric = scores.get(self.session.task.metric_name)
         if round_ == 0:

@@ -60,7 +60,7 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
         DarexError: If no client's reply counted in any round: the model is what it was.
     """
     server = Server(session_for(config), observers)
-    for note in server.session.task.notes:
+    for note in server.session.notes:
         log(WARNING, "%s", note)
     strategy = server.strategy
     # A session outlives a run, and its model is where the last run left it.

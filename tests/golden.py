@@ -373,11 +373,37 @@ ROTATED = {
     ),
 }
 
+FIXED = SeededMask(seed=7, round=3, slot=2, keep=ONE // 2, fixed=True)
+GOLDEN_FIXED = bytes.fromhex(
+    "44415258"
+    "01"
+    "01"  # mask kind: seeded
+    "03"  # random generator: SplitMix64, fixed for the run
+    "00"  # value coding: fp32
+    "0700000000000000"  # seed
+    "0300000000000000"  # round: of the packet; the mask's key has 0
+    "0200000000000000"  # slot
+    "0000008000000000"  # keep threshold: 2**31 of 2**32
+    "000000000000e03f"  # q: 0.5
+    "00000100" + FINGERPRINT + "0000000000000000"  # version of the model: not said
+    "0600000000000000"  # survivors
+    "0000000000000000"  # bytes of the positions section
+    "20dfc3f8"  # CRC-32
+    "0000003f"  # bias[0] = 0.5
+    "0000803f"  # weight[0] = 1
+    "000000c0"  # weight[1] = -2
+    "00004040"  # weight[2] = 3
+    "6f12833a"  # weight[3] = 0.001
+    "0000a0c0"  # weight[4] = -5
+    "0000003e000000bf"  # bn.running_var
+    "0201000000000000"  # steps
+)
 ALL_GOLDEN = {
     **GOLDEN,
     "listed": GOLDEN_LISTED,
     "union": GOLDEN_UNION,
     "exact": GOLDEN_EXACT,
     "structured": GOLDEN_STRUCTURED,
+    "fixed": GOLDEN_FIXED,
     **ROTATED,
 }

@@ -170,7 +170,7 @@ ORDER = (
     *("forms", "sent", "reply", "agreement", "intake", "nonnegative", "remembered", "server_q"),
     *("wrapped", "expected", "check", "front", "weights", "corrections", "shared_support"),
     *("tied", "aggregation", "downlink", "asking", "secure", "rounds"),
-    *("darex_strategy", "server", "server_app"),
+    *("averaging", "darex_strategy", "server", "server_app"),
 )
 
 

@@ -85,6 +85,8 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
         return st.sampled_from([*TASKS, "own:task", "a.b_1.c:d2"])
     if key == "compress.downlink-p":
         return st.just("same") | st.floats(0, 1 - 2**-32)
+    if key == "train.dense-lr":
+        return st.just("same") | st.floats(1e-9, 10)
     if key == "compress.dense-below":
         return st.just("auto") | st.integers(0, 10**9)
     if get_origin(kind) is Literal:
@@ -127,7 +129,8 @@ def configs(draw: Any) -> RunConfig:
         values |= {"train.local-steps": draw(st.integers(1, 9)), "train.local-epochs": 0}
     method = values.get("compress.method")
     if method in ("magnitude", "wanda"):
-        values |= {"compress.mask": "client", "compress.scope": "row"}
+        values |= {"compress.mask": "client", "compress.scope": "row", "train.masked": False}
+        values["compress.rotate"] = True
     if method == "structured":
         values["compress.columns"] = 1.0
     if method == "dense":
@@ -138,6 +141,11 @@ def configs(draw: Any) -> RunConfig:
         values |= {"train.lora-rank": draw(st.integers(1, 64)), "train.anchor": "round"}
         if method == "wanda" or values.get("compress.q") in RULES:
             values |= {"compress.method": "dare", "compress.q": "dare"}
+        values["train.masked"] = False
+    if values.get("server.average", "none") != "none":
+        values |= {"server.average-from": 1, "federation.evaluate": "server"}
+    if values.get("train.masked"):
+        values["compress.q"] = "dare"
     return make_config(values)
 
 
@@ -300,7 +308,7 @@ def test_what_is_not_a_scalar_is_refused_at_every_key(key, value):
 
 @pytest.mark.parametrize("key", FIELDS)
 def test_a_value_of_another_type_is_refused_at_every_key(key):
-    wrong: Any = {str: 5, int: "5", float: "0.5"}.get(FIELDS[key].annotation, 5.5)
+    wrong: Any = {str: 5, int: "5", float: "0.5"}.get(FIELDS[key].annotation, 50.5)
     message = refused({key: wrong})
     assert message.startswith(f"{key} = {wrong!r} is not allowed; ")
     assert re.search(

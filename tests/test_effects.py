@@ -26,7 +26,8 @@ federation.seed federation.evaluate
 train.optimizer train.lr train.local-steps train.local-epochs train.batch-size train.precision
 train.grad-accumulation train.gradient-checkpointing train.max-grad-norm train.warmup
 train.schedule train.threads train.lora-rank
-compress.method compress.downlink server.strategy resources.num-gpus
+compress.method compress.downlink server.strategy server.average resources.num-gpus
+train.dense-lr
 """.split()
 TEXT = {"task.name": "text-classification"}
 CAUSAL = {"task.name": "causal-lm"}
@@ -92,6 +93,10 @@ ROWS = [
     ("compress.mask", {"compress.method": "magnitude"}, {}, "draws what survives"),
     ("compress.mask", {"compress.p": 0}, {}, "compress.p above 0"),
     ("compress.count", {"compress.method": "wanda"}, {}, "draws what survives"),
+    ("compress.rotate", {"compress.method": "magnitude"}, {}, "draws what survives"),
+    ("compress.rotate", {"compress.p": 0}, {}, "compress.p above 0"),
+    ("train.masked", {"compress.p": 0}, {}, "compress.p above 0"),
+    ("train.masked", DENSE, {"compress.method": "structured"}, "draws what survives"),
     ("compress.values", DENSE_BOTH, DENSE, "packets"),
     ("compress.values", DENSE | {"compress.downlink-values": "fp32"}, {}, "packets"),
     ("compress.dense-below", DENSE_BOTH, DENSE, "packets"),
@@ -104,6 +109,14 @@ ROWS = [
     ("server.beta-1", {"server.strategy": "fedavgm"}, {"server.strategy": "fedadam"}, "fedadam"),
     ("server.beta-2", {}, {"server.strategy": "fedadam"}, "server.strategy = 'fedadam'"),
     ("server.tau", {}, {"server.strategy": "fedadam"}, "server.strategy = 'fedadam'"),
+    (
+        *("server.average-from", {}, {"server.average": "uniform"}),
+        "server.average = 'uniform' or 'ema'",
+    ),
+    (
+        *("server.average-decay", {"server.average": "uniform"}, {"server.average": "ema"}),
+        "server.average = 'ema'",
+    ),
     (
         *("server.validation-examples", {"compress.q": "q-e"}),
         *({"compress.q": "server-validation"}, "compress.q = 'server-validation'"),
@@ -252,7 +265,8 @@ def test_all_that_is_said_to_do_nothing_does_nothing(
     keys = set(idle(SMALL | base, "local")) - REFUSED
     changed = {key: OTHER.get(key) or _another(defaults[key]) for key in keys}
     if base.get("compress.method") == "magnitude":
-        del changed["compress.mask"]  # refused for it
+        for key in ("compress.mask", "compress.rotate", "train.masked"):  # refused for it
+            del changed[key]
     assert len(changed) > 10
     for key, value in changed.items():
         make_config(SMALL | base | {key: value})
@@ -260,6 +274,8 @@ def test_all_that_is_said_to_do_nothing_does_nothing(
 
 
 def _another(value: object) -> object:
+    if isinstance(value, bool):
+        return not value
     assert isinstance(value, int | float), value
     return value / 2 + 0.2 if isinstance(value, float) else value + 1
 

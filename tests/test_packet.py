@@ -17,8 +17,10 @@ from golden import (
     ALL_GOLDEN,
     EXACT,
     FINGERPRINT,
+    FIXED,
     GOLDEN,
     GOLDEN_EXACT,
+    GOLDEN_FIXED,
     GOLDEN_LISTED,
     GOLDEN_STRUCTURED,
     GOLDEN_UNION,
@@ -115,6 +117,7 @@ def test_golden_packets_of_other_masks_never_change():
     two = pruned_by(EXACT, np.array([0.5, 0.75], np.float32))
     assert encode(two, "fp32", base=bytes(range(1, 9))).hex() == GOLDEN_EXACT.hex()
     assert encode(pruned_by(STRUCTURED, 0.5), "fp32").hex() == GOLDEN_STRUCTURED.hex()
+    assert encode(pruned_by(FIXED, 0.5), "fp32").hex() == GOLDEN_FIXED.hex()
 
 
 def test_golden_packets_of_other_masks_are_read_as_written():
@@ -134,6 +137,10 @@ def test_golden_packets_of_other_masks_are_read_as_written():
     full = exact.rescaled()
     assert full["bias"].tolist() == [0.0, 0.0, 1.5]
     assert full["weight"].reshape(-1).tolist()[:3] == [np.float32(1 / 0.75), 0.0, 4.0]
+    fixed = read(GOLDEN_FIXED, mask=FIXED, q=0.5)
+    assert fixed.positions["weight"].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(PacketError, match="the packet's round is 3, expected 4"):
+        read(GOLDEN_FIXED, mask=replace(FIXED, round=4), q=0.5)  # a replay, of the same mask
     columns = read(GOLDEN_STRUCTURED, mask=STRUCTURED, q=0.5)
     assert {n: w.tolist() for n, w in columns.positions.items()} == {
         "bias": [2],
@@ -586,11 +593,12 @@ def test_numbers_that_change_places_are_refused(one, other):
         ({"mask_kind": 2}, "the packet's mask kind is 'listed', expected 'seeded'"),
         ({"mask_kind": 9}, "unknown mask kind 9"),
         (
-            {"rng": 3},
-            r"unknown random generator 3; this receiver knows none \(0\), splitmix64 \(1\)",
+            {"rng": 5},
+            r"unknown random generator 5; this receiver knows none \(0\), splitmix64 \(1\)",
         ),
         ({"rng": 0}, "the packet's random generator is 'none', expected 'splitmix64'"),
         ({"rng": 2}, "the packet's random generator is 'splitmix64-exact', expected 'splitmix64'"),
+        ({"rng": 3}, "the packet's random generator is 'splitmix64-fixed', expected 'splitmix64'"),
         ({"coding": 1}, "the packet's value coding is 'fp16', expected 'fp32'"),
         ({"coding": 255}, "the packet's value coding is 255, expected 'fp32'"),
         ({"seed": 8}, "the packet's seed is 8, expected 7"),

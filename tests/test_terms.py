@@ -59,6 +59,7 @@ def uplinks(draw: st.DrawFn) -> Uplink:
         seed=draw(st.integers(0, 2**63 - 1)),
         dense=draw(st.lists(st.text(max_size=8), max_size=4).map(tuple)),
         dense_below=draw(st.integers(0, 2**40)),
+        rotate=draw(st.booleans()) or not method.seeded,
         options={name: draw(options[name]) for name in method.options},
     )
 
@@ -91,6 +92,8 @@ def test_a_message_without_terms_asks_for_nothing():
 def test_a_shared_mask_has_the_slot_of_nobody():
     assert TERMS.drawn == SeededMask(7, 3, 2, ONE // 2)
     shared, exact = replace(UPLINK, mask="round"), replace(UPLINK, count="exact")
+    fixed = replace(UPLINK, rotate=False)
+    assert replace(TERMS, uplink=fixed).drawn == SeededMask(7, 3, 2, ONE // 2, fixed=True)
     assert replace(TERMS, uplink=shared).drawn == SeededMask(7, 3, -1, ONE // 2)
     assert replace(TERMS, uplink=exact).drawn == SeededMask(7, 3, 2, ONE // 2, exact=True)
 
@@ -129,6 +132,11 @@ def test_a_shared_mask_has_the_slot_of_nobody():
             "columns = 2 is not allowed; it must be a number from 1e-09 to 1",
         ),
         ({"method": "magnitude", "mask": "round"}, "mask = 'round' is for masks that are drawn"),
+        ({"method": "magnitude", "rotate": False}, "rotate = False is for masks that are drawn"),
+        ({"rotate": 0}, "rotate must be True or False, got 0"),
+        ({"mask_first": "yes"}, "mask_first must be True or False, got 'yes'"),
+        ({"mask_first": True}, "q = 0.5 does not go with training what the mask keeps"),
+        ({"method": "wanda", "mask_first": True, "q": 1.0}, "mask_first = True trains what"),
         ({"later": 1}, "not readable: .*later"),
     ],
 )

@@ -95,7 +95,7 @@ def not_outermost(_: Any) -> None:
 def another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     def another(told: Terms, config: Any) -> None:
         attach(told, config)
-        config[Terms.key] = config[Terms.key].replace('"version":3', '"version":4')
+        config[Terms.key] = config[Terms.key].replace('"version":4', '"version":5')
 
     attach = Terms.attach
     monkeypatch.setattr(Terms, "attach", another)
@@ -152,7 +152,7 @@ PROVOKED = {
     "LocalDpMod expects the keys": mods_the_wrong_way_round,
     "use mask='round'": robust_with_masks_of_their_own,
     "has to be the outermost": not_outermost,
-    "wire version 4": another_version,
+    "wire version 5": another_version,
     "lacks an earlier model": cache_gone,
     "models cannot be kept in": cache_read_only,
     "the base model cannot be had": base_that_fails,

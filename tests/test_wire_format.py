@@ -295,6 +295,7 @@ def read(packet: bytes, specs: list[Spec]) -> dict[str, Any]:
     assert packet[:5] == b"DARX\1"
     method, generator, coding = packet[5:8]
     seed, round_, slot, kept, q = struct.unpack_from("<QQqQd", packet, 8)
+    drawn_in, exact = 0 if generator in (3, 4) else round_, generator in (2, 4)
     exponent, dense_exponent, q_count = struct.unpack_from("<bbH", packet, 48)
     text = "\n".join(repr(spec) for spec in specs)
     assert packet[52:68] == blake2b(text.encode(), digest_size=16).digest()
@@ -314,17 +315,11 @@ def read(packet: bytes, specs: list[Spec]) -> dict[str, Any]:
     elif method == 4:
         (columns,) = struct.unpack("<Q", section)
         chosen = [spec for spec in specs if spec[3] == "pruned"]
-        where = [
-            in_columns(seed, round_, slot, spec, kept, columns, generator == 2) for spec in chosen
-        ]
+        where = [in_columns(seed, drawn_in, slot, spec, kept, columns, exact) for spec in chosen]
     else:
         slots = struct.unpack(f"<{position_bytes // 8}q", section) if method == 3 else [slot]
         where = [
-            sorted(
-                set().union(
-                    *(mask(seed, round_, s, n, sizes[n], kept, generator == 2) for s in slots)
-                )
-            )
+            sorted(set().union(*(mask(seed, drawn_in, s, n, sizes[n], kept, exact) for s in slots)))
             for n in pruned
         ]
     assert sum(map(len, where)) == survivors
@@ -397,6 +392,7 @@ def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
     kept = keep_threshold(draw(st.sampled_from([0.0, 0.2, 0.5, 0.9])))
     seed, round_ = draw(st.integers(0, 2**63)), draw(st.integers(0, 1000))
     kind = draw(st.sampled_from(["seeded", "exact", "union", "listed", "columns", "both"]))
+    fixed = draw(st.booleans())
     if kind == "listed":
         where = {}
         for spec in delta.layout.pruned:
@@ -405,9 +401,9 @@ def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
         return gather(delta, ListedMask(where, seed, round_, 4), 1.0), specs
     if kind == "union":
         slots = sorted(draw(st.sets(st.integers(-1, 9), min_size=1, max_size=3)))
-        members = tuple(SeededMask(seed, round_, slot, kept) for slot in slots)
+        members = tuple(SeededMask(seed, round_, slot, kept, fixed=fixed) for slot in slots)
         return gather(delta, UnionMask(members), 0.5), specs
-    one = SeededMask(seed, round_, 3, kept, kind in ("exact", "both"))
+    one = SeededMask(seed, round_, 3, kept, kind in ("exact", "both"), fixed)
     if kind in ("columns", "both"):
         columns = draw(st.integers(kept, ONE))
         return gather(delta, StructuredMask(one, columns), 0.5), specs

@@ -60,5 +60,7 @@ def _tell(config: RunConfig, remarks: list[str]) -> None:
     console.print(Expectation.of(config, expected).table())
     if expected.noise is not None:
         say(console, f"noise of dropping, a round: {expected.noise:.2g} times a client's change")
-    for remark in [*remarks, *session.task.notes, *shares.remarks(config), *expected.problems]:
+    for line in expected.masks:
+        say(console, line)
+    for remark in [*remarks, *session.notes, *shares.remarks(config), *expected.problems]:
         say(console, remark, "note:", "yellow")

@@ -62,6 +62,8 @@ class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=4):
         "scale": "unbiased",
         "mask": "client",
         "count": "random",
+        "rotate": True,
+        "mask_first": False,
         "dense": [],
         "dense_below": 0,
         "options": {},

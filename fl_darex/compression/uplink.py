@@ -41,6 +41,9 @@ class Uplink:
             `fl_darex.wire.codings.eden.Eden`.
         mask: ``"client"`` or ``"round"``.
         count: ``"random"`` or ``"exact"``.
+        rotate: Whether each round draws masks of its own; False: one draw for the whole run.
+        mask_first: Whether clients train only the entries that their mask keeps. Then nothing is
+            dropped, and q is 1.
         seed: The run's seed, in [0, 2**63).
         dense: Names of tensors whose whole delta is sent.
         dense_below: Floating-point tensors of at most so many entries are sent whole, too.
@@ -59,6 +62,8 @@ class Uplink:
     scale: Scale = "unbiased"
     mask: MaskChoice = "client"
     count: CountChoice = "random"
+    rotate: bool = True
+    mask_first: bool = False
     seed: int = 0
     dense: tuple[str, ...] = ()
     dense_below: int | Literal["auto"] = 0
@@ -82,6 +87,9 @@ class Uplink:
                 f"dense_below = {below!r} is not allowed; it must be a number of entries in "
                 f"[0, 2**63), or {AUTO!r}"
             )
+        for name in ("rotate", "mask_first"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
         options = checked_options(f"method {self.method!r}", self.how.options, self.options)
         object.__setattr__(self, "options", options)
         object.__setattr__(self, "dense", tuple(self.dense))
@@ -90,8 +98,29 @@ class Uplink:
                 f"mask = 'round' is for masks that are drawn; method = {self.method!r} chooses by "
                 "value: set mask = 'client'"
             )
+        if not self.rotate and self.how.packs and not self.how.seeded:
+            raise ValueError(
+                f"rotate = False is for masks that are drawn; method = {self.method!r} chooses by "
+                "value in each round: leave it out"
+            )
+        self._check_mask_first()
         _ = self.divisor
         self.how.check(self)
+
+    def _check_mask_first(self) -> None:
+        if not self.mask_first:
+            return
+        if self.how.packs and not self.how.seeded:
+            raise ValueError(
+                "mask_first = True trains what a mask keeps that is known before training, and "
+                f"method = {self.method!r} chooses by value afterwards: set method = 'dare' or "
+                "'structured'"
+            )
+        if self.q not in ("dare", 1):
+            raise ValueError(
+                f"q = {self.q!r} does not go with training what the mask keeps: nothing is "
+                "dropped, so nothing is made up for, and q is 1; leave q = 'dare'"
+            )
 
     @classmethod
     def of(
@@ -158,11 +187,14 @@ class Uplink:
     def drawn(self, round_: int, slot: int) -> SeededMask:
         """Return the entries that a client draws in a round."""
         slot = SHARED if self.mask == "round" else slot
-        return SeededMask(self.seed, round_, slot, self.keep, self.count == "exact")
+        exact, fixed = self.count == "exact", not self.rotate
+        return SeededMask(self.seed, round_, slot, self.keep, exact, fixed)
 
     @cached_property
     def divisor(self) -> float:
         """The number that survivors are divided by unless a search finds another one."""
+        if self.mask_first:
+            return 1.0
         if self.rule or self.q == SERVER_VALIDATION:
             return self.keep / ONE
         return resolve_q(self.q, self.keep if self.how.seeded else ONE)

@@ -146,6 +146,7 @@ class CompressConfig(_CompressOptions):
     )
     mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
     count: Literal["random", "exact"] = Field("random", description="survivors of each tensor")
+    rotate: bool = Field(True, description="a new mask each round; false: one for the whole run")
     dense_below: Literal["auto"] | Size = Field(
         "auto", description="tensors of at most so many entries go whole; auto: while they are few"
     )
@@ -181,12 +182,13 @@ class CompressConfig(_CompressOptions):
         """The method, loaded if it is one's own."""
         return METHODS.choose(self.method)
 
-    def uplink(self, seed: int, dense: tuple[str, ...] = ()) -> Uplink:
-        """Return what is asked of clients.
+    def uplink(self, seed: int, dense: tuple[str, ...] = (), mask_first: bool = False) -> Uplink:
+        """Return what is asked of clients; `RunConfig.uplink` knows all of it.
 
         Args:
             seed: The run's seed.
             dense: Names of tensors whose whole delta is sent.
+            mask_first: Whether clients train only what their mask keeps.
 
         Raises:
             ValueError: If two settings do not go together.
@@ -199,6 +201,8 @@ class CompressConfig(_CompressOptions):
             scale=self.scale,
             mask=self.mask,
             count=self.count,
+            rotate=self.rotate,
+            mask_first=mask_first,
             seed=seed,
             dense=dense,
             dense_below=self.dense_below,
@@ -224,6 +228,17 @@ class CompressConfig(_CompressOptions):
 
 class ServerConfig(_ServerOptions):
     """What the server does with the averaged update."""
+
+    average: Literal["none", "uniform", "ema"] = Field(
+        "none",
+        description="of the models after each round: evaluated and saved, trained is the last",
+    )
+    average_from: int = Field(
+        1, ge=1, description="the round whose model is the first in the average"
+    )
+    average_decay: float = Field(
+        0.9, ge=0.0, lt=1.0, description="ema: how much less the model before counts"
+    )
 
     validation_examples: int = Field(
         256, ge=1, description="q = server-validation: taken out of train for choosing q"

@@ -183,7 +183,7 @@ USES: tuple[Use, ...] = (
         _calibrates,
     ),
     Use(
-        ("compress.mask", "compress.count"),
+        ("compress.mask", "compress.count", "compress.rotate", "train.masked"),
         "a compress.method that draws what survives, such as 'dare', with compress.p above 0",
         _draws,
     ),
@@ -206,6 +206,16 @@ USES: tuple[Use, ...] = (
     Use(("compress.downlink-values",), "compress.downlink = 'update' or 'server'", _versions),
     *_options("compress", "method", METHODS.first),
     *_options("server", "strategy", OPTIMIZERS.first),
+    Use(
+        ("server.average-from",),
+        "server.average = 'uniform' or 'ema'",
+        lambda run: run.server.average != "none",
+    ),
+    Use(
+        ("server.average-decay",),
+        "server.average = 'ema'",
+        lambda run: run.server.average == "ema",
+    ),
     Use(("server.validation-examples",), f"compress.q = {SERVER_VALIDATION!r}", _validates),
 )
 """Each key that does nothing in some runs."""

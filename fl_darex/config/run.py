@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
+from fl_darex.compression.uplink import Uplink
 from fl_darex.config.chosen import CompressConfig, ServerConfig
 from fl_darex.config.errors import explain
 from fl_darex.config.sections import (
@@ -64,6 +65,64 @@ class RunConfig(Section):
                 "start anew each round, so all they know is the round's change; set 'round'"
             )
         return self
+
+    @model_validator(mode="after")
+    def _mask_first(self) -> RunConfig:
+        if not self.train.masked:
+            return self
+        method, q = self.compress.chosen, self.compress.q
+        if method.packs and not method.seeded:
+            raise ValueError(
+                "train.masked = true trains what a mask keeps that is known before training, and "
+                f"compress.method = {method.name!r} chooses by value afterwards; set "
+                "compress.method = 'dare' or 'structured', or train.masked = false"
+            )
+        if not self.mask_first:  # nothing to train by
+            return self
+        if q not in ("dare", 1):
+            raise ValueError(
+                f"compress.q = {q!r} does not go with train.masked = true: nothing is dropped, so "
+                "nothing is made up for, and q is 1; leave compress.q = 'dare'"
+            )
+        if self.compress.lora == "product":
+            raise ValueError(
+                "train.masked = true does not go with compress.lora = 'product': the mask lies on "
+                "the product of the adapters, which are what is trained; set compress.lora = "
+                "'factors', or train.masked = false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _average_is_measured(self) -> RunConfig:
+        server, federation = self.server, self.federation
+        if server.average == "none":
+            return self
+        if federation.evaluate == "clients":
+            raise ValueError(
+                f"server.average = {server.average!r} is evaluated and saved on the server, and "
+                "federation.evaluate = 'clients' evaluates the last model, which clients have; set "
+                "federation.evaluate = 'server' or 'none', or server.average = 'none'"
+            )
+        if server.average_from > federation.rounds:
+            raise ValueError(
+                f"server.average-from = {server.average_from} is after the last round; allowed: 1 "
+                f"to federation.rounds = {federation.rounds}"
+            )
+        return self
+
+    @property
+    def mask_first(self) -> bool:
+        """Whether clients train only what their mask keeps; without a mask they train all."""
+        compress = self.compress
+        return self.train.masked and compress.chosen.packs and compress.p > 0
+
+    def uplink(self, dense: tuple[str, ...] = ()) -> Uplink:
+        """Return what is asked of clients.
+
+        Args:
+            dense: Names of tensors whose whole delta is sent.
+        """
+        return self.compress.uplink(self.federation.seed, dense, self.mask_first)
 
     def flat(self) -> dict[str, Scalar]:
         """Return ``{"section.key": value}`` for every setting, defaults included."""

@@ -12,6 +12,7 @@ from fl_darex.errors import nearest
 Rate = Annotated[float, Field(ge=1e-9, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Size = Annotated[int, Field(ge=0, le=10**9)]
+StepSize = Annotated[float, Field(gt=0.0, le=10.0)]
 
 TASKS = {
     "digits": "digits.task:load_digits_task",
@@ -144,7 +145,13 @@ class TrainConfig(Section):
     """Local training on a client."""
 
     optimizer: Literal["adamr", "adamw"] = "adamr"
-    lr: float = Field(1e-3, gt=0.0, le=10.0)
+    lr: StepSize = 1e-3
+    dense_lr: Literal["same"] | StepSize = Field(
+        "same", description="the lr of tensors that are sent whole, such as a fresh head"
+    )
+    masked: bool = Field(
+        False, description="train only the entries that the round's mask keeps; takes a larger lr"
+    )
     local_steps: int = Field(10, ge=0, description="optimizer steps a round; 0 = use epochs")
     local_epochs: int = Field(0, ge=0, description="passes a round, where local-steps is 0")
     batch_size: int = Field(32, ge=1, le=65536)

@@ -9,7 +9,10 @@ from typing import Any
 from fl_darex.errors import ConfigError
 
 Scalar = str | int | float | bool
-_TEXT_OR_NUMBER = ("compress.q", "compress.downlink-p", "compress.dense-below")
+_TEXT_OR_NUMBER = (
+    *("compress.q", "compress.downlink-p", "compress.dense-below"),
+    "train.dense-lr",
+)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

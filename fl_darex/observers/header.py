@@ -31,7 +31,7 @@ def rows(start: RunStart) -> list[tuple[str, str]]:
         ("metric", _metric(start)),
         ("clients", _clients(config)),
         ("training", _training(config)),
-        ("up", _up(config.compress, config.federation.seed)),
+        ("up", _up(config)),
         ("down", _down(config.compress)),
     ]
 
@@ -89,15 +89,18 @@ def _training(config: RunConfig) -> str:
     return f"{train.optimizer}, lr {train.lr:g}, {decay}; {how_long} of {examples} a round"
 
 
-def _up(compress: CompressConfig, seed: int) -> str:
+def _up(config: RunConfig) -> str:
+    compress = config.compress
     if not compress.chosen.packs:
         return f"{compress.method}: whole models"
-    asked = compress.uplink(seed)
+    asked = config.uplink()
     q = f"q = {asked.divisor:.6g}"
     if isinstance(asked.q, str) and asked.q != "dare":
         q = f"q by {asked.q}" + (" on each client" if asked.rule else "")
-    shared = ", one mask for all clients" if compress.mask == "round" else ""
-    return f"{compress.method}, p = {compress.p:g}, {q}, {compress.values}{shared}"
+    words = [", one mask for all clients"] if compress.mask == "round" else []
+    words += [] if compress.rotate else [", fixed for the run"]
+    words += [", trained on the mask alone"] if asked.mask_first else []
+    return f"{compress.method}, p = {compress.p:g}, {q}, {compress.values}{''.join(words)}"
 
 
 def _down(compress: CompressConfig) -> str:

@@ -13,6 +13,8 @@ from fl_darex.delta import Layout
 from fl_darex.masks import Positions
 from fl_darex.positions.mask import Blocks, Mask, MaskFields, refuse
 
+_FIXED = 0  # in place of the round, which begins at 1
+
 
 @dataclass(frozen=True)
 class SeededMask(Mask):
@@ -24,6 +26,8 @@ class SeededMask(Mask):
         slot: The client's partition, or `fl_darex.masks.SHARED`.
         keep: Keep threshold in units of 2**-32 (`fl_darex.masks.keep_threshold`).
         exact: Whether each tensor keeps an exact number (`fl_darex.masks.exact_survivors`).
+        fixed: Whether it is the same in all rounds of a run; the round then only says which packet
+            this is.
 
     Raises:
         ValueError: If seed or round is outside [0, 2**64), where a packet could not carry it.
@@ -36,6 +40,7 @@ class SeededMask(Mask):
     slot: int
     keep: int
     exact: bool = False
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         for name in ("seed", "round"):
@@ -44,7 +49,8 @@ class SeededMask(Mask):
 
     def key(self, name: str) -> int:
         """Return the key of one tensor's mask."""
-        return masks.mask_key(self.seed, self.round, self.slot, name)
+        round_ = _FIXED if self.fixed else self.round
+        return masks.mask_key(self.seed, round_, self.slot, name)
 
     def in_blocks(self, blocks: Blocks, start: Positions) -> list[Positions]:
         """Return the sorted positions in each block, counted from ``start`` of that block."""
@@ -80,7 +86,7 @@ class SeededMask(Mask):
     @property
     def fields(self) -> MaskFields:
         """All that is needed to draw it again."""
-        generator = "splitmix64-exact" if self.exact else "splitmix64"
+        generator = f"splitmix64{'-exact' * self.exact}{'-fixed' * self.fixed}"
         return MaskFields(self.kind, generator, self.seed, self.round, self.slot, self.keep)
 
     @classmethod
@@ -88,8 +94,8 @@ class SeededMask(Mask):
         """Return the mask that the fields of any kind that is drawn describe."""
         if header.generator == "none" or not 0 < header.keep <= masks.ONE:
             refuse(f"has the keep threshold {header.keep} with the generator {header.generator!r}")
-        exact = header.generator == "splitmix64-exact"
-        return cls(header.seed, header.round, header.slot, header.keep, exact)
+        exact, fixed = "-exact" in header.generator, "-fixed" in header.generator
+        return cls(header.seed, header.round, header.slot, header.keep, exact, fixed)
 
     @classmethod
     def read(cls, header: MaskFields, section: memoryview, layout: Layout, count: int) -> Mask:

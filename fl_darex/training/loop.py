@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from logging import WARNING
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.common.logger import log
+from numpy.typing import NDArray
 from torch.optim.lr_scheduler import LambdaLR
 
 from fl_darex.config import TrainConfig
 from fl_darex.optim import AdamR
 from fl_darex.seeds import derive
+from fl_darex.training.masked import MaskedParameters
+from fl_darex.training.optimizer import make_optimizer
 from fl_darex.training.session import Session
 
 # A round has few steps and starts with a scale of its own: torch's 2**16 would lose the first ones.
@@ -38,42 +42,79 @@ class TrainResult:
     pull: float
 
 
-def train(session: Session, partition: int, round_: int) -> TrainResult:
+def train(
+    session: Session,
+    partition: int,
+    round_: int,
+    kept: Mapping[str, NDArray[np.int64]] | None = None,
+    whole: Iterable[str] | None = None,
+) -> TrainResult:
     """Train the session's model in place on one client's examples for one round.
 
     All randomness comes from (run seed, round, partition), so the result does not depend on
     what this process did before. ``train.threads`` is set here: torch's sums depend on it.
+
+    Args:
+        session: The model and the configuration.
+        partition: The client.
+        round_: The federated round, from 1.
+        kept: Of tensors of which only a part is trained, the sorted flat positions of it, by name;
+            None: all is trained.
+        whole: Names of the tensors that are sent whole; None: as the configuration says.
     """
     config, seed = session.config.train, session.config.federation.seed
     examples = session.examples(partition)
-    steps, accumulate = steps_per_round(config, len(examples)), config.grad_accumulation
+    steps = steps_per_round(config, len(examples))
     torch.set_num_threads(config.threads)
     torch.manual_seed(derive(seed, "dropout", round_, partition))
     _set_training(session, len(examples), partition)
-    optimizer = make_optimizer(session)
+    masked = MaskedParameters(session.trained, kept)
+    optimizer = make_optimizer(session, masked, whole)
     first, total = (round_ - 1) * steps, steps * session.config.federation.rounds
     schedule = LambdaLR(optimizer, learning_rate(config, first, total))
+    batches = shuffled(examples, config.batch_size, derive(seed, "batches", round_, partition))
+    with masked:
+        loss = _take(session, masked, schedule, batches, steps)
+    pull = max(optimizer.last_pull, default=0.0) if isinstance(optimizer, AdamR) else 0.0
+    return TrainResult(len(examples), loss, pull)
+
+
+def _take(
+    session: Session,
+    masked: MaskedParameters,
+    schedule: LambdaLR,
+    batches: Iterator[list[dict[str, Any]]],
+    steps: int,
+) -> float:
+    """Take all steps of a round and return the mean loss over them."""
+    config, optimizer = session.config.train, schedule.optimizer
     scaler = torch.amp.GradScaler(
         session.device.type, init_scale=_FP16_SCALE, enabled=config.precision == "fp16"
     )
-    batches = shuffled(examples, config.batch_size, derive(seed, "batches", round_, partition))
+    parameters = masked.in_place_of(session.model.parameters())
     loss, taken, skipped = 0.0, 0, 0
     while taken < steps and skipped <= _FP16_SKIPS:
-        mean = _backward(session, [next(batches) for _ in range(accumulate)], scaler)
+        some = [next(batches) for _ in range(config.grad_accumulation)]
+        mean = _backward(session, some, scaler)
         scaler.unscale_(optimizer)
         if config.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(session.model.parameters(), config.max_grad_norm)
-        before = scaler.get_scale()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        if scaler.get_scale() < before:  # fp16 overflowed; the optimizer took no step
+            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        if not _stepped(optimizer, scaler):
             skipped += 1
             continue
+        masked.write()
         schedule.step()
         loss, taken = loss + mean / steps, taken + 1
-    pull = max(optimizer.last_pull, default=0.0) if isinstance(optimizer, AdamR) else 0.0
-    return TrainResult(len(examples), loss, pull)
+    return loss
+
+
+def _stepped(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+    """Take a step; False: fp16 overflowed, and the optimizer took none."""
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return scaler.get_scale() >= before
 
 
 def _set_training(session: Session, examples: int, partition: int) -> None:
@@ -121,24 +162,6 @@ def autocast(session: Session) -> torch.autocast:
 def on_device(session: Session, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return inputs where the session's model is."""
     return {name: tensor.to(session.device) for name, tensor in inputs.items()}
-
-
-def make_optimizer(session: Session) -> torch.optim.Optimizer:
-    """Return a fresh optimizer for the model's trained parameters.
-
-    AdamR does not pull what is sent whole: a fresh head has no base worth staying near.
-    """
-    config = session.config.train
-    named = dict(session.trained)
-    if config.optimizer == "adamw":
-        decay = config.weight_decay
-        return torch.optim.AdamW(named.values(), config.lr, weight_decay=decay, fused=True)
-    whole = [(name, named.pop(name)) for name in session.dense if name in named]
-    groups = [{"params": list(named.items()), "delta_decay": config.delta_decay}]
-    if whole:
-        groups.append({"params": whole, "delta_decay": 0.0})
-    anchor = session.pretrained if config.anchor == "pretrained" else None
-    return AdamR(groups, lr=config.lr, norm=config.norm, anchor=anchor)
 
 
 def steps_per_round(config: TrainConfig, examples: int) -> int:

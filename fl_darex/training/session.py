@@ -63,6 +63,29 @@ class Session:
         self.examples = lru_cache(maxsize=64)(self._examples)
         self.evaluation_examples = lru_cache(maxsize=64)(self._evaluation_examples)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what is worth a line each before round 1."""
+        found, train, server = list(self.task.notes), self.config.train, self.config.server
+        if train.dense_lr != "same" and not set(self.whole) & set(self.trained):
+            found.append(
+                f"train.dense-lr = {train.dense_lr:g} does nothing: no trained tensor of this "
+                "model is sent whole"
+            )
+        if server.average != "none":
+            kind = "moving average" if server.average == "ema" else "mean"
+            found.append(
+                f"what is evaluated and saved is the {kind} of the models from round "
+                f"{server.average_from} on, not the last one (server.average = {server.average!r})"
+            )
+        return tuple(found)
+
+    @cached_property
+    def whole(self) -> tuple[str, ...]:
+        """Return the names of the exchanged tensors that are sent whole, as the settings say."""
+        asked = self.config.uplink(self.dense).fitted(self.tensors)
+        return tuple(spec.name for spec in asked.layout(self.tensors).dense)
+
     @cached_property
     def base(self) -> dict[str, NDArray[Any]]:
         """Return `pretrained` as NumPy arrays: what a client holds before it is sent anything."""
