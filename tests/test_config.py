@@ -198,6 +198,7 @@ def test_every_value_of_every_key_is_written_and_read_back(key, data, tmp_path):
         "train.local-epochs": {"train.local-steps": int(value == 0)},
         "train.weight-decay": {"train.optimizer": "adamw"},
         "compress.lora": {"train.lora-rank": 1},
+        "compress.scale": {"compress.values": "eden2"},
     }.get(key, {})
     if key in ("federation.clients-per-round", "federation.min-clients") and value > 1_000_000:
         return
@@ -380,7 +381,7 @@ Q = (
         ("train.norm", "L2", "allowed: 'l2', 'l1'; did you mean 'l2'?"),
         (
             *("compress.values", "int3"),
-            "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'sign', 'fp64', or "
+            "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'eden4', 'eden3', 'eden2', 'eden1', 'sign', 'fp64', or "
             "'package.module:name'; did you mean 'int8'?",
         ),
         ("compress.mask", "rounds", "allowed: 'client', 'round'; did you mean 'round'?"),

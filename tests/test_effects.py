@@ -98,6 +98,7 @@ ROWS = [
     ("train.masked", {"compress.p": 0}, {}, "compress.p above 0"),
     ("train.masked", DENSE, {"compress.method": "structured"}, "draws what survives"),
     ("compress.values", DENSE_BOTH, DENSE, "packets"),
+    ("compress.scale", {}, {"compress.values": "eden2"}, "compress.values = 'eden1' to 'eden4'"),
     ("compress.values", DENSE | {"compress.downlink-values": "fp32"}, {}, "packets"),
     ("compress.dense-below", DENSE_BOTH, DENSE, "packets"),
     ("compress.downlink-p", {}, {"compress.downlink": "server"}, "compress.downlink = 'server'"),
@@ -237,7 +238,7 @@ OTHER = {
 REFUSED = {
     *("task.dataset", "task.subset", "task.holdout", "train.weight-decay", "compress.lora"),
     *("task.max-new-tokens", "task.template", "task.packing", "task.test"),
-    "resources.ray-address",
+    *("compress.scale", "resources.ray-address"),
 }
 """These cannot be set to anything else where they do nothing: another check refuses them."""
 
