@@ -50,6 +50,7 @@ def train(session: Session, partition: int, round_: int) -> TrainResult:
     torch.set_num_threads(config.threads)
     torch.manual_seed(derive(seed, "dropout", round_, partition))
     _set_training(session, len(examples), partition)
+    _take_turns(session, round_)
     optimizer = make_optimizer(session)
     first, total = (round_ - 1) * steps, steps * session.config.federation.rounds
     schedule = LambdaLR(optimizer, learning_rate(config, first, total))
@@ -93,6 +94,13 @@ def _set_training(session: Session, examples: int, partition: int) -> None:
         log(WARNING, text, partition)
 
 
+def _take_turns(session: Session, round_: int) -> None:
+    """Freeze what the session's adapter lets rest in a round."""
+    if session.adapter is not None:
+        for name, tensor in session.trained.items():
+            tensor.requires_grad_(session.adapter.takes_turn(name, round_))
+
+
 def _backward(
     session: Session, batches: list[list[dict[str, Any]]], scaler: torch.amp.GradScaler
 ) -> float:
@@ -124,12 +132,12 @@ def on_device(session: Session, inputs: Mapping[str, torch.Tensor]) -> dict[str,
 
 
 def make_optimizer(session: Session) -> torch.optim.Optimizer:
-    """Return a fresh optimizer for the model's trained parameters.
+    """Return a fresh optimizer for the parameters that are trained in this round.
 
     AdamR does not pull what is sent whole: a fresh head has no base worth staying near.
     """
     config = session.config.train
-    named = dict(session.trained)
+    named = {name: tensor for name, tensor in session.trained.items() if tensor.requires_grad}
     if config.optimizer == "adamw":
         decay = config.weight_decay
         return torch.optim.AdamW(named.values(), config.lr, weight_decay=decay, fused=True)
