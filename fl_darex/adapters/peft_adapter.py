@@ -20,7 +20,7 @@ NAME = "default"
 PREFIX = "base_model.model."
 """What peft puts in front of every name."""
 
-_TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM"}
+_HEADS = ("classifier", "score")  # peft takes these of a sequence classifier to be in the file
 
 
 class PeftAdapter(Adapter):
@@ -61,7 +61,7 @@ class PeftAdapter(Adapter):
         config = made(
             target_modules=targets,
             modules_to_save=heads or None,
-            task_type=_task_type(model),
+            task_type=_task_type(model, heads),
             **self.options(model, targets, wanted),
         )
         import torch
@@ -113,7 +113,15 @@ def _of_peft(adapter: str, name: str) -> Any:
     return getattr(peft, name)
 
 
-def _task_type(model: nn.Module) -> str | None:
-    """Return peft's name for what the model does, which helps those who load the adapters."""
+def _task_type(model: nn.Module, heads: list[str]) -> str | None:
+    """Return peft's name for what the model does, which helps those who load the adapters.
+
+    A sequence classifier with a head of the checkpoint's has none: peft could not load the adapter.
+    """
     name = type(model).__name__
-    return next((kind for end, kind in _TASK_TYPES.items() if name.endswith(end)), None)
+    if name.endswith("ForCausalLM"):
+        return "CAUSAL_LM"
+    found = [key for key, _ in model.named_modules() if key.rpartition(".")[2] in _HEADS]
+    return (
+        "SEQ_CLS" if name.endswith("ForSequenceClassification") and {*found} <= {*heads} else None
+    )

@@ -35,7 +35,7 @@ def as_lora(model: nn.Module, adapter: str) -> Any:
     plain = copy.deepcopy(model)
     for layer in _layers(plain):
         weight = layer.lora_B[adapter].weight.detach()
-        layer.lora_B[adapter] = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        layer.lora_B[adapter] = _bare(weight.shape[1], weight.shape[0], weight)
         layer.lora_B[adapter].weight = nn.Parameter(weight)
     return plain
 
@@ -52,7 +52,7 @@ class Between(nn.Module):
 
     def __init__(self, left: Tensor) -> None:
         super().__init__()
-        self.square = nn.Linear(left.shape[1], left.shape[1], bias=False, dtype=left.dtype)
+        self.square = _bare(left.shape[1], left.shape[1], left)
         nn.init.zeros_(self.square.weight)
         self.left: Tensor
         self.register_buffer("left", left, persistent=False)
@@ -78,6 +78,11 @@ def principal(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     signs[signs == 0] = 1
     scaled, turned = left * values * signs, right * signs.T
     return scaled.to(weight.dtype).contiguous(), turned.to(weight.dtype).contiguous()
+
+
+def _bare(inputs: int, outputs: int, like: Tensor) -> Any:
+    """Return a linear layer without numbers: drawing them would move the global generator."""
+    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False, dtype=like.dtype)
 
 
 def _layers(model: nn.Module) -> list[Any]:

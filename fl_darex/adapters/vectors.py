@@ -77,7 +77,7 @@ class Vera(PeftAdapter):
 
 
 class FourierFt(PeftAdapter):
-    """A few entries of each change's discrete Fourier transform, at random places."""
+    """A few entries of each change's discrete Fourier transform, at random places; 0 at first."""
 
     name: ClassVar[str] = "fourierft"
     paper: ClassVar[str] = "Gao et al., ICML 2024, https://arxiv.org/abs/2405.03003"
@@ -97,6 +97,7 @@ class FourierFt(PeftAdapter):
         return {
             "n_frequency": wanted.size or min(200, entries[smallest]),
             "random_loc_seed": wanted.seed,
+            "init_weights": True,  # peft's word for zeros; the paper begins at random numbers
             "fan_in_fan_out": transposed(model, targets),
         }
 
