@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_cli import lines, weights
 from texts import BERT, save_tiny_bert, sentences, write
 
@@ -150,13 +151,9 @@ def test_every_engine_gives_the_same_bits(
 # --- what rests ----------------------------------------------------------------------------------
 
 
-def test_the_factor_that_rests_does_not_change_and_costs_few_bytes(
-    data: dict[str, Any], tmp_path: Path
-) -> None:
-    wide = {"train.lora-rank": 16, "train.lora-targets": "all-linear", "compress.p": 0.0}
-    config = make_config(data | settings("rolora") | wide)
-    session = Session(config)
-    for round_, rests in ((1, "A"), (2, "B")):
+def test_the_factor_that_rests_in_a_round_does_not_change(data: dict[str, Any]) -> None:
+    session = Session(make_config(data | settings("rolora")))
+    for round_, rests in ((1, "A"), (2, "B"), (3, "A")):
         before = session.read()
         train(session, 0, round_)
         after = session.read()
@@ -164,16 +161,46 @@ def test_the_factor_that_rests_does_not_change_and_costs_few_bytes(
         assert still == {key for key in before if f".lora_{rests}." in key}
         groups = make_optimizer(session).param_groups
         assert sum(len(group["params"]) for group in groups) == len(before) - len(still)
-    run(config, tmp_path / "turns")
-    run(make_config(data | settings("lora") | wide), tmp_path / "both")
-    up = {
-        kind: [row["up_bytes"] for row in lines(tmp_path / kind / "clients.jsonl")
-               if row["kind"] == "train" and row["round"] == 2]
-        for kind in ("turns", "both")
-    }  # fmt: skip
-    resting = sum(value.nbytes for key, value in session.read().items() if ".lora_B." in key) / 2
-    saved = np.mean(up["both"]) - np.mean(up["turns"])
-    assert saved > 0.9 * resting, (up, resting)
+
+
+@pytest.mark.parametrize("values", ["fp16", "int8", "int4"])
+def test_of_the_factor_that_rests_the_server_hears_exactly_zero(
+    values: str, data: dict[str, Any], tmp_path: Path
+) -> None:
+    config = make_config(
+        data
+        | settings("rolora", **{"compress.values": values, "compress.dense-below": 0})
+        | {"federation.rounds": 1}
+    )
+    first = Session(config).read()
+    run(config, tmp_path / "out")
+    adapter = load_file(tmp_path / "out" / "model" / "adapter" / "adapter_model.safetensors")
+    changed = {
+        key.split(".")[-2]
+        for key, tensor in adapter.items()
+        if "lora_" in key
+        and not np.array_equal(tensor.numpy(), first[key.replace(".weight", ".default.weight")])
+    }
+    assert changed == {"lora_B"}
+
+
+def test_what_rests_costs_its_share_with_dare_and_nothing_where_the_largest_are_sent(
+    data: dict[str, Any], tmp_path: Path
+) -> None:
+    wide = {"train.lora-rank": 16, "train.lora-targets": "all-linear", "compress.values": "fp32"}
+    up = {}
+    for method in ("dare", "magnitude"):
+        for adapter in ("lora", "rolora"):
+            out = tmp_path / f"{method}-{adapter}"
+            config = make_config(data | settings(adapter) | wide | {"compress.method": method})
+            run(config, out)
+            sent = (row for row in lines(out / "clients.jsonl") if row["kind"] == "train")
+            up[method, adapter] = sum(row["up_bytes"] for row in sent)
+    shapes = {key: value.size for key, value in Session(config).read().items()}
+    # Two clients send half of what is left of A in round 1, of B in round 2, four bytes each.
+    resting = sum(size for key, size in shapes.items() if ".lora_" in key) * 2 * 4 / 2
+    assert abs(up["dare", "lora"] - up["dare", "rolora"]) < 0.02 * up["dare", "lora"]
+    assert up["magnitude", "lora"] - up["magnitude", "rolora"] > 0.9 * resting
 
 
 # --- what is said --------------------------------------------------------------------------------

@@ -265,7 +265,9 @@ def test_bitfit_has_no_file_of_its_own(tmp_path: Path) -> None:
 # --- sums -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ffa-lora", "lora-xs", "fourierft"])
+@pytest.mark.parametrize(
+    "name", ["ffa-lora", "lora-xs", "fourierft", "ia3", "layernorms", "bitfit"]
+)
 def test_the_mean_of_what_clients_send_is_the_mean_of_their_weights(name: str) -> None:
     one, two = moved(name, fresh=()), adapted(name, fresh=())
     with torch.no_grad():
@@ -459,6 +461,26 @@ def test_somebodys_own_adapter_is_chosen_by_its_place(monkeypatch: pytest.Monkey
     assert len(session.trained) == 1 and session.adapter is not None
     with pytest.raises(ConfigError, match=r"no object of a class derived from .*Adapter"):
         make_config({"train.adapter": "my_adapters:Plain"})
+
+
+def test_the_own_adapter_of_the_documentation_runs() -> None:
+    page = Path(__file__).parent.parent / "docs" / "lora.md"
+    space: dict[str, Any] = {}
+    exec(page.read_text().split("```python")[1].split("```")[0], space)
+    row = space["TinyOft"]()
+    model = row.put_into(bert(), Wanted(), FRESH).eval()
+    with torch.no_grad():
+        for p in trained(model).values():
+            p.add_(0.1)
+    torch.testing.assert_close(row.merged(model)(**INPUTS).logits, model(**INPUTS).logits)
+    assert len(trained(model)) == 4
+
+
+def test_no_adapter_warns_of_what_it_is_for(name: str) -> None:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        adapted(name)
+    assert not [str(w.message) for w in found if not issubclass(w.category, FutureWarning)]
 
 
 def test_gpt2_as_a_language_model_takes_every_adapter(name: str) -> None:

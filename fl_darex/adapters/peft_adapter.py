@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -67,7 +68,9 @@ class PeftAdapter(Adapter):
         import torch
         from peft import PeftModel
 
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            # peft says so of normalisations, for which it has an adapter.
+            warnings.filterwarnings("ignore", "Unsupported layer type")
             # The CPU's generator alone: torch.manual_seed would move those of GPUs too.
             torch.default_generator.manual_seed(wanted.seed)
             # The plain class: those of a task type would train pre-trained heads too.
