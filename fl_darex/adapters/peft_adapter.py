@@ -22,6 +22,9 @@ PREFIX = "base_model.model."
 """What peft puts in front of every name."""
 
 _HEADS = ("classifier", "score")  # peft takes these of a sequence classifier to be in the file
+# Warnings of peft's that are as they should be: normalisations for which it has an adapter, and
+# projections that each process draws from the seed.
+_KNOWN = ("Unsupported layer type", "Specified to not save vera_A")
 
 
 class PeftAdapter(Adapter):
@@ -59,18 +62,20 @@ class PeftAdapter(Adapter):
         made = _of_peft(self.name, self.config)
         heads = sorted({name.rpartition(".")[0] for name in fresh})
         targets = self.targets(model, wanted, heads)
-        config = made(
-            target_modules=targets,
-            modules_to_save=heads or None,
-            task_type=_task_type(model, heads),
-            **self.options(model, targets, wanted),
-        )
+        options = self.options(model, targets, wanted)
+
         import torch
         from peft import PeftModel
 
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            # peft says so of normalisations, for which it has an adapter.
-            warnings.filterwarnings("ignore", "Unsupported layer type")
+            for known in _KNOWN:
+                warnings.filterwarnings("ignore", known)
+            config = made(
+                target_modules=targets,
+                modules_to_save=heads or None,
+                task_type=_task_type(model, heads),
+                **options,
+            )
             # The CPU's generator alone: torch.manual_seed would move those of GPUs too.
             torch.default_generator.manual_seed(wanted.seed)
             # The plain class: those of a task type would train pre-trained heads too.

@@ -60,7 +60,8 @@ class Between(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The product, as peft merges it."""
-        return self.left @ self.square.weight
+        found: Tensor = self.left @ self.square.weight
+        return found
 
     def forward(self, values: Tensor) -> Tensor:
         """Return the layer's outputs, without the square of the larger side."""
@@ -82,7 +83,8 @@ def principal(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 def _bare(inputs: int, outputs: int, like: Tensor) -> Any:
     """Return a linear layer without numbers: drawing them would move the global generator."""
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False, dtype=like.dtype)
+    made = nn.Linear(inputs, outputs, bias=False, device="meta", dtype=like.dtype)
+    return made.to_empty(device=like.device)
 
 
 def _layers(model: nn.Module) -> list[Any]:
