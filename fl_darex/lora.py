@@ -1,34 +1,31 @@
-"""LoRA: train two thin factors beside each target weight, W + scaling * B @ A.
+"""LoRA as a library: adapters in a model, their product as the weights' delta, and merged models.
 
 Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, through peft. "DARE the Extreme" prunes A
 and B separately (Tables 4 and 16): an entry of their product that survives was divided by q twice,
 so 1/q^2 in effect. `product_delta` is the other way: B @ A as the delta of the weight itself, for
-every function that prunes or rescales.
+every function that prunes or rescales. Other adapters of a run are in `fl_darex.adapters`.
 """
 
 from __future__ import annotations
 
-import copy
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from fl_darex.adapters import ADAPTERS, Wanted
+from fl_darex.adapters.peft_adapter import PREFIX
+from fl_darex.adapters.targets import check_rank
+from fl_darex.adapters.targets import find_targets as _find
 from fl_darex.delta import Delta
-from fl_darex.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-_ADAPTER = "default"
-_PREFIX = "base_model.model."  # what peft puts in front of every name
-# Where peft has no default for a model type: the attention's query and value, as models call them.
-_QUERY_AND_VALUE = ("query", "value", "q_proj", "v_proj", "q_lin", "v_lin", "c_attn", "qkv")
-_TASK_TYPES = {"ForSequenceClassification": "SEQ_CLS", "ForCausalLM": "CAUSAL_LM"}
+_LORA = ADAPTERS["lora"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,34 +63,8 @@ def add_lora(model: PreTrainedModel, lora: Lora, fresh: Iterable[str] = ()) -> P
         ConfigError: If peft is missing, a target is no linear module of the model, or the rank is
             larger than one.
     """
-    try:
-        from peft import LoraConfig, PeftModel
-    except ImportError:
-        raise ConfigError(
-            "train.lora-rank needs peft, which is not installed; pip install 'fl-darex[lora]'"
-        ) from None
-    heads = sorted({name.rpartition(".")[0] for name in fresh})
-    targets = find_targets(model, lora, heads)
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides it; it may be a fraction
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        modules_to_save=heads or None,
-        fan_in_fan_out=not isinstance(model.get_submodule(targets[0]), nn.Linear),
-        task_type=_task_type(model),
-    )
-    with torch.random.fork_rng(devices=[]):
-        # The CPU's generator alone: torch.manual_seed would move those of GPUs too.
-        torch.default_generator.manual_seed(lora.seed)
-        # The plain class: those of a task type would train pre-trained heads too.
-        return PeftModel(model, config, adapter_name=_ADAPTER)
-
-
-def _task_type(model: nn.Module) -> str | None:
-    """Return peft's name for what the model does, which helps those who load the adapters."""
-    name = type(model).__name__
-    return next((kind for end, kind in _TASK_TYPES.items() if name.endswith(end)), None)
+    made: PeftModel = _LORA.put_into(model, Wanted(**asdict(lora)), fresh)
+    return made
 
 
 def find_targets(model: nn.Module, lora: Lora, heads: Iterable[str] = ()) -> list[str]:
@@ -102,71 +73,14 @@ def find_targets(model: nn.Module, lora: Lora, heads: Iterable[str] = ()) -> lis
     Raises:
         ConfigError: If there is none, or the rank is larger than one of them.
     """
-    fresh = set(heads)
-    linear = {name: m for name, m in _linear_modules(model) if name not in fresh}
-    found = list(linear)
-    if lora.targets == "auto":
-        found = _automatic(model, found)
-    elif lora.targets != "all-linear":
-        found = _named(lora.targets, found)
-    for name in found:
-        if lora.rank > (most := min(linear[name].weight.shape)):
-            raise ConfigError(
-                f"train.lora-rank = {lora.rank} is more than {name!r} has, which is "
-                f"{' x '.join(map(str, linear[name].weight.shape))}; allowed: 0 (off) to {most}"
-            )
+    found = _find(model, lora.targets, heads)
+    check_rank(model, found, lora.rank)
     return found
-
-
-def _linear_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    from transformers.pytorch_utils import Conv1D
-
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and module is not output:
-            yield name, module
-
-
-def _automatic(model: nn.Module, known: list[str]) -> list[str]:
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
-
-    kind = getattr(getattr(model, "config", None), "model_type", "")
-    wanted = DEFAULTS.get(kind, _QUERY_AND_VALUE)
-    if isinstance(wanted, str):
-        found = [name for name in known if re.fullmatch(wanted, name)]
-    else:
-        found = [name for name in known if name.rpartition(".")[2] in wanted]
-    if not found:
-        raise ConfigError(
-            f"train.lora-targets = 'auto' finds nothing in a model of type {kind!r}; name modules, "
-            f"or set 'all-linear'; it has {_offer(known)}"
-        )
-    return found
-
-
-def _named(targets: str, known: list[str]) -> list[str]:
-    chosen: set[str] = set()
-    for target in (part.strip() for part in targets.split(",")):
-        found = {name for name in known if target and f".{name}".endswith(f".{target}")}
-        if not found:
-            ends = {name.rpartition(".")[2] for name in known}
-            raise ConfigError(
-                f"train.lora-targets names {target!r}, which is no linear module of the model"
-                f"{nearest(target, [*ends, 'auto', 'all-linear'])}; it has {_offer(known)}"
-            )
-        chosen |= found
-    return [name for name in known if name in chosen]
-
-
-def _offer(known: list[str]) -> str:
-    ends = dict.fromkeys(name.rpartition(".")[2] for name in known)
-    return ", ".join(map(repr, ends)) or "no linear module"
 
 
 def trained_name(fresh: str) -> str:
     """Return the name under which a model with adapters trains a fresh tensor."""
-    module, _, kind = fresh.rpartition(".")
-    return f"{_PREFIX}{module}.modules_to_save.{_ADAPTER}.{kind}"
+    return _LORA.trained_name(fresh)
 
 
 def target_layers(model: nn.Module) -> dict[str, Any]:
@@ -178,7 +92,7 @@ def target_layers(model: nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     found = {
-        f"{name.removeprefix(_PREFIX)}.weight": layer
+        f"{name.removeprefix(PREFIX)}.weight": layer
         for name, layer in model.named_modules()
         if isinstance(layer, LoraLayer)
     }
@@ -213,6 +127,5 @@ def product_delta(model: nn.Module) -> Delta:
 
 def merge(model: PeftModel) -> PreTrainedModel:
     """Return a copy of the base model with the adapters added to its weights."""
-    # peft merges in place, and W + BA - BA is not W to the bit.
-    merged: PreTrainedModel = copy.deepcopy(model).merge_and_unload()
+    merged: PreTrainedModel = _LORA.merged(model)
     return merged

@@ -30,7 +30,8 @@ ROOMS = {
     "activations": set(),
     "pruning": {"masks", "delta", "positions", "survivors"},
     "rescaling": {"activations", "masks", "delta", "positions", "survivors", "pruning"},
-    "lora": {"delta"},
+    "adapters": {"registry"},
+    "lora": {"adapters", "delta"},
     "optim": set(),
     "wire": {"masks", "delta", "positions", "registry", "survivors"},
     "compression": {
@@ -41,11 +42,22 @@ ROOMS = {
     "files": {"wire"},
     "flower": {"checks", "compression", "options", "registry", "secagg", "seeds", "wire"},
     "config": {
-        *("compression", "flower", "masks", "options", "registry", "rescaling", "wire"),
+        *("adapters", "compression", "flower", "masks", "options", "registry", "rescaling"),
+        "wire",
     },
     "tasks": {"config", "files", "registry", "rescaling", "seeds"},
     "training": {
-        *("activations", "config", "delta", "lora", "optim", "rescaling", "seeds", "survivors"),
+        *(
+            "activations",
+            "adapters",
+            "config",
+            "delta",
+            "lora",
+            "optim",
+            "rescaling",
+            "seeds",
+            "survivors",
+        ),
         "tasks",
     },
     "analysis": {
@@ -154,6 +166,7 @@ WITHOUT_FLOWER = (
     *("errors", "seeds", "registry", "options", "saveable", "change", "masks", "delta"),
     "ties",
     *("positions", "survivors", "pruning", "rescaling", "optim", "lora", "wire", "compression"),
+    "adapters",
     *("secagg", "files", "activations", "checks", "shown"),
 )
 

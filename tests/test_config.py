@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fl_darex.adapters import ADAPTERS
 from fl_darex.compression import METHODS, POLICIES
 from fl_darex.config import (
     TASKS,
@@ -70,6 +71,7 @@ ROWS = {
     "compress.downlink": POLICIES,
     "compress.downlink-values": {"same", *CODINGS},
     "server.strategy": OPTIMIZERS,
+    "train.adapter": {"auto", "none", *ADAPTERS},
 }
 
 
@@ -137,6 +139,12 @@ def configs(draw: Any) -> RunConfig:
         values["compress.q"] = "dare"
     if values.get("train.optimizer", "adamr") == "adamr":
         values["train.weight-decay"] = 0.0
+    adapter = values.get("train.adapter", "auto")
+    if adapter != "auto" and "rank" not in getattr(ADAPTERS.get(adapter), "reads", ()):
+        values["train.lora-rank"] = 0
+    if adapter != "auto":  # what goes with few of them
+        values |= {"compress.q": "dare", "compress.values": "fp16", "compress.lora": "factors"}
+        values["compress.downlink-values"] = "same"
     if values.get("compress.lora") == "product":
         values |= {"train.lora-rank": draw(st.integers(1, 64)), "train.anchor": "round"}
         if method == "wanda" or values.get("compress.q") in RULES:
@@ -199,6 +207,7 @@ def test_every_value_of_every_key_is_written_and_read_back(key, data, tmp_path):
         "train.weight-decay": {"train.optimizer": "adamw"},
         "compress.lora": {"train.lora-rank": 1},
         "compress.scale": {"compress.values": "eden2"},
+        "train.adapter": {"train.lora-rank": 0},
     }.get(key, {})
     if key in ("federation.clients-per-round", "federation.min-clients") and value > 1_000_000:
         return
@@ -381,8 +390,8 @@ Q = (
         ("train.norm", "L2", "allowed: 'l2', 'l1'; did you mean 'l2'?"),
         (
             *("compress.values", "int3"),
-            "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'eden4', 'eden3', 'eden2', 'eden1', 'sign', 'fp64', or "
-            "'package.module:name'; did you mean 'int8'?",
+            "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'eden4', 'eden3', 'eden2', 'eden1', "
+            "'sign', 'fp64', or 'package.module:name'; did you mean 'int8'?",
         ),
         ("compress.mask", "rounds", "allowed: 'client', 'round'; did you mean 'round'?"),
     ],

@@ -25,7 +25,7 @@ federation.clients federation.clients-per-round federation.rounds federation.par
 federation.seed federation.evaluate
 train.optimizer train.lr train.local-steps train.local-epochs train.batch-size train.precision
 train.grad-accumulation train.gradient-checkpointing train.max-grad-norm train.warmup
-train.schedule train.threads train.lora-rank
+train.schedule train.threads train.adapter
 compress.method compress.downlink server.strategy server.average resources.num-gpus
 train.dense-lr
 """.split()
@@ -79,7 +79,20 @@ ROWS = [
     ("train.lora-alpha", {}, {"train.lora-rank": 2}, "train.lora-rank of 1 or more"),
     ("train.lora-dropout", {}, {"train.lora-rank": 2}, "train.lora-rank of 1 or more"),
     ("train.lora-targets", {}, {"train.lora-rank": 2}, "train.lora-rank of 1 or more"),
+    ("train.lora-rank", {"train.adapter": "vera"}, {}, "train.adapter = 'auto', or an adapter"),
+    ("train.lora-rank", {"train.adapter": "none"}, {"train.adapter": "unilora"}, "has a rank"),
+    (
+        "train.lora-alpha",
+        {"train.adapter": "unilora"},
+        {"train.adapter": "lora-xs"},
+        "'lora', 'ffa",
+    ),
+    ("train.lora-dropout", {"train.adapter": "fourierft"}, {"train.adapter": "vera"}, "'vera'"),
+    ("train.lora-targets", {"train.adapter": "bitfit"}, {"train.adapter": "ia3"}, "'ia3'"),
+    ("train.adapter-size", {}, {"train.adapter": "vera"}, "'unilora', 'vera', 'fourierft'"),
+    ("train.adapter-size", {"train.lora-rank": 2}, {"train.adapter": "fourierft"}, "'fourierft'"),
     ("compress.lora", {}, {"train.lora-rank": 2}, "train.lora-rank of 1 or more"),
+    ("compress.lora", {"train.adapter": "vera"}, {"train.adapter": "lora"}, "adapter = 'lora'"),
     ("compress.p", DENSE, DENSE | {"compress.downlink": "server"}, "that drops something"),
     (
         "compress.p",

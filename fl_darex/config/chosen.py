@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
@@ -11,12 +11,12 @@ from fl_darex.compression.downlink import POLICIES
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
 from fl_darex.compression.uplink import Uplink
+from fl_darex.config.names import names_a_row
 from fl_darex.config.sections import Fraction, Rate, Section, Size
-from fl_darex.errors import ConfigError, nearest
+from fl_darex.errors import nearest
 from fl_darex.flower.optimizers import OPTIMIZERS, Optimizer
 from fl_darex.masks import keep_threshold
 from fl_darex.options import Option, Scalar
-from fl_darex.registry import Registry
 from fl_darex.rescaling.rules import LABELLED
 from fl_darex.wire.codings import CODINGS
 
@@ -41,33 +41,6 @@ def with_options(head: type[Head], rows: Mapping[str, Any]) -> type[Head]:
         for name, option in options.items()
     }
     return create_model(head.__name__, __base__=head, **fields)
-
-
-def names_a_row(key: str, table: Registry[Any], *others: str) -> Callable[[str], str]:
-    """Return a check of texts that name a row of a table, or somebody's own, which is loaded.
-
-    Args:
-        key: The setting, for errors.
-        table: Where rows are.
-        others: Texts that mean something else.
-    """
-
-    def check(value: str) -> str:
-        if value in others or value in table:
-            return value
-        if ":" not in value:
-            known = [*others, *table]
-            raise ValueError(
-                f"{key} = {value!r} is not allowed; allowed: {', '.join(map(repr, known))}, or "
-                f"'package.module:name'{nearest(value, known)}"
-            )
-        try:
-            table.choose(value)
-        except ConfigError as error:
-            raise ValueError(f"{key} = {value!r} is not allowed; {error}") from None
-        return value
-
-    return check
 
 
 def fill_in(section: BaseModel, prefix: str, own: Mapping[str, Option], owner: str) -> None:

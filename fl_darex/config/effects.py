@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fl_darex.adapters import ADAPTERS
 from fl_darex.compression.downlink import POLICIES
 from fl_darex.compression.methods import METHODS
 from fl_darex.config.run import RunConfig
@@ -74,6 +75,26 @@ def _scores(run: RunConfig) -> bool:
 
 def _pulls(run: RunConfig) -> bool:
     return run.train.optimizer == "adamr" and run.train.delta_decay > 0
+
+
+def _adapts(run: RunConfig, field: str) -> bool:
+    return run.train.chosen is not None and field in run.train.chosen.reads
+
+
+def _of_adapters() -> Iterable[Use]:
+    """Yield the settings that some adapters read."""
+    for field in ("alpha", "dropout", "targets", "size"):
+        owners = ", ".join(repr(name) for name, row in ADAPTERS.first.items() if field in row.reads)
+        words, key = f"train.adapter = {owners}", f"train.lora-{field}"
+        if field == "size":
+            key = "train.adapter-size"
+        else:
+            words = f"train.lora-rank of 1 or more, or {words}"
+
+        def counts(run: RunConfig, field: str = field) -> bool:
+            return _adapts(run, field)
+
+        yield Use((key,), words, counts)
 
 
 def _options(section: str, chooser: str, rows: Mapping[str, Any]) -> Iterable[Use]:
@@ -164,9 +185,15 @@ USES: tuple[Use, ...] = (
         lambda run: run.train.optimizer == "adamw",
     ),
     Use(
-        ("train.lora-alpha", "train.lora-dropout", "train.lora-targets", "compress.lora"),
-        "adapters: train.lora-rank of 1 or more",
-        lambda run: run.train.lora_rank > 0,
+        ("train.lora-rank",),
+        "train.adapter = 'auto', or an adapter that has a rank",
+        lambda run: run.train.adapter == "auto" or _adapts(run, "rank"),
+    ),
+    *_of_adapters(),
+    Use(
+        ("compress.lora",),
+        "LoRA: train.lora-rank of 1 or more, or train.adapter = 'lora'",
+        lambda run: run.train.chosen is not None and run.train.chosen.product,
     ),
     Use(
         ("compress.p",),

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
+from fl_darex.adapters import ADAPTERS
 from fl_darex.compression.uplink import Uplink
 from fl_darex.config.chosen import CompressConfig, ServerConfig
 from fl_darex.config.errors import explain
@@ -24,12 +25,17 @@ from fl_darex.config.sections import (
 )
 from fl_darex.config.text import Scalar, flatten, parse_override, toml_scalar
 from fl_darex.errors import ConfigError, nearest
-from fl_darex.rescaling.rules import RULES
+from fl_darex.rescaling.rules import PER_LAYER, RULES
+from fl_darex.wire.codings import keeps_zeros
 
 _OWN = ("compress.method", "server.strategy")
 """Keys that can name something of one's own with options, which are keys of the same section."""
 
-OWN_NAMES = (*_OWN, "compress.values", "compress.downlink", "compress.downlink-values", "task.name")
+OWN_NAMES = (
+    *_OWN,
+    *("compress.values", "compress.downlink", "compress.downlink-values", "task.name"),
+    "train.adapter",
+)
 """All keys that can name something of one's own, as ``"package.module:name"``."""
 
 
@@ -45,10 +51,18 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _product_of_adapters(self) -> RunConfig:
-        if self.compress.lora == "product" and not self.train.lora_rank:
+        adapter = self.train.chosen
+        if self.compress.lora == "product" and adapter is None:
             raise ValueError(
                 "compress.lora = 'product' is for adapters, and train.lora-rank = 0 means none; "
                 "set train.lora-rank to 1 or more, or compress.lora = 'factors'"
+            )
+        if self.compress.lora == "product" and adapter is not None and not adapter.product:
+            rows = ", ".join(repr(name) for name, row in ADAPTERS.items() if row.product)
+            raise ValueError(
+                f"compress.lora = 'product' is for train.adapter = {rows}; what "
+                f"{self.train.adapter!r} trains is smaller than the weights' change: set "
+                "compress.lora = 'factors'"
             )
         if self.compress.lora == "product" and (
             self.compress.q in RULES or self.compress.method == "wanda"
@@ -108,6 +122,27 @@ class RunConfig(Section):
                 f"server.average-from = {server.average_from} is after the last round; allowed: 1 "
                 f"to federation.rounds = {federation.rounds}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_and_compression(self) -> RunConfig:
+        adapter, name = self.train.chosen, self.train.adapter
+        if adapter is not None and not adapter.matrices and self.compress.q in PER_LAYER:
+            raise ValueError(
+                f"compress.q = {self.compress.q!r} looks for a q of each linear layer by its "
+                f"inputs, and what train.adapter = {name!r} trains are no weights of such layers; "
+                f"set {str(self.compress.q).removeprefix('layer-')!r} or 'dare'"
+            )
+        for key, values in (
+            ("values", self.compress.values),
+            ("downlink-values", self.compress.downlink_values),
+        ):
+            if adapter is not None and adapter.needs_zeros and not keeps_zeros(values):
+                raise ValueError(
+                    f"compress.{key} = {values!r} writes no zero as zero, and train.adapter = "
+                    f"{name!r} needs one: what rests in a round must not change; set 'int4', or another adapter such as "
+                    "'ffa-lora'"
+                )
         return self
 
     @property

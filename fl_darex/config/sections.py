@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from fl_darex.adapters import ADAPTERS, Adapter
+from fl_darex.config.names import names_a_row
 from fl_darex.errors import nearest
 
 Rate = Annotated[float, Field(ge=1e-9, le=1.0)]
@@ -171,10 +173,18 @@ class TrainConfig(Section):
         "constant", description="learning rate over all steps of the run"
     )
     threads: int = Field(1, ge=1, le=1024, description="torch threads; part of a run's identity")
-    lora_rank: int = Field(0, ge=0, le=65536, description="train adapters of that rank; 0 = off")
+    adapter: Annotated[
+        str, AfterValidator(names_a_row("train.adapter", ADAPTERS, "auto", "none"))
+    ] = Field("auto", description="what is trained; auto: 'lora' where lora-rank is above 0")
+    lora_rank: int = Field(
+        0, ge=0, le=65536, description="of adapters that have one; 0 = the adapter's own, auto: off"
+    )
     lora_alpha: float = Field(16.0, gt=0.0, le=1e6, description="adapters: scaled by alpha / rank")
     lora_dropout: float = Field(0.0, ge=0.0, lt=1.0, description="of an adapter's inputs")
     lora_targets: str = Field("auto", description="'auto', 'all-linear' or names, by commas")
+    adapter_size: int = Field(
+        0, ge=0, le=10**9, description="trained numbers (unilora: of all; vera: rank); 0 = its own"
+    )
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> TrainConfig:
@@ -189,6 +199,33 @@ class TrainConfig(Section):
                 f"found local-steps = {self.local_steps}, local-epochs = {self.local_epochs}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _rank_is_for_the_adapter(self) -> TrainConfig:
+        if self.lora_rank and self.adapter == "none":
+            raise ValueError(
+                f"train.adapter = 'none' and train.lora-rank = {self.lora_rank} contradict each "
+                "other; leave one of them out"
+            )
+        if self.lora_rank and self.chosen is not None and "rank" not in self.chosen.reads:
+            have = ", ".join(repr(name) for name, row in ADAPTERS.items() if "rank" in row.reads)
+            raise ValueError(
+                f"train.lora-rank = {self.lora_rank} is not for train.adapter = {self.adapter!r}, "
+                f"which has no rank; leave it out (0), or set one of {have}"
+            )
+        return self
+
+    @property
+    def chosen(self) -> Adapter | None:
+        """The adapter, loaded if it is one's own; None: the whole model is trained."""
+        if self.adapter == "none" or (self.adapter == "auto" and not self.lora_rank):
+            return None
+        return ADAPTERS.choose("lora" if self.adapter == "auto" else self.adapter)
+
+    @property
+    def rank(self) -> int:
+        """The rank of the adapter; 0: it has none, or there is none."""
+        return self.lora_rank or (self.chosen.rank if self.chosen else 0)
 
 
 class ResourcesConfig(Section):

@@ -37,11 +37,12 @@ def rows(start: RunStart) -> list[tuple[str, str]]:
 
 
 def _model(start: RunStart) -> str:
-    task, lora = start.config.task, start.config.train.lora_rank
+    task, train = start.config.task, start.config.train
     where = task.model or _OWN
     what = f"{start.parameters:,} parameters"
-    if lora:
-        what = f"adapters of rank {lora}, {start.parameters:,} exchanged parameters"
+    if train.chosen is not None:
+        rank = f" of rank {train.rank}" if train.rank else ""
+        what = f"{train.chosen.name} adapters{rank}, {start.parameters:,} exchanged parameters"
     return f"{where} ({start.model}), {what}"
 
 

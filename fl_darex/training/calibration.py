@@ -74,7 +74,7 @@ def choose_q(
         objective = OutputChange(session.model, batches(session, examples))
         method = "golden"  # the change of outputs has one minimum; a metric need not
     search: Callable[..., QSearch | EtaSearch] = partial(search_q, p=config.compress.p)
-    if rule in PER_LAYER:
+    if rule in PER_LAYER and survivors.layout.pruned:  # else all tensors are sent whole
         search = partial(
             search_eta,
             # A copy of the trained values: the model itself is moved.

@@ -68,7 +68,9 @@ def train(
     torch.set_num_threads(config.threads)
     torch.manual_seed(derive(seed, "dropout", round_, partition))
     _set_training(session, len(examples), partition)
-    masked = MaskedParameters(session.trained, kept)
+    _take_turns(session, round_)
+    taught = {name: tensor for name, tensor in session.trained.items() if tensor.requires_grad}
+    masked = MaskedParameters(taught, kept)
     optimizer = make_optimizer(session, masked, whole)
     first, total = (round_ - 1) * steps, steps * session.config.federation.rounds
     schedule = LambdaLR(optimizer, learning_rate(config, first, total))
@@ -132,6 +134,13 @@ def _set_training(session: Session, examples: int, partition: int) -> None:
             "there, as at all clients of one example; this is said once"
         )
         log(WARNING, text, partition)
+
+
+def _take_turns(session: Session, round_: int) -> None:
+    """Freeze what the session's adapter lets rest in a round."""
+    if session.adapter is not None:
+        for name, tensor in session.trained.items():
+            tensor.requires_grad_(session.adapter.takes_turn(name, round_))
 
 
 def _backward(

@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from numpy.typing import NDArray
 
+from fl_darex.adapters import Wanted
 from fl_darex.config import RunConfig
 from fl_darex.errors import ConfigError
-from fl_darex.lora import Lora, add_lora, merge, trained_name
 from fl_darex.seeds import derive
 from fl_darex.tasks import Task, load_task
 from fl_darex.training.exchange import Exchange, ProductExchange
@@ -36,6 +36,7 @@ class Session:
         model: One model, on the device; its weights are whatever was written last.
         tensors: The model's exchanged tensors, by name.
         trained: Its trained parameters, by name; not the same where LoRA's product is exchanged.
+        adapter: What is trained in place of the model's weights; None: they are.
         pretrained: Copies of the exchanged tensors' first values: the anchor of ``train.anchor =
             pretrained``. With LoRA it is the A of the run's seed and B = 0: no change at all.
         dense: Names of exchanged tensors that the base checkpoint lacks.
@@ -48,15 +49,17 @@ class Session:
         self._own = own
         self.task: Task = task or load_task(config)
         self.device = _device(config)
+        self.adapter = config.train.chosen
         self.model: Any = _with_adapters(self.task, config)
         if config.train.gradient_checkpointing:
             checkpoint_activations(self.model)
         self.model.to(self.device)
-        product = config.train.lora_rank and config.compress.lora == "product"
+        product = config.compress.lora == "product"
         self._exchange = (ProductExchange if product else Exchange)(self.model)
         self.tensors, self.trained = self._exchange.tensors, self._exchange.trained
         self.pretrained = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
-        fresh = map(trained_name, self.task.fresh) if config.train.lora_rank else self.task.fresh
+        name = self.adapter.trained_name if self.adapter else str
+        fresh = map(name, self.task.fresh)
         self.dense = tuple(name for name in fresh if name in self.tensors)
         self.said_of_one = False
         # Decoding a dataset's rows costs more than a small model's step: keep them as lists.
@@ -119,18 +122,18 @@ class Session:
     def save_model(self, folder: Path) -> None:
         """Write the model, as it is now, so that ``from_pretrained`` loads it.
 
-        One without ``save_pretrained`` is written as ``model.safetensors``, its state. With LoRA
-        it is the merged model; the adapters themselves, if they are what is exchanged, lie in
+        One without ``save_pretrained`` is written as ``model.safetensors``, its state. With an
+        adapter it is the merged model; the adapter itself, if it is what is exchanged, lies in
         ``adapter/``, which peft's ``PeftModel.from_pretrained`` loads onto the base.
         """
-        model: Any = merge(self.model) if self.config.train.lora_rank else self.model
+        model: Any = self.adapter.merged(self.model) if self.adapter else self.model
         if hasattr(model, "save_pretrained"):
             model.save_pretrained(folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             safetensors.torch.save_model(model, str(folder / "model.safetensors"))
-        if self.config.train.lora_rank and self.config.compress.lora == "factors":
-            self.model.save_pretrained(folder / "adapter")
+        if self.adapter and self.config.compress.lora == "factors":
+            self.adapter.save(self.model, folder / "adapter")
         if self.task.processor is not None:
             self.task.processor.save_pretrained(folder)
 
@@ -210,16 +213,17 @@ def checkpoint_activations(model: torch.nn.Module) -> None:
 
 def _with_adapters(task: Task, config: RunConfig) -> Any:
     train, model = config.train, task.load_model()
-    if not train.lora_rank:
+    if train.chosen is None:
         return model
-    lora = Lora(
-        rank=train.lora_rank,
+    wanted = Wanted(
+        rank=train.rank,
         alpha=train.lora_alpha,
         dropout=train.lora_dropout,
         targets=train.lora_targets,
+        size=train.adapter_size,
         seed=derive(config.federation.seed, "lora"),
     )
-    return add_lora(model, lora, task.fresh)
+    return train.chosen.put_into(model, wanted, task.fresh)
 
 
 def _device(config: RunConfig) -> torch.device:

@@ -32,6 +32,7 @@ __all__ = [
     "dense_coding",
     "dense_parts",
     "dense_size",
+    "keeps_zeros",
     "scaled",
     "type_of",
 ]
@@ -94,6 +95,11 @@ def dense_parts(
     large = [spec for spec in specs if spec.numel > LARGE and not spec.statistic]
     small = [spec for spec in specs if spec.numel <= LARGE and not spec.statistic]
     return [(INT8, statistics), (EDEN3, small), (rotated, large)]
+
+
+def keeps_zeros(values: str) -> bool:
+    """Return whether 0 is read as 0, whatever stands beside it."""
+    return not isinstance(CODINGS.choose(values), Eden | type(SIGN)) if values != "same" else True
 
 
 def dense_size(values: str, specs: Sequence[TensorSpec]) -> int:
