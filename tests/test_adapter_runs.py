@@ -26,7 +26,7 @@ from fl_darex.strategies.server_app import make_app
 from fl_darex.training.loop import make_optimizer, train
 from fl_darex.training.session import Session
 
-CODINGS = ("fp16", "int8", "int4", "sign", "fp32")
+CODINGS = ("fp16", "int8", "eden1", "sign", "int4", "eden2")
 HEAD = 2 * 16 + 2 + 16 * 16 + 16  # classifier and pooler: the checkpoint lacks both
 INPUTS = {"input_ids": torch.arange(8).view(2, 4)}
 BASE: dict[str, Any] = {

@@ -408,7 +408,7 @@ def test_norms_of_models_own_classes_are_found_and_fresh_ones_are_not() -> None:
             {"train.adapter": "vera", "compress.q": "layer-q-e"},
             "no weights of such layers; set 'q-e'",
         ),
-        ({"train.adapter": "rolora", "compress.values": "sign"}, "'sign' has no zero"),
+        ({"train.adapter": "rolora", "compress.values": "sign"}, "'sign' writes no zero as zero"),
         (
             {"train.adapter": "rolora", "compress.downlink-values": "sign"},
             "downlink-values = 'sign'",

@@ -145,6 +145,8 @@ def configs(draw: Any) -> RunConfig:
     if adapter != "auto":  # what goes with few of them
         values |= {"compress.q": "dare", "compress.values": "fp16", "compress.lora": "factors"}
         values["compress.downlink-values"] = "same"
+    if not str(values.get("compress.values")).startswith("eden"):
+        values["compress.scale"] = "unbiased"
     if values.get("compress.lora") == "product":
         values |= {"train.lora-rank": draw(st.integers(1, 64)), "train.anchor": "round"}
         if method == "wanda" or values.get("compress.q") in RULES:

@@ -140,8 +140,8 @@ class RunConfig(Section):
             if adapter is not None and adapter.needs_zeros and not keeps_zeros(values):
                 raise ValueError(
                     f"compress.{key} = {values!r} writes no zero as zero, and train.adapter = "
-                    f"{name!r} needs one: what rests in a round must not change; set 'int4', or another adapter such as "
-                    "'ffa-lora'"
+                    f"{name!r} needs one: what rests in a round must not change; set 'int4', or "
+                    "another adapter such as 'ffa-lora'"
                 )
         return self
 
