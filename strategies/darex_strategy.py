@@ -68,8 +68,12 @@ class DarexStrategy(PackedRounds):
         values: A row of `fl_darex.wire.codings.CODINGS`; all but ``"sign"`` are unbiased, and all
             but ``"fp64"``, which is for models in float64, send float32's precision at most. Or a
             coding of your own, for clients with ``DarexMod(codings=[...])``.
-        mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one.
-        count: ``"random"``; ``"exact"``: each tensor keeps its share, rounded at random.
+        mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one;
+            ``"disjoint"``: clients of a round keep different entries, as long as their slots are of
+            one run of 1 / (1-p) slots (0 to 9 at p = .9), between which masks are independent;
+            ``"auto"``: begins with ``"client"`` and takes what suits the clients' measured `rho`.
+        count: ``"random"``; ``"exact"``: each tensor keeps its share, rounded at random, as
+            disjoint masks do in any case.
         method: ``"dare"``, ``"structured"``, ``"magnitude"``, ``"wanda"`` (for clients with
             ``DarexMod(norms=...)``), or ``"dense"``: the same path with nothing dropped. Or a
             `fl_darex.compression.Method` of your own, for clients with ``DarexMod(methods=[...])``.
@@ -116,7 +120,7 @@ class DarexStrategy(PackedRounds):
             the largest are chosen: ``"layer"``, ``"row"``, ``"global"``), ``columns`` of structured
             pruning (fraction of the input columns that is kept).
 
-    Attributes are those of `PackedRounds`: ``ledger``, ``q`` and ``counted``.
+    Attributes are those of `PackedRounds`: ``ledger``, ``q``, ``rho`` and ``counted``.
 
     Raises:
         TypeError: If an argument is of another kind: a class in an object's place, a text in a

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from golden import (
     ALL_GOLDEN,
+    DISJOINT,
     EXACT,
     FINGERPRINT,
     GOLDEN,
+    GOLDEN_DISJOINT,
     GOLDEN_EXACT,
     GOLDEN_LISTED,
     GOLDEN_STRUCTURED,
@@ -114,6 +116,7 @@ def test_golden_packets_of_other_masks_never_change():
     two = pruned_by(EXACT, np.array([0.5, 0.75], np.float32))
     assert encode(two, "fp32", base=bytes(range(1, 9))).hex() == GOLDEN_EXACT.hex()
     assert encode(pruned_by(STRUCTURED, 0.5), "fp32").hex() == GOLDEN_STRUCTURED.hex()
+    assert encode(pruned_by(DISJOINT, 0.5), "fp32").hex() == GOLDEN_DISJOINT.hex()
 
 
 def test_golden_packets_of_other_masks_are_read_as_written():
@@ -133,6 +136,8 @@ def test_golden_packets_of_other_masks_are_read_as_written():
     full = exact.rescaled()
     assert full["bias"].tolist() == [0.0, 0.0, 1.5]
     assert full["weight"].reshape(-1).tolist()[:3] == [np.float32(1 / 0.75), 0.0, 4.0]
+    apart = read(GOLDEN_DISJOINT, mask=DISJOINT, q=0.5)
+    assert {n: w.tolist() for n, w in apart.positions.items()} == {"bias": [1], "weight": [4, 5]}
     columns = read(GOLDEN_STRUCTURED, mask=STRUCTURED, q=0.5)
     assert {n: w.tolist() for n, w in columns.positions.items()} == {
         "bias": [2],
@@ -580,11 +585,12 @@ def test_numbers_that_change_places_are_refused(one, other):
         ({"mask_kind": 2}, "the packet's mask kind is 'listed', expected 'seeded'"),
         ({"mask_kind": 9}, "unknown mask kind 9"),
         (
-            {"rng": 3},
-            r"unknown random generator 3; this receiver knows none \(0\), splitmix64 \(1\)",
+            {"rng": 4},
+            r"unknown random generator 4; this receiver knows none \(0\), splitmix64 \(1\)",
         ),
         ({"rng": 0}, "the packet's random generator is 'none', expected 'splitmix64'"),
         ({"rng": 2}, "the packet's random generator is 'splitmix64-exact', expected 'splitmix64'"),
+        ({"rng": 3}, "random generator is 'splitmix64-disjoint', expected 'splitmix64'"),
         ({"coding": 1}, "the packet's value coding is 'fp16', expected 'fp32'"),
         ({"coding": 255}, "the packet's value coding is 255, expected 'fp32'"),
         ({"seed": 8}, "the packet's seed is 8, expected 7"),

@@ -71,7 +71,49 @@ def kept_of_block(stream: int, length: int, kept: int) -> list[int]:
         found.append(at)
 
 
-def mask(seed: int, round_: int, slot: int, name: str, numel: int, kept: int, exact: bool) -> Any:
+def disjoint(seed: int, round_: int, slot: int, name: str, numel: int, kept: int) -> list[int]:
+    places = 2**32 // kept
+    text = f"darex.disjoint.v1|{seed}|{round_}|{slot // places}|{name}"
+    key = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+    offset, found = mix(key) % 2**32, []
+    for block, start in enumerate(range(0, numel, 2**18)):
+        length, stream = min(2**18, numel - start), mix((key + (block + 1) * GOLDEN_GAMMA) % WORD)
+        ends = [0]
+        for place in range(slot % places + 1):
+            low = start * kept + offset + (place << 32) // places
+            ends.append(ends[-1] + (low + length * kept >> 32) - (low >> 32))
+        images = [image(stream, number, length) for number in range(*ends[-2:])]
+        found += sorted(start + position for position in images)
+    return found
+
+
+def image(stream: int, number: int, length: int) -> int:
+    def output(index: int) -> int:
+        return mix((stream + index * GOLDEN_GAMMA) % WORD)
+
+    bits = 0
+    while 2**bits < length:
+        bits += 1
+    high = bits // 2
+    low = bits - high
+    z = (number + output(0)) % length
+    while True:
+        left, right = z >> low, z % 2**low
+        for turn in range(1, 25 if bits < 4 else 7):
+            if turn % 2:
+                left ^= output(turn * 2**32 + right) % 2**high
+            else:
+                right ^= output(turn * 2**32 + left) % 2**low
+        z = left << low | right
+        if z < length:
+            return z
+
+
+def mask(seed: int, round_: int, slot: int, name: str, numel: int, kept: int, how: int) -> Any:
+    """The positions that generator ``how`` gives."""
+    if how == 3:
+        return disjoint(seed, round_, slot, name, numel, kept)
+    exact = how == 2
     key, found = mask_key(seed, round_, slot, name), []
     for block, start in enumerate(range(0, numel, 2**18)):
         length = min(2**18, numel - start)
@@ -112,9 +154,9 @@ def in_columns(
     name, shape = spec[:2]
     numel = int(np.prod(shape, dtype=int))
     if len(shape) < 2 or not numel:
-        return mask(seed, round_, slot, name, numel, kept, exact)
+        return mask(seed, round_, slot, name, numel, kept, 2 if exact else 1)
     width = numel // shape[0]
-    chosen = set(mask(seed, round_, slot, f"{name}|columns", width, columns, True))
+    chosen = set(mask(seed, round_, slot, f"{name}|columns", width, columns, 2))
     numbered = [position for position in range(numel) if position % width in chosen]
     key = mask_key(seed, round_, slot, name)
     inside, found, first = max(1, (kept << 32) // columns), [], 0
@@ -261,9 +303,7 @@ def read(packet: bytes, specs: list[Spec]) -> dict[str, Any]:
         slots = struct.unpack(f"<{position_bytes // 8}q", section) if method == 3 else [slot]
         where = [
             sorted(
-                set().union(
-                    *(mask(seed, round_, s, n, sizes[n], kept, generator == 2) for s in slots)
-                )
+                set().union(*(mask(seed, round_, s, n, sizes[n], kept, generator) for s in slots))
             )
             for n in pruned
         ]
@@ -329,7 +369,9 @@ def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
     specs = specs_of(tensors, dense, below)
     kept = keep_threshold(draw(st.sampled_from([0.0, 0.2, 0.5, 0.9])))
     seed, round_ = draw(st.integers(0, 2**63)), draw(st.integers(0, 1000))
-    kind = draw(st.sampled_from(["seeded", "exact", "union", "listed", "columns", "both"]))
+    kind = draw(
+        st.sampled_from(["seeded", "exact", "disjoint", "union", "listed", "columns", "both"])
+    )
     if kind == "listed":
         where = {}
         for spec in delta.layout.pruned:
@@ -338,9 +380,10 @@ def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
         return gather(delta, ListedMask(where, seed, round_, 4), 1.0), specs
     if kind == "union":
         slots = sorted(draw(st.sets(st.integers(-1, 9), min_size=1, max_size=3)))
-        members = tuple(SeededMask(seed, round_, slot, kept) for slot in slots)
+        apart = draw(st.booleans())
+        members = tuple(SeededMask(seed, round_, s, kept, disjoint=apart) for s in slots)
         return gather(delta, UnionMask(members), 0.5), specs
-    one = SeededMask(seed, round_, 3, kept, kind in ("exact", "both"))
+    one = SeededMask(seed, round_, 3, kept, kind in ("exact", "both"), kind == "disjoint")
     if kind in ("columns", "both"):
         columns = draw(st.integers(kept, ONE))
         return gather(delta, StructuredMask(one, columns), 0.5), specs
@@ -362,6 +405,10 @@ def test_the_second_reader_follows_a_mask_across_blocks():
         table = {"w": values.reshape(16, -1)}
         update = structured(table, 0.999, 0.01, seed=3, exact=exact)
         assert_says(encode(update), update, specs_of(table))
+    for slot in (2, 1013):
+        one = SeededMask(3, 0, slot, keep_threshold(0.999), disjoint=True)
+        update = gather(Delta({"w": values}), one, 0.001)
+        assert_says(encode(update), update, specs_of({"w": values}))
 
 
 # --- §8: versions -----------------------------------------------------------------------------

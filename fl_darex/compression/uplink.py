@@ -12,18 +12,19 @@ import numpy as np
 from fl_darex.compression.choices import COUNTS, MASKS, CountChoice, MaskChoice, QChoice
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
+from fl_darex.compression.rho import BIASED
 from fl_darex.compression.small import whole_up_to
 from fl_darex.delta import Layout
 from fl_darex.errors import nearest
-from fl_darex.masks import ONE, SHARED, keep_threshold
+from fl_darex.masks import ONE, SHARED, fitting, keep_threshold
 from fl_darex.options import Scalar, checked_options
 from fl_darex.positions import SeededMask
 from fl_darex.rescaling import resolve_q
-from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
+from fl_darex.rescaling.rules import PER_LAYER, RULES, SERVER_VALIDATION
 from fl_darex.wire.codings import CODINGS, Coding, type_of
 
 AUTO = "auto"
-"""Of ``dense_below``: as the model's sizes suggest."""
+"""Of ``dense_below``: as the model's sizes suggest; of ``mask``: as rounds suggest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,9 @@ class Uplink:
         q: ``"dare"``, a number in (0, 1], a rule by which clients choose it, or
             ``"server-validation"``; see `fl_darex.rescaling.rules`.
         values: Name of a row of `fl_darex.wire.codings.CODINGS`.
-        mask: ``"client"`` or ``"round"``.
-        count: ``"random"`` or ``"exact"``.
+        mask: ``"client"``, ``"round"``, ``"disjoint"``, or ``"auto"``: the server names one of
+            these each round.
+        count: ``"random"`` or ``"exact"``; disjoint masks are exact in any case.
         seed: The run's seed, in [0, 2**63).
         dense: Names of tensors whose whole delta is sent.
         dense_below: Floating-point tensors of at most so many entries are sent whole, too.
@@ -80,10 +82,16 @@ class Uplink:
         options = checked_options(f"method {self.method!r}", self.how.options, self.options)
         object.__setattr__(self, "options", options)
         object.__setattr__(self, "dense", tuple(self.dense))
-        if self.mask == "round" and not self.how.seeded:
+        if self.mask != "client" and not self.how.seeded:
             raise ValueError(
-                f"mask = 'round' is for masks that are drawn; method = {self.method!r} chooses by "
-                "value: set mask = 'client'"
+                f"mask = {self.mask!r} is for masks that are drawn; "
+                f"method = {self.method!r} chooses by value: set mask = 'client'"
+            )
+        if self.mask == AUTO and (self.values in BIASED or self.rule in PER_LAYER):
+            own = f"values = {self.values!r}" if self.values in BIASED else f"q = {self.q!r}"
+            raise ValueError(
+                f"mask = 'auto' measures how much clients agree, which their packets do not say "
+                f"with {own}: choose the mask, or another of these"
             )
         _ = self.divisor
         self.how.check(self)
@@ -110,7 +118,10 @@ class Uplink:
         settings["options"] = {k: v for k, v in given.items() if k in own or k not in others}
         if not isinstance(values, str):
             values = CODINGS.add(values).name
-        return cls(method=method, keep=keep_threshold(p), values=values, **settings)
+        keep = keep_threshold(p)
+        if settings.get("mask") in ("disjoint", AUTO):
+            keep = fitting(keep)
+        return cls(method=method, keep=keep, values=values, **settings)
 
     @property
     def how(self) -> Method:
@@ -150,9 +161,10 @@ class Uplink:
         return Layout.of(tensors, self.dense, int(self.dense_below))
 
     def drawn(self, round_: int, slot: int) -> SeededMask:
-        """Return the entries that a client draws in a round."""
+        """Return the entries that a client draws in a round; the mask is not ``"auto"``."""
         slot = SHARED if self.mask == "round" else slot
-        return SeededMask(self.seed, round_, slot, self.keep, self.count == "exact")
+        exact, disjoint = self.count == "exact", self.mask == "disjoint"
+        return SeededMask(self.seed, round_, slot, self.keep, exact, disjoint)
 
     @cached_property
     def divisor(self) -> float:

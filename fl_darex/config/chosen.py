@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
+from fl_darex.compression.choices import MaskChoice
 from fl_darex.compression.downlink import POLICIES
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
@@ -141,7 +142,9 @@ class CompressConfig(_CompressOptions):
     """What a client sends."""
 
     values: Annotated[str, AfterValidator(names_a_row("compress.values", CODINGS))] = "fp16"
-    mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
+    mask: MaskChoice = Field(
+        "client", description="one mask each, shared, sharing no entry, or as rho suggests"
+    )
     count: Literal["random", "exact"] = Field("random", description="survivors of each tensor")
     dense_below: Literal["auto"] | Size = Field(
         "auto", description="tensors of at most so many entries go whole; auto: while they are few"

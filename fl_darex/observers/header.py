@@ -10,6 +10,12 @@ from fl_darex.shown import counted
 
 _OWN = "the task's own"
 
+_MASKS = {
+    "round": ", one mask for all clients",
+    "disjoint": ", masks that share no entry",
+    "auto": ", masks as rho suggests",
+}
+
 
 def header(start: RunStart) -> Table:
     """Return what is known of a run before its first round."""
@@ -96,8 +102,8 @@ def _up(compress: CompressConfig, seed: int) -> str:
     q = f"q = {asked.divisor:.6g}"
     if isinstance(asked.q, str) and asked.q != "dare":
         q = f"q by {asked.q}" + (" on each client" if asked.rule else "")
-    shared = ", one mask for all clients" if compress.mask == "round" else ""
-    return f"{compress.method}, p = {compress.p:g}, {q}, {compress.values}{shared}"
+    masks = _MASKS.get(compress.mask, "")
+    return f"{compress.method}, p = {compress.p:g}, {q}, {compress.values}{masks}"
 
 
 def _down(compress: CompressConfig) -> str:

@@ -16,7 +16,7 @@ from fl_darex.delta import Layout, TensorSpec
 from fl_darex.errors import PacketError, Reason
 from fl_darex.masks import Positions, joined
 
-GENERATORS = {"none": 0, "splitmix64": 1, "splitmix64-exact": 2}
+GENERATORS = {"none": 0, "splitmix64": 1, "splitmix64-exact": 2, "splitmix64-disjoint": 3}
 """How seeded masks are drawn (`fl_darex.masks`), and the bytes that say so."""
 
 

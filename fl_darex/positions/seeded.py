@@ -24,6 +24,8 @@ class SeededMask(Mask):
         slot: The client's partition, or `fl_darex.masks.SHARED`.
         keep: Keep threshold in units of 2**-32 (`fl_darex.masks.keep_threshold`).
         exact: Whether each tensor keeps an exact number (`fl_darex.masks.exact_survivors`).
+        disjoint: Whether it shares no entry with those of the slots beside it
+            (`fl_darex.masks.disjoint`); its number is exact, too.
 
     Raises:
         ValueError: If seed or round is outside [0, 2**64), where a packet could not carry it.
@@ -36,14 +38,18 @@ class SeededMask(Mask):
     slot: int
     keep: int
     exact: bool = False
+    disjoint: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "exact", self.exact or self.disjoint)
         for name in ("seed", "round"):
             if not 0 <= getattr(self, name) < 1 << 64:
                 raise ValueError(f"{name} must be in [0, 2**64), got {getattr(self, name)}")
 
     def key(self, name: str) -> int:
         """Return the key of one tensor's mask."""
+        if self.disjoint:
+            return masks.disjoint_key(self.seed, self.round, self.slot, self.keep, name)
         return masks.mask_key(self.seed, self.round, self.slot, name)
 
     def in_blocks(self, blocks: Blocks, start: Positions) -> list[Positions]:
@@ -51,8 +57,10 @@ class SeededMask(Mask):
         streams = self.streams(blocks)
         if not self.exact:
             return masks.draw(streams, start, blocks.length, self.keep)
-        keys = self._keys(blocks)
-        return masks.draw_exact(keys, streams, blocks.first, start, blocks.length, self.keep)
+        where = (self._keys(blocks), streams, blocks.first, start, blocks.length)
+        if self.disjoint:
+            return masks.draw_disjoint(*where, self.slot, self.keep)
+        return masks.draw_exact(*where, self.keep)
 
     def bounds(self, layout: Layout) -> tuple[int, int]:
         """Return the fewest and the most entries that it keeps.
@@ -80,7 +88,7 @@ class SeededMask(Mask):
     @property
     def fields(self) -> MaskFields:
         """All that is needed to draw it again."""
-        generator = "splitmix64-exact" if self.exact else "splitmix64"
+        generator = "splitmix64" + ("-disjoint" if self.disjoint else "-exact" * self.exact)
         return MaskFields(self.kind, generator, self.seed, self.round, self.slot, self.keep)
 
     @classmethod
@@ -88,8 +96,8 @@ class SeededMask(Mask):
         """Return the mask that the fields of any kind that is drawn describe."""
         if header.generator == "none" or not 0 < header.keep <= masks.ONE:
             refuse(f"has the keep threshold {header.keep} with the generator {header.generator!r}")
-        exact = header.generator == "splitmix64-exact"
-        return cls(header.seed, header.round, header.slot, header.keep, exact)
+        exact, disjoint = (header.generator == f"splitmix64-{how}" for how in ("exact", "disjoint"))
+        return cls(header.seed, header.round, header.slot, header.keep, exact, disjoint)
 
     @classmethod
     def read(cls, header: MaskFields, section: memoryview, layout: Layout, count: int) -> Mask:
