@@ -92,6 +92,7 @@ ROWS = [
     ("compress.mask", {"compress.method": "magnitude"}, {}, "draws what survives"),
     ("compress.mask", {"compress.p": 0}, {}, "compress.p above 0"),
     ("compress.count", {"compress.method": "wanda"}, {}, "draws what survives"),
+    ("compress.count", {"compress.mask": "disjoint"}, {}, "whose count is always exact"),
     ("compress.values", DENSE_BOTH, DENSE, "packets"),
     ("compress.values", DENSE | {"compress.downlink-values": "fp32"}, {}, "packets"),
     ("compress.dense-below", DENSE_BOTH, DENSE, "packets"),

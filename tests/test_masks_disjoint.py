@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_darex.delta import Layout
+from fl_darex.errors import PacketError
 from fl_darex.masks import (
     BLOCK,
     ONE,
@@ -191,6 +193,7 @@ def test_any_block_can_be_drawn_alone(p):
 
 # --- in packets -----------------------------------------------------------------------------------
 
+GENERATOR = "splitmix64-disjoint"
 LAYOUT = Layout.of({"a": np.zeros(40, np.float32), "b": np.zeros((30, 50), np.float32)})
 
 
@@ -212,7 +215,7 @@ def test_the_union_of_disjoint_masks_has_what_any_of_them_has():
     members = tuple(map(seeded, (0, 2, 4)))
     union = united(members)
     assert isinstance(union, UnionMask)
-    assert union.fields.generator == "splitmix64-disjoint"
+    assert union.fields.generator == GENERATOR
     again = UnionMask.read(union.fields, memoryview(union.section(LAYOUT)), LAYOUT, 0)
     assert again == union
     for spec in LAYOUT.pruned:
@@ -221,5 +224,8 @@ def test_the_union_of_disjoint_masks_has_what_any_of_them_has():
 
 
 def test_structured_pruning_refuses_disjoint_masks():
+    fields = replace(StructuredMask(SeededMask(7, 3, 1, 5), 9).fields, generator=GENERATOR)
+    with pytest.raises(PacketError, match="draws disjoint masks in columns"):
+        StructuredMask.read(fields, memoryview(bytes([9] + [0] * 7)), LAYOUT, 0)
     with pytest.raises(ValueError, match="disjoint masks are drawn entry by entry"):
         StructuredMask(seeded(1), ONE // 2)
