@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_darex.compression.rho import Norms, Rho, effective, meeting, noise, rho
+from fl_darex.compression.rho import Norms, Rho, effective, meeting, noise, rho, squared
 from fl_darex.compression.update import SparseUpdate
 from fl_darex.compression.uplink import Uplink
 from fl_darex.compression.weighted_sum import Part, weighted_mean
@@ -141,6 +141,21 @@ def test_where_packets_do_not_say_it_there_is_no_number():
     norms = mean_of(silent, Uplink.of("dare", 0.5), 1)[1]
     assert norms is not None and rho(norms, ONE // 2, 0.5) is None
     assert rho(Norms((1.0, 0.0), (4.0, 0.0), 4.0, 9.0), ONE // 2, 0.5) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 100_000])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_squares_are_added_up_as_in_float64(size, kind):
+    numbers = np.random.default_rng(size).normal(size=size).astype(kind)
+    expected = np.square(numbers.astype(np.float64)).sum()
+    assert squared(numbers) == pytest.approx(expected, rel=1e-5)
+
+
+def test_squares_that_overflow_make_no_number():
+    large = [np.full(5000, 1e30, np.float32)] * 2
+    norms = mean_of(large, Uplink.of("dare", 0.0), 1)[1]
+    assert norms is not None and norms.total == float("inf")
+    assert rho(norms, ONE, 1.0) is None
 
 
 def test_weights_count_as_many_clients_as_average_alike():

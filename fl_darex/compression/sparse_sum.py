@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fl_darex.change import Array, square
+from fl_darex.change import Array
+from fl_darex.compression.rho import squared
 from fl_darex.delta import Layout
 from fl_darex.masks import ONE
 from fl_darex.positions import Blocks, Draws, Mask, Positions, joined
@@ -71,7 +72,7 @@ class Share:
             return np.zeros(self.read - start, dtype=np.float32)
         if self.weight is not None:
             numbers = update.numbers(start, self.read, self.weight)
-            self.square += square([numbers])
+            self.square += squared(numbers)
             return numbers
         numbers, share = update.numbers(start, self.read), self.share * self.part.factor
         scale = (share / np.asarray(update.q, dtype=np.float64)).astype(numbers.dtype)

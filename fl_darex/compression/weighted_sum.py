@@ -11,13 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fl_darex.change import Array, Arrays, added, moved, shortened, square, steps, wide
-from fl_darex.compression.rho import Norms
+from fl_darex.change import Array, Arrays, added, moved, shortened, steps, wide
+from fl_darex.compression.rho import Norms, squared
 from fl_darex.compression.sparse_sum import Share, add_sparse
 from fl_darex.compression.update import Before, SparseUpdate, Update
 from fl_darex.delta import Layout
-
-_AT_ONCE = 1 << 20  # numbers whose squares are added at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +127,8 @@ def _norms(sums: Array, shares: Sequence[Share]) -> Norms | None:
     weights = tuple(one.weight for one in shares if one.weight is not None)
     if len(weights) < max(2, len(shares)):
         return None
-    total = square(sums[at : at + _AT_ONCE] for at in range(0, sums.size, _AT_ONCE))
     survivors = sum(one.part.update.count for one in shares) / len(shares)
-    return Norms(weights, tuple(one.square for one in shares), total, survivors)
+    return Norms(weights, tuple(one.square for one in shares), squared(sums), survivors)
 
 
 def _tied_after(before: Before, layout: Layout, shares: Sequence[Share], after: Arrays) -> Arrays:
