@@ -10,6 +10,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Message
 from flwr.common.logger import log
 
+from fl_darex.compression.choices import MaskChoice
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
@@ -63,6 +64,10 @@ class Asking:
                 log(WARNING, text, self._name)
             self._followed = True
             self._addressing.present(records[0])
+
+    def draw(self, mask: MaskChoice) -> None:
+        """Ask for masks of a kind from now on; never ``"auto"``, which clients do not know."""
+        self._uplink = replace(self._uplink, mask=mask)
 
     def of(
         self, messages: Iterable[Message], round_: int, counted: Mapping[int, int]

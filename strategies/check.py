@@ -20,7 +20,7 @@ from fl_darex.delta import Layout
 from fl_darex.flower.ledger import trained_info
 from fl_darex.flower.records import view_arrays
 from fl_darex.flower.sizes import describe
-from fl_darex.masks import ONE
+from fl_darex.masks import ONE, places
 from fl_darex.secagg import SecureAggregation
 
 from .expected import ENVELOPE_BYTES, Downlink, down_bytes, noise_of_dropping, up_bytes
@@ -197,6 +197,12 @@ def _problems(
             secure.ring_for(clients)
         except ValueError as error:
             yield str(error)
+    if uplink.mask == "disjoint" and clients > (many := places(uplink.keep)):
+        yield (
+            f"mask 'disjoint': {many} masks fit side by side at p = {1 - uplink.keep / ONE:g}, and "
+            f"a round has {clients} clients, so that some keep the same entries; raise p, or take "
+            "mask='client'"
+        )
     moves = "its noise moves" if wrapped.private else "its momentum moves"
     # Momentum stays where clients' changes are; a mask that never moves keeps it there.
     moved = uplink.rotate and any(isinstance(one, _MOVING) for one in wrapped.layers)

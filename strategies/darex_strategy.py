@@ -70,8 +70,12 @@ class DarexStrategy(PackedRounds):
             coding of your own, for clients with ``DarexMod(codings=[...])``.
         scale: Of ``values="eden1"`` to ``"eden4"``: ``"unbiased"``: clients' mean is right on
             average; ``"least-squares"``: each packet nearer to its update, and shorter.
-        mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one.
-        count: ``"random"``; ``"exact"``: each tensor keeps its share, rounded at random.
+        mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one;
+            ``"disjoint"``: clients of a round keep different entries, as long as their slots are of
+            one run of 1 / (1-p) slots (0 to 9 at p = .9), between which masks are independent;
+            ``"auto"``: begins with ``"client"`` and takes what suits the clients' measured `rho`.
+        count: ``"random"``; ``"exact"``: each tensor keeps its share, rounded at random, as
+            disjoint masks do in any case.
         rotate: Whether each round draws masks of its own; False: one draw for the whole run, and
             all other entries stay as they are.
         mask_first: Whether clients train only the entries that their mask keeps, which their app
@@ -124,7 +128,7 @@ class DarexStrategy(PackedRounds):
             the largest are chosen: ``"layer"``, ``"row"``, ``"global"``), ``columns`` of structured
             pruning (fraction of the input columns that is kept).
 
-    Attributes are those of `PackedRounds`: ``ledger``, ``q`` and ``counted``.
+    Attributes are those of `PackedRounds`: ``ledger``, ``q``, ``rho`` and ``counted``.
 
     Raises:
         TypeError: If an argument is of another kind: a class in an object's place, a text in a

@@ -9,7 +9,7 @@ import numpy as np
 
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
-from fl_darex.masks import ONE
+from fl_darex.masks import ONE, places
 from fl_darex.secagg import SecureAggregation
 from fl_darex.wire.codings import CODINGS, dense_size
 from fl_darex.wire.header import HEADER_BYTES
@@ -60,7 +60,8 @@ def noise_of_dropping(uplink: Uplink, clients: int) -> float | None:
     """Return how long what random dropping adds to a round's step is, in changes of a client.
 
     ``sqrt(p (1-p) / clients) / q``, so ``sqrt(p / (1-p) / clients)`` for q = 1-p: each entry that
-    survives stands for ``1/q``, and clients' masks are independent unless they share one.
+    survives stands for ``1/q``, and clients' masks are independent unless they share one. Disjoint
+    ones are no noisier than independent ones, and less so where clients agree.
 
     Args:
         uplink: What is asked of clients.
@@ -77,6 +78,20 @@ def noise_of_dropping(uplink: Uplink, clients: int) -> float | None:
         return 0.0
     together = 1 if uplink.mask == "round" else clients
     return math.sqrt(keep * (1.0 - keep) / together) / uplink.divisor
+
+
+def _union(uplink: Uplink, clients: int) -> float:
+    """Return the share of entries that some client of a round sends; with ``"auto"``, in round 1.
+
+    Disjoint masks are taken to be of as few groups as there can be.
+    """
+    keep, together = uplink.keep / ONE, 1
+    if uplink.mask == "round":
+        clients = 1
+    elif uplink.mask == "disjoint":
+        together = places(uplink.keep)
+    groups, rest = divmod(clients, together)
+    return 1 - (1 - keep * together) ** groups * (1 - keep * rest)
 
 
 def _sparse(layout: Layout, share: float, values: str, listed: float) -> int:
@@ -112,7 +127,6 @@ def down_bytes(
         clients: How many take part in a round.
         plain: Bytes of a message with the whole model.
     """
-    keep = uplink.keep / ONE
     if downlink.policy == "dense":
         return plain
     if downlink.policy == "server":
@@ -120,7 +134,7 @@ def down_bytes(
         return min(plain, _sparse(layout, share, downlink.values, share))
     if downlink.policy != "update":
         return None
-    share = keep if uplink.mask == "round" else 1 - (1 - keep) ** clients
+    share = _union(uplink, clients)
     if not uplink.how.packs:
         share = 1.0
     listed = 0.0 if uplink.how.seeded else share

@@ -15,7 +15,7 @@ from typing import Literal
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy import Strategy
 
-from fl_darex.compression.uplink import Uplink
+from fl_darex.compression.uplink import AUTO, Uplink
 from fl_darex.masks import ONE
 from fl_darex.rescaling.rules import SERVER_VALIDATION
 
@@ -143,6 +143,11 @@ def check_form(asked: Uplink, form: str, strategy: Strategy) -> None:
         raise ValueError(
             f"q = {SERVER_VALIDATION!r} searches along the average, which {name} does not take; "
             "choose another q"
+        )
+    if asked.mask == AUTO:
+        raise ValueError(
+            f"mask = 'auto' measures how much clients agree on their average, which {name} does "
+            "not take; choose the mask"
         )
     comparing = any(isinstance(one, COMPARING) for one in layers(strategy))
     if form == "own" and comparing and asked.keep != ONE:

@@ -32,6 +32,7 @@ from .downlink.addressing import Addressing, Setting
 from .downlink.broadcast import Broadcast
 from .front import Front
 from .intake import Intake
+from .masks import Masks
 from .reply import Came
 from .secure.sum import SecureSum
 from .sent import Asked
@@ -78,14 +79,14 @@ class PackedRounds(Front):
         self._broadcast, self._addressing = broadcast, Addressing(broadcast)
         self._on_reply = on_reply
         self._corrections = Corrections(uplink, validate, self._send_whole)
+        self._masks = Masks(uplink)
         self.ledger = ledger = Ledger()
         known, equal = ledger.partition_of, wrapped.private
         self._intake = Intake(known, lambda: wrapped.weighted_by, max_weight, clip, equal)
         self._roster = Roster(ledger.partition_of, broadcast.heard)
         self.counted = 0
         self._counted: dict[int, int] = {}  # by partition: the last round in which it counted
-        self._running = False
-        self._timeout, self._settings = 3600.0, ConfigRecord()
+        self._running, self._timeout, self._settings = False, 3600.0, ConfigRecord()
         self._asked: dict[int, Asked] = {}
         self._asking = Asking(uplink, broadcast, self._addressing, self._slot_of, wrapped.name)
         self._wrapped = wrapped  # last: what it has and this has not is set on it from here on
@@ -100,11 +101,7 @@ class PackedRounds(Front):
             strategy.summary()
 
     def start(self, grid: Grid, initial_arrays: ArrayRecord, *more: Any, **named: Any) -> Result:
-        """Run the wrapped strategy's own `start`, the rounds of which are ours.
-
-        See `flwr.serverapp.strategy.Strategy.start` for the arguments; the wrapped strategy may
-        have others.
-        """
+        """Run the wrapped strategy's own `start`, with its arguments; its rounds are ours."""
         self._counted = {}  # rounds are numbered anew
         bound = signature(self.strategy.start).bind(grid, initial_arrays, *more, **named).arguments
         asked = bound | named  # its own **keywords would hide some
@@ -154,6 +151,7 @@ class PackedRounds(Front):
         self.ledger.name_clients()
         messages.sort(key=self._slot_of)
         self._asking.follow(messages)
+        self._asking.draw(self._masks.begin([self._slot_of(message) for message in messages]))
         self._asked = self._asking.of(messages, server_round, self._counted)
         if self._secure:
             messages = self._secure.begin(messages, self._asked, grid, self._timeout)
@@ -167,6 +165,7 @@ class PackedRounds(Front):
         """Add the updates and let the wrapped strategy take its step."""
         result = self._result(server_round, list(replies))
         self.counted = len(result.used)
+        self._masks.end(server_round)
         for reply in result.used:
             if self._addressing.informed(node := reply.message.metadata.src_node_id):
                 (self._broadcast.spoke if reply.packed else self._broadcast.holds)(node)
@@ -220,12 +219,15 @@ class PackedRounds(Front):
             found: MetricRecord | None = strategy.aggregate_evaluate(server_round, ordered)
             return found
 
-    # --- what the run remembers -------------------------------------------------------------------
-
     @property
     def q(self) -> float:
         """What survivors were divided by in the last round; the mean, where clients choose."""
         return self._corrections.q
+
+    @property
+    def rho(self) -> float | None:
+        """How much the clients of the last round agree, in [0, 1]; None: unknown; see `Masks`."""
+        return self._masks.rho
 
     @property
     def model(self) -> ArrayRecord:
@@ -251,6 +253,7 @@ class PackedRounds(Front):
             "broadcast": self._broadcast,
             "asking": self._asking,
             "corrections": self._corrections,
+            "masks": self._masks,
             "ledger": self.ledger,
             "roster": self._roster,
             "intake": self._intake,
@@ -268,7 +271,7 @@ class PackedRounds(Front):
                 return average(wrapped, round_, came, self._corrections, used)
             came = self._intake.usable(replies, self._asked)
             if came.usable or self._asked:
-                return stepped(wrapped, round_, came, self._corrections)
+                return stepped(wrapped, round_, came, self._masks.before(self._corrections))
         except PacketError as error:
             came.usable = []
             log(WARNING, "round %s: %s; the model stays as it is", round_, error)

@@ -163,6 +163,7 @@ class Server:
             dense_down_bytes=sum(entry.dense_down_bytes for entry in entries),
             held_bytes=sum(entry.held_bytes for entry in entries),
             q=self.strategy.q if pruned else None,
+            rho=self.strategy.rho,
             pull=_number(self._train.get("pull")) if adamr else None,
             test_metric=self._test(round_),
             seconds=time.monotonic() - self._clock,

@@ -201,6 +201,7 @@ GOLDEN = {
 LISTED = ListedMask({"bias": np.array([2]), "weight": np.array([0, 4, 5])}, 7, 3, 2)
 UNION = UnionMask((SeededMask(7, 3, 0, ONE // 4), SeededMask(7, 3, 2, ONE // 4)))
 EXACT = SeededMask(7, 3, 2, ONE // 2, exact=True)
+DISJOINT = SeededMask(7, 3, 5, ONE // 3, disjoint=True)
 STRUCTURED = StructuredMask(MASK, columns=3 * (ONE // 4))
 
 GOLDEN_LISTED = bytes.fromhex(
@@ -299,6 +300,27 @@ GOLDEN_STRUCTURED = bytes.fromhex(
     "0000803f"  # weight[0] = 1
     "00004040"  # weight[2] = 3
     "6f12833a"  # weight[3] = 0.001
+    "0000c040"  # weight[5] = 6
+    "0000003e000000bf"  # bn.running_var
+    "0201000000000000"  # steps
+)
+GOLDEN_DISJOINT = bytes.fromhex(
+    "44415258"
+    "01"
+    "01"  # mask kind: seeded
+    "05"  # random generator: SplitMix64 with disjoint slots
+    "00"  # value coding: fp32
+    "0700000000000000"  # seed
+    "0300000000000000"  # round
+    "0500000000000000"  # slot: the third of the second group of three
+    "5555555500000000"  # keep threshold: a third of 2**32
+    "000000000000e03f"  # q: 0.5
+    "00000100" + FINGERPRINT + "0000000000000000"  # version of the model: not said
+    "0300000000000000"  # survivors
+    "0000000000000000"  # bytes of the positions section
+    "7b0bcd92"  # CRC-32
+    "000080be"  # bias[1] = -0.25
+    "0000a0c0"  # weight[4] = -5
     "0000c040"  # weight[5] = 6
     "0000003e000000bf"  # bn.running_var
     "0201000000000000"  # steps
@@ -403,6 +425,7 @@ ALL_GOLDEN = {
     "listed": GOLDEN_LISTED,
     "union": GOLDEN_UNION,
     "exact": GOLDEN_EXACT,
+    "disjoint": GOLDEN_DISJOINT,
     "structured": GOLDEN_STRUCTURED,
     "fixed": GOLDEN_FIXED,
     **ROTATED,

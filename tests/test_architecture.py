@@ -182,7 +182,7 @@ def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
 ORDER = (
     *("forms", "sent", "reply", "agreement", "intake", "nonnegative", "remembered", "server_q"),
     *("wrapped", "expected", "check", "front", "weights", "corrections", "shared_support"),
-    *("tied", "aggregation", "downlink", "asking", "secure", "rounds"),
+    *("tied", "aggregation", "masks", "downlink", "asking", "secure", "rounds"),
     *("averaging", "darex_strategy", "server", "server_app"),
 )
 

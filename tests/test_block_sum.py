@@ -15,8 +15,8 @@ from fl_darex.compression import sparse_sum as block_sum
 from fl_darex.compression.sparse_sum import Share, add_sparse
 from fl_darex.compression.weighted_sum import Part
 from fl_darex.delta import Delta, Layout
-from fl_darex.masks import BLOCK
-from fl_darex.positions import ListedMask
+from fl_darex.masks import BLOCK, ONE
+from fl_darex.positions import ListedMask, SeededMask
 from fl_darex.pruning import dare
 from fl_darex.pruning.gather import gather
 from fl_darex.survivors import Survivors
@@ -43,6 +43,11 @@ def survivors(client: int, **options: Any) -> Survivors:
     return dare(delta(client), **{"p": 0.9, "seed": 1, "slot": client} | options)
 
 
+def apart(client: int) -> Survivors:
+    mask = SeededMask(1, 0, client, ONE // 4, disjoint=True)
+    return gather(delta(client), mask, 0.25)
+
+
 def listed(client: int) -> Survivors:
     where = {n: np.arange(client, int(np.prod(s)), 11) for n, s in SHAPES.items() if n != "head"}
     return gather(delta(client), ListedMask(where, slot=client), 0.7)
@@ -64,6 +69,7 @@ CASES = {
     "independent masks": [survivors(i) for i in range(4)],
     "one mask": [survivors(i, slot=-1) for i in range(4)],
     "both": [survivors(0), survivors(1, slot=-1), survivors(2), survivors(3, slot=-1)],
+    "masks side by side": [apart(i) for i in range(4)],
     "exact counts": [survivors(i, exact=True) for i in range(3)],
     "nothing dropped": [survivors(i, p=0.0) for i in range(3)],
     "listed": [listed(i) for i in range(3)],

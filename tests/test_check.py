@@ -42,6 +42,8 @@ def cache_folder(tmp_path, monkeypatch):
         {},
         {"p": 0.9, "values": "int8"},
         {"p": 0.9, "mask": "round"},
+        {"p": 0.9, "mask": "disjoint"},
+        {"p": 0.6, "mask": "disjoint"},
         {"p": 0.9, "downlink": "server", "downlink_p": 0.98, "downlink_values": "fp32"},
         {"p": 0.9, "downlink": "dense"},
         {"p": 0.9, "method": "magnitude"},
@@ -140,6 +142,12 @@ SUM = SecureAggregation(range=0.1, max_weight=10)
         (FedAvg, {}, NAN, "'w' of the initial model holds NaN or infinite values"),
         (FedAvg, {"p": 0.0, "values": "fp32"}, MODEL, "is hardly smaller than the model"),
         (FedAvgM, {}, BASE, "its momentum moves every entry .* take downlink='server'"),
+        (
+            FedAvg,
+            {"p": 0.3, "mask": "disjoint"},
+            MODEL,
+            "1 masks fit side by side at p = 0.3, and a",
+        ),
         (FedAvg, {"mask": "round", "secure": SUM}, BASE, "secure aggregation needs 3 to"),
     ],
 )

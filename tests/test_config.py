@@ -135,6 +135,8 @@ def configs(draw: Any) -> RunConfig:
         values["compress.rotate"] = True
     if method == "structured":
         values["compress.columns"] = 1.0
+    if method == "structured" or values.get("compress.values") == "sign":
+        values["compress.mask"] = "client"
     if method == "dense":
         values["compress.q"] = "dare"
     if values.get("train.optimizer", "adamr") == "adamr":
@@ -395,7 +397,11 @@ Q = (
             "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'eden4', 'eden3', 'eden2', 'eden1', "
             "'sign', 'fp64', or 'package.module:name'; did you mean 'int8'?",
         ),
-        ("compress.mask", "rounds", "allowed: 'client', 'round'; did you mean 'round'?"),
+        (
+            "compress.mask",
+            "rounds",
+            "allowed: 'client', 'round', 'disjoint', 'auto'; did you mean 'round'?",
+        ),
     ],
 )
 def test_a_value_outside_its_range_is_refused_with_the_range(key, value, allowed):
@@ -719,6 +725,13 @@ def test_flattening_leaves_flat_keys_alone():
             {"method": "magnitude", "mask": "round"},
             "compress.mask = 'round' .* chooses by value: set mask = 'client'",
         ),
+        ({"method": "wanda", "mask": "auto"}, "compress.mask = 'auto' .* chooses by value"),
+        (
+            {"method": "structured", "mask": "disjoint"},
+            "compress.mask = 'disjoint' is for method = 'dare'.* use mask = 'client' or 'round'",
+        ),
+        ({"values": "sign", "mask": "auto"}, "compress.mask = 'auto' .* with values = 'sign'"),
+        ({"q": "layer-q-e", "mask": "auto"}, "compress.mask = 'auto' .* with q = 'layer-q-e'"),
         ({"method": "wanda", "scope": "global"}, "set 'layer' or 'row'"),
         ({"method": "structured", "p": 0.9}, "compress.columns = 0.05 keeps fewer .*: 0.1 to 1"),
         ({"method": "dense", "q": "q-e"}, "compress.q = 'q-e' divides survivors"),

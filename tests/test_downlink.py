@@ -119,7 +119,7 @@ STRATEGIES: dict[str, Any] = {
 
 @BOTH
 @pytest.mark.parametrize("which", STRATEGIES)
-@pytest.mark.parametrize("mask", ["client", "round"])
+@pytest.mark.parametrize("mask", ["client", "round", "disjoint"])
 @pytest.mark.parametrize("values", ["fp16", "int8"])
 def test_every_client_trains_the_very_bits_that_the_server_holds(downlink, which, mask, values):
     strategy = DarexStrategy(
@@ -180,7 +180,9 @@ def test_an_update_is_the_servers_own_step_rounded():
         assert (models["update"][name][unchanged] == base[unchanged]).all()
 
 
-@pytest.mark.parametrize(("mask", "slots"), [("round", 0), ("client", CLIENTS)])
+@pytest.mark.parametrize(
+    ("mask", "slots"), [("round", 0), ("client", CLIENTS), ("disjoint", CLIENTS)]
+)
 def test_positions_of_an_update_follow_from_the_clients_masks(mask, slots):
     strategy = DarexStrategy(fedavg(), p=0.99, mask=mask, downlink="update", dense_below=0)
     base = {name: tensor - np.float32(1) for name, tensor in BASE.items()}  # each has a negative
@@ -192,7 +194,7 @@ def test_positions_of_an_update_follow_from_the_clients_masks(mask, slots):
         if array.stype == PACKET_STYPE
     )
     numel = sum(tensor.size for tensor in BASE.values())
-    share = 0.01 if mask == "round" else 1 - 0.99**CLIENTS
+    share = {"round": 0.01, "client": 1 - 0.99**CLIENTS, "disjoint": 0.01 * CLIENTS}[mask]
     survivors = (len(packet) - 96 - 8 * slots) / 2
     assert abs(survivors - share * numel) <= 5 * (share * (1 - share) * numel) ** 0.5
     # A client's packet is not in it.

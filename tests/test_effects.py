@@ -110,6 +110,7 @@ ROWS = [
     ("compress.rotate", {"compress.p": 0}, {}, "compress.p above 0"),
     ("train.masked", {"compress.p": 0}, {}, "compress.p above 0"),
     ("train.masked", DENSE, {"compress.method": "structured"}, "draws what survives"),
+    ("compress.count", {"compress.mask": "disjoint"}, {}, "whose count is always exact"),
     ("compress.values", DENSE_BOTH, DENSE, "packets"),
     ("compress.scale", {}, {"compress.values": "eden2"}, "compress.values = 'eden1' to 'eden4'"),
     ("compress.values", DENSE | {"compress.downlink-values": "fp32"}, {}, "packets"),

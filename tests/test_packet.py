@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from golden import (
     ALL_GOLDEN,
+    DISJOINT,
     EXACT,
     FINGERPRINT,
     FIXED,
     GOLDEN,
+    GOLDEN_DISJOINT,
     GOLDEN_EXACT,
     GOLDEN_FIXED,
     GOLDEN_LISTED,
@@ -118,6 +120,7 @@ def test_golden_packets_of_other_masks_never_change():
     assert encode(two, "fp32", base=bytes(range(1, 9))).hex() == GOLDEN_EXACT.hex()
     assert encode(pruned_by(STRUCTURED, 0.5), "fp32").hex() == GOLDEN_STRUCTURED.hex()
     assert encode(pruned_by(FIXED, 0.5), "fp32").hex() == GOLDEN_FIXED.hex()
+    assert encode(pruned_by(DISJOINT, 0.5), "fp32").hex() == GOLDEN_DISJOINT.hex()
 
 
 def test_golden_packets_of_other_masks_are_read_as_written():
@@ -141,6 +144,8 @@ def test_golden_packets_of_other_masks_are_read_as_written():
     assert fixed.positions["weight"].tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(PacketError, match="the packet's round is 3, expected 4"):
         read(GOLDEN_FIXED, mask=replace(FIXED, round=4), q=0.5)  # a replay, of the same mask
+    apart = read(GOLDEN_DISJOINT, mask=DISJOINT, q=0.5)
+    assert {n: w.tolist() for n, w in apart.positions.items()} == {"bias": [1], "weight": [4, 5]}
     columns = read(GOLDEN_STRUCTURED, mask=STRUCTURED, q=0.5)
     assert {n: w.tolist() for n, w in columns.positions.items()} == {
         "bias": [2],
@@ -593,12 +598,13 @@ def test_numbers_that_change_places_are_refused(one, other):
         ({"mask_kind": 2}, "the packet's mask kind is 'listed', expected 'seeded'"),
         ({"mask_kind": 9}, "unknown mask kind 9"),
         (
-            {"rng": 5},
-            r"unknown random generator 5; this receiver knows none \(0\), splitmix64 \(1\)",
+            {"rng": 7},
+            r"unknown random generator 7; this receiver knows none \(0\), splitmix64 \(1\)",
         ),
         ({"rng": 0}, "the packet's random generator is 'none', expected 'splitmix64'"),
         ({"rng": 2}, "the packet's random generator is 'splitmix64-exact', expected 'splitmix64'"),
         ({"rng": 3}, "the packet's random generator is 'splitmix64-fixed', expected 'splitmix64'"),
+        ({"rng": 5}, "random generator is 'splitmix64-disjoint', expected 'splitmix64'"),
         ({"coding": 1}, "the packet's value coding is 'fp16', expected 'fp32'"),
         ({"coding": 255}, "the packet's value coding is 255, expected 'fp32'"),
         ({"seed": 8}, "the packet's seed is 8, expected 7"),

@@ -19,7 +19,8 @@ PLAIN = SeededMask(5, 3, 2, keep_threshold(0.9))
 EXACT = SeededMask(5, 3, 2, keep_threshold(0.9), exact=True)
 UNION = UnionMask(tuple(SeededMask(5, 3, slot, keep_threshold(0.99)) for slot in (0, 2, 7)))
 LISTED = ListedMask({name: np.arange(0, n, 7) for name, n in SIZES.items()})
-MASKS = {"plain": PLAIN, "exact": EXACT, "union": UNION, "listed": LISTED}
+DISJOINT = SeededMask(5, 3, 2, keep_threshold(0.9), disjoint=True)
+MASKS = {"plain": PLAIN, "exact": EXACT, "disjoint": DISJOINT, "union": UNION, "listed": LISTED}
 
 
 def test_blocks_cover_every_pruned_entry_once_and_in_order():

@@ -62,7 +62,7 @@ def choices(hint: Any) -> set[str]:
 
 def test_the_strategys_choices_are_in_its_types_and_are_those_of_the_tables() -> None:
     hints = get_type_hints(DarexStrategy.__init__)
-    assert choices(hints["mask"]) == set(MASKS) == {"client", "round"}
+    assert choices(hints["mask"]) == set(MASKS) == {"client", "round", "disjoint", "auto"}
     assert choices(hints["count"]) == set(COUNTS) == {"random", "exact"}
     assert choices(hints["q"]) == {"dare", *RULES, SERVER_VALIDATION} == set(get_args(QChoice))
     assert choices(hints["values"]) == set(CODINGS.first) == choices(hints["downlink_values"])

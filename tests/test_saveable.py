@@ -87,6 +87,8 @@ MAKE = {
     "largest entries down": lambda: DarexStrategy(fedavg(), p=0.9, seed=3, downlink="server"),
     "everything down": lambda: DarexStrategy(fedavg(FedAdam), p=0.9, seed=3, downlink="dense"),
     "clients remember": lambda: DarexStrategy(fedavg(), method=Residual(), seed=3, dense_below=0),
+    "masks side by side": lambda: DarexStrategy(fedavg(), p=0.5, mask="disjoint", seed=3),
+    "a mask that is chosen": lambda: DarexStrategy(fedavg(), p=0.5, mask="auto", seed=3),
     "compared": lambda: DarexStrategy(fedavg(FedMedian), p=0.5, mask="round", seed=3),
     "a wrapper inside": lambda: DarexStrategy(fedavg(FedAvgM), p=0.9, seed=3, clip=0.5),
 }

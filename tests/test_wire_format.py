@@ -71,7 +71,49 @@ def kept_of_block(stream: int, length: int, kept: int) -> list[int]:
         found.append(at)
 
 
-def mask(seed: int, round_: int, slot: int, name: str, numel: int, kept: int, exact: bool) -> Any:
+def disjoint(seed: int, round_: int, slot: int, name: str, numel: int, kept: int) -> list[int]:
+    places = 2**32 // kept
+    text = f"darex.disjoint.v1|{seed}|{round_}|{slot // places}|{name}"
+    key = int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+    offset, found = mix(key) % 2**32, []
+    for block, start in enumerate(range(0, numel, 2**18)):
+        length, stream = min(2**18, numel - start), mix((key + (block + 1) * GOLDEN_GAMMA) % WORD)
+        ends = [0]
+        for place in range(slot % places + 1):
+            low = start * kept + offset + (place << 32) // places
+            ends.append(ends[-1] + (low + length * kept >> 32) - (low >> 32))
+        images = [image(stream, number, length) for number in range(*ends[-2:])]
+        found += sorted(start + position for position in images)
+    return found
+
+
+def image(stream: int, number: int, length: int) -> int:
+    def output(index: int) -> int:
+        return mix((stream + index * GOLDEN_GAMMA) % WORD)
+
+    bits = 0
+    while 2**bits < length:
+        bits += 1
+    high = bits // 2
+    low = bits - high
+    z = (number + output(0)) % length
+    while True:
+        left, right = z >> low, z % 2**low
+        for turn in range(1, 25 if bits < 4 else 7):
+            if turn % 2:
+                left ^= output(turn * 2**32 + right) % 2**high
+            else:
+                right ^= output(turn * 2**32 + left) % 2**low
+        z = left << low | right
+        if z < length:
+            return z
+
+
+def mask(seed: int, round_: int, slot: int, name: str, numel: int, kept: int, how: str) -> Any:
+    """The positions that generator ``how`` gives."""
+    if how == "disjoint":
+        return disjoint(seed, round_, slot, name, numel, kept)
+    exact = how == "exact"
     key, found = mask_key(seed, round_, slot, name), []
     for block, start in enumerate(range(0, numel, 2**18)):
         length = min(2**18, numel - start)
@@ -112,9 +154,9 @@ def in_columns(
     name, shape = spec[:2]
     numel = int(np.prod(shape, dtype=int))
     if len(shape) < 2 or not numel:
-        return mask(seed, round_, slot, name, numel, kept, exact)
+        return mask(seed, round_, slot, name, numel, kept, "exact" if exact else "random")
     width = numel // shape[0]
-    chosen = set(mask(seed, round_, slot, f"{name}|columns", width, columns, True))
+    chosen = set(mask(seed, round_, slot, f"{name}|columns", width, columns, "exact"))
     numbered = [position for position in range(numel) if position % width in chosen]
     key = mask_key(seed, round_, slot, name)
     inside, found, first = max(1, (kept << 32) // columns), [], 0
@@ -295,7 +337,8 @@ def read(packet: bytes, specs: list[Spec]) -> dict[str, Any]:
     assert packet[:5] == b"DARX\1"
     method, generator, coding = packet[5:8]
     seed, round_, slot, kept, q = struct.unpack_from("<QQqQd", packet, 8)
-    drawn_in, exact = 0 if generator in (3, 4) else round_, generator in (2, 4)
+    drawn_in, exact = 0 if generator in (3, 4, 6) else round_, generator in (2, 4)
+    how = "random random exact random exact disjoint disjoint".split()[generator]
     exponent, dense_exponent, q_count = struct.unpack_from("<bbH", packet, 48)
     text = "\n".join(repr(spec) for spec in specs)
     assert packet[52:68] == blake2b(text.encode(), digest_size=16).digest()
@@ -319,7 +362,7 @@ def read(packet: bytes, specs: list[Spec]) -> dict[str, Any]:
     else:
         slots = struct.unpack(f"<{position_bytes // 8}q", section) if method == 3 else [slot]
         where = [
-            sorted(set().union(*(mask(seed, drawn_in, s, n, sizes[n], kept, exact) for s in slots)))
+            sorted(set().union(*(mask(seed, drawn_in, s, n, sizes[n], kept, how) for s in slots)))
             for n in pruned
         ]
     assert sum(map(len, where)) == survivors
@@ -391,7 +434,9 @@ def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
     specs = specs_of(tensors, dense, below)
     kept = keep_threshold(draw(st.sampled_from([0.0, 0.2, 0.5, 0.9])))
     seed, round_ = draw(st.integers(0, 2**63)), draw(st.integers(0, 1000))
-    kind = draw(st.sampled_from(["seeded", "exact", "union", "listed", "columns", "both"]))
+    kind = draw(
+        st.sampled_from(["seeded", "exact", "disjoint", "union", "listed", "columns", "both"])
+    )
     fixed = draw(st.booleans())
     if kind == "listed":
         where = {}
@@ -401,9 +446,12 @@ def updates(draw: Any) -> tuple[Survivors, list[Spec]]:
         return gather(delta, ListedMask(where, seed, round_, 4), 1.0), specs
     if kind == "union":
         slots = sorted(draw(st.sets(st.integers(-1, 9), min_size=1, max_size=3)))
-        members = tuple(SeededMask(seed, round_, slot, kept, fixed=fixed) for slot in slots)
+        apart = draw(st.booleans())
+        members = tuple(
+            SeededMask(seed, round_, s, kept, disjoint=apart, fixed=fixed) for s in slots
+        )
         return gather(delta, UnionMask(members), 0.5), specs
-    one = SeededMask(seed, round_, 3, kept, kind in ("exact", "both"), fixed)
+    one = SeededMask(seed, round_, 3, kept, kind in ("exact", "both"), kind == "disjoint", fixed)
     if kind in ("columns", "both"):
         columns = draw(st.integers(kept, ONE))
         return gather(delta, StructuredMask(one, columns), 0.5), specs
@@ -425,6 +473,10 @@ def test_the_second_reader_follows_a_mask_across_blocks():
         table = {"w": values.reshape(16, -1)}
         update = structured(table, 0.999, 0.01, seed=3, exact=exact)
         assert_says(encode(update), update, specs_of(table))
+    for slot in (2, 1013):
+        one = SeededMask(3, 0, slot, keep_threshold(0.999), disjoint=True)
+        update = gather(Delta({"w": values}), one, 0.001)
+        assert_says(encode(update), update, specs_of({"w": values}))
 
 
 @pytest.mark.parametrize("values", ["eden1", "eden2", "eden3", "eden4"])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-MaskChoice = Literal["client", "round"]
+MaskChoice = Literal["client", "round", "disjoint", "auto"]
 MASKS: tuple[MaskChoice, ...] = get_args(MaskChoice)
-"""One mask for each client, or one for all clients of a round."""
+"""An independent mask for each client, one for all clients of a round, masks that share no entry,
+or whichever of these measures best (`fl_darex.strategies.mask_choice`)."""
 
 CountChoice = Literal["random", "exact"]
 COUNTS: tuple[CountChoice, ...] = get_args(CountChoice)

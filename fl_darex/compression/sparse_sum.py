@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fl_darex.change import Array
+from fl_darex.compression.rho import squared
 from fl_darex.delta import Layout
 from fl_darex.masks import ONE
 from fl_darex.positions import Blocks, Draws, Mask, Positions, joined
@@ -35,12 +36,14 @@ class Share:
         share: What its ``survivors / q`` are multiplied by, were it not for the part's factor.
         read: How many of its survivors have been added.
         odd: Whether its mask keeps more entries than it has survivors.
+        square: The squared norm of what has been added.
     """
 
     part: Part
     share: float
     read: int = 0
     odd: bool = False
+    square: float = 0.0
 
     @property
     def mask(self) -> Mask:
@@ -48,6 +51,12 @@ class Share:
         if self.part.update.mask is None:
             raise TypeError("whole tensors are no survivors")
         return self.part.update.mask
+
+    @property
+    def weight(self) -> float | None:
+        """What its survivors are multiplied by; None: that differs by tensor."""
+        q = self.part.update.q
+        return self.share * self.part.factor / q if isinstance(q, float) else None
 
     def next(self, counts: Positions, tensors: Positions) -> Numbers:
         """Return the next survivors, scaled; zeros if there are not as many.
@@ -61,10 +70,11 @@ class Share:
         if self.odd or self.read > update.count:
             self.odd = True
             return np.zeros(self.read - start, dtype=np.float32)
-        share = self.share * self.part.factor
-        if isinstance(update.q, float):
-            return update.numbers(start, self.read, share / update.q)
-        numbers = update.numbers(start, self.read)
+        if self.weight is not None:
+            numbers = update.numbers(start, self.read, self.weight)
+            self.square += squared(numbers)
+            return numbers
+        numbers, share = update.numbers(start, self.read), self.share * self.part.factor
         scale = (share / np.asarray(update.q, dtype=np.float64)).astype(numbers.dtype)
         return numbers * np.repeat(scale[tensors], counts)
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Self
 
 from fl_darex.compression.methods import METHODS
-from fl_darex.compression.uplink import Uplink
+from fl_darex.compression.uplink import AUTO, Uplink
 from fl_darex.errors import PacketError, Reason
 from fl_darex.positions import ListedMask, SeededMask
 from fl_darex.wire.codings import CODINGS
@@ -35,6 +35,9 @@ class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=4):
         record: Name of the ArrayRecord that is the model; empty: there is no other.
         counted: The last round in which this client's reply counted, for methods that remember
             something; 0: none did.
+
+    Raises:
+        ValueError: If the mask is ``"auto"``, which no client can draw.
     """
 
     uplink: Uplink
@@ -70,6 +73,10 @@ class Terms(Note, key=CONFIG_KEY, what="the server's terms", speaks=4):
         "record": "",
         "counted": 0,
     }
+
+    def __post_init__(self) -> None:
+        if self.uplink.mask == AUTO:
+            raise ValueError("mask = 'auto' is for the server to decide; terms name the mask")
 
     @property
     def drawn(self) -> SeededMask:

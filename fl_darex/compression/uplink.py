@@ -12,19 +12,20 @@ import numpy as np
 from fl_darex.compression.choices import COUNTS, MASKS, CountChoice, MaskChoice, QChoice
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
+from fl_darex.compression.rho import BIASED
 from fl_darex.compression.small import whole_up_to
 from fl_darex.delta import Layout
 from fl_darex.errors import nearest
-from fl_darex.masks import ONE, SHARED, keep_threshold
+from fl_darex.masks import ONE, SHARED, fitting, keep_threshold
 from fl_darex.options import Scalar, checked_options
 from fl_darex.positions import SeededMask
 from fl_darex.rescaling import resolve_q
-from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
+from fl_darex.rescaling.rules import PER_LAYER, RULES, SERVER_VALIDATION
 from fl_darex.wire.codings import CODINGS, SCALES, Coding, Scale, dense_coding, type_of
 from fl_darex.wire.codings.eden import check_scale
 
 AUTO = "auto"
-"""Of ``dense_below``: as the model's sizes suggest."""
+"""Of ``dense_below``: as the model's sizes suggest; of ``mask``: as rounds suggest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +40,9 @@ class Uplink:
         values: Name of a row of `fl_darex.wire.codings.CODINGS`.
         scale: Of ``values = "eden1"`` to ``"eden4"``: ``"unbiased"``, or ``"least-squares"``; see
             `fl_darex.wire.codings.eden.Eden`.
-        mask: ``"client"`` or ``"round"``.
-        count: ``"random"`` or ``"exact"``.
+        mask: ``"client"``, ``"round"``, ``"disjoint"``, or ``"auto"``: the server names one of
+            these each round.
+        count: ``"random"`` or ``"exact"``; disjoint masks are exact in any case.
         rotate: Whether each round draws masks of its own; False: one draw for the whole run.
         mask_first: Whether clients train only the entries that their mask keeps. Then nothing is
             dropped, and q is 1.
@@ -93,10 +95,16 @@ class Uplink:
         options = checked_options(f"method {self.method!r}", self.how.options, self.options)
         object.__setattr__(self, "options", options)
         object.__setattr__(self, "dense", tuple(self.dense))
-        if self.mask == "round" and not self.how.seeded:
+        if self.mask != "client" and not self.how.seeded:
             raise ValueError(
-                f"mask = 'round' is for masks that are drawn; method = {self.method!r} chooses by "
-                "value: set mask = 'client'"
+                f"mask = {self.mask!r} is for masks that are drawn; "
+                f"method = {self.method!r} chooses by value: set mask = 'client'"
+            )
+        if self.mask == AUTO and (self.values in BIASED or self.rule in PER_LAYER):
+            own = f"values = {self.values!r}" if self.values in BIASED else f"q = {self.q!r}"
+            raise ValueError(
+                f"mask = 'auto' measures how much clients agree, which their packets do not say "
+                f"with {own}: choose the mask, or another of these"
             )
         if not self.rotate and self.how.packs and not self.how.seeded:
             raise ValueError(
@@ -115,6 +123,12 @@ class Uplink:
                 "mask_first = True trains what a mask keeps that is known before training, and "
                 f"method = {self.method!r} chooses by value afterwards: set method = 'dare' or "
                 "'structured'"
+            )
+        if self.mask == "auto":
+            raise ValueError(
+                "mask = 'auto' does not go with training what the mask keeps: nothing is known of "
+                "the entries beside it, so rho says nothing; set mask = 'round', 'client' or "
+                "'disjoint'"
             )
         if self.q not in ("dare", 1):
             raise ValueError(
@@ -144,7 +158,10 @@ class Uplink:
         settings["options"] = {k: v for k, v in given.items() if k in own or k not in others}
         if not isinstance(values, str):
             values = CODINGS.add(values).name
-        return cls(method=method, keep=keep_threshold(p), values=values, **settings)
+        keep = keep_threshold(p)
+        if settings.get("mask") in ("disjoint", AUTO):
+            keep = fitting(keep)
+        return cls(method=method, keep=keep, values=values, **settings)
 
     @property
     def how(self) -> Method:
@@ -185,10 +202,12 @@ class Uplink:
         return Layout.of(tensors, self.dense, int(self.dense_below))
 
     def drawn(self, round_: int, slot: int) -> SeededMask:
-        """Return the entries that a client draws in a round."""
+        """Return the entries that a client draws in a round; the mask is not ``"auto"``."""
         slot = SHARED if self.mask == "round" else slot
-        exact, fixed = self.count == "exact", not self.rotate
-        return SeededMask(self.seed, round_, slot, self.keep, exact, fixed)
+        exact, disjoint = self.count == "exact", self.mask == "disjoint"
+        return SeededMask(
+            *(self.seed, round_, slot, self.keep), exact, disjoint=disjoint, fixed=not self.rotate
+        )
 
     @cached_property
     def divisor(self) -> float:

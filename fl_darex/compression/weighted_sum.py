@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fl_darex.change import Array, Arrays, added, moved, shortened, steps, wide
+from fl_darex.compression.rho import Norms, squared
 from fl_darex.compression.sparse_sum import Share, add_sparse
 from fl_darex.compression.update import Before, SparseUpdate, Update
 from fl_darex.delta import Layout
@@ -32,9 +33,20 @@ class Part:
     factor: float = 1.0
 
 
+class Mean(dict[str, Array]):
+    """The tensors of a mean.
+
+    Attributes:
+        norms: How its packets lie to each other; None where their sum does not say it: q differs by
+            tensor, or packets have different layouts.
+    """
+
+    norms: Norms | None = None
+
+
 def weighted_mean(
     before: Before, layout: Layout, parts: Sequence[Part]
-) -> tuple[Arrays | None, list[Part]]:
+) -> tuple[Mean | None, list[Part]]:
     """Return the mean of what updates say the tensors should be.
 
     With whole tensors only, the result has the same bits as Flower's own FedAvg on them, in this
@@ -52,14 +64,15 @@ def weighted_mean(
     total = sum(part.weight for part in parts)
     sparse = [part for part in parts if part.update.mask is not None]
     whole = [part for part in parts if part.update.mask is None]
-    result = _sum_of_whole(whole, total, before, layout)
+    result, norms = _sum_of_whole(whole, total, before, layout), []
     for own, alike in _by_layout(sparse, layout):
         share = sum(part.weight for part in alike) / total
         # Shares of these alone: their sum is a mean, whatever the others weigh.
         shares = [Share(part, part.weight / total / (share or 1.0)) for part in alike]
-        after, odd = _sum_of_sparse(before, own, shares)
+        after, found, odd = _sum_of_sparse(before, own, shares)
         if odd:
             return None, odd
+        norms.append(found)
         for name, array in after.items() if share else ():
             if name in result:
                 array = (result[name] + array * share).astype(array.dtype)
@@ -67,7 +80,9 @@ def weighted_mean(
                 array = (array * share).astype(array.dtype)
             result[name] = array
     result |= mean_counters(before, layout, parts)
-    return {name: result[name] for name in before}, []
+    mean = Mean((name, result[name]) for name in before)
+    mean.norms = norms[0] if len(norms) == 1 else None
+    return mean, []
 
 
 def mean_counters(before: Before, layout: Layout, parts: Sequence[Part]) -> Arrays:
@@ -92,18 +107,28 @@ def _by_layout(parts: Sequence[Part], layout: Layout) -> Iterable[tuple[Layout, 
 
 def _sum_of_sparse(
     before: Before, layout: Layout, shares: Sequence[Share]
-) -> tuple[Arrays, list[Part]]:
+) -> tuple[Arrays, Norms | None, list[Part]]:
     """Return the floating-point part of the mean of packets that have one layout.
 
     Returns:
-        The tensors; and the parts that do not fit their masks: if there are any, no tensors.
+        The tensors; how the packets lie to each other; and the parts that do not fit their masks:
+        if there are any, no tensors.
     """
     kind = np.result_type(np.float32, *(before[spec.name].dtype for spec in layout.pruned))
     sums = np.empty(sum(spec.numel for spec in layout.pruned), dtype=kind)
     if odd := add_sparse(sums, layout, shares, clear=True):
-        return {}, [one.part for one in odd]
+        return {}, None, [one.part for one in odd]
+    norms = _norms(sums, shares)  # now: the sums become the model
     after = _pruned_after(before, layout, sums) | _dense_after(before, layout, shares)
-    return after | _tied_after(before, layout, shares, after), []
+    return after | _tied_after(before, layout, shares, after), norms, []
+
+
+def _norms(sums: Array, shares: Sequence[Share]) -> Norms | None:
+    weights = tuple(one.weight for one in shares if one.weight is not None)
+    if len(weights) < max(2, len(shares)):
+        return None
+    survivors = sum(one.part.update.count for one in shares) / len(shares)
+    return Norms(weights, tuple(one.square for one in shares), squared(sums), survivors)
 
 
 def _tied_after(before: Before, layout: Layout, shares: Sequence[Share], after: Arrays) -> Arrays:

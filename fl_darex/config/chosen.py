@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
+from fl_darex.compression.choices import MaskChoice
 from fl_darex.compression.downlink import POLICIES
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
@@ -117,7 +118,9 @@ class CompressConfig(_CompressOptions):
     scale: Literal["unbiased", "least-squares"] = Field(
         "unbiased", description="of eden1 to eden4: mean right, or nearer and shorter"
     )
-    mask: Literal["client", "round"] = Field("client", description="one mask each, or shared")
+    mask: MaskChoice = Field(
+        "client", description="one mask each, shared, sharing no entry, or as rho suggests"
+    )
     count: Literal["random", "exact"] = Field("random", description="survivors of each tensor")
     rotate: bool = Field(True, description="a new mask each round; false: one for the whole run")
     dense_below: Literal["auto"] | Size = Field(

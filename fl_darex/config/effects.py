@@ -210,9 +210,15 @@ USES: tuple[Use, ...] = (
         _calibrates,
     ),
     Use(
-        ("compress.mask", "compress.count", "compress.rotate", "train.masked"),
+        ("compress.mask", "compress.rotate", "train.masked"),
         "a compress.method that draws what survives, such as 'dare', with compress.p above 0",
         _draws,
+    ),
+    Use(
+        ("compress.count",),
+        "a compress.method that draws what survives, such as 'dare', with compress.p above 0 and "
+        "another compress.mask than 'disjoint', whose count is always exact",
+        lambda run: _draws(run) and run.compress.mask != "disjoint",
     ),
     Use(
         ("compress.values",),

@@ -9,6 +9,13 @@ Source: DARE is Yu et al., "Language Models are Super Mario", https://arxiv.org/
 """
 
 from fl_darex.masks.bernoulli import Positions, draw, joined, survivors
+from fl_darex.masks.disjoint import (
+    disjoint_key,
+    disjoint_survivors,
+    draw_disjoint,
+    fitting,
+    places,
+)
 from fl_darex.masks.exact import draw_exact, exact_survivors
 from fl_darex.masks.keys import BLOCK, ONE, SHARED, keep_threshold, mask_key, streams, words
 
@@ -17,12 +24,17 @@ __all__ = [
     "ONE",
     "SHARED",
     "Positions",
+    "disjoint_key",
+    "disjoint_survivors",
     "draw",
+    "draw_disjoint",
     "draw_exact",
     "exact_survivors",
+    "fitting",
     "joined",
     "keep_threshold",
     "mask_key",
+    "places",
     "streams",
     "survivors",
     "words",

@@ -10,6 +10,12 @@ from fl_darex.shown import counted
 
 _OWN = "the task's own"
 
+_MASKS = {
+    "round": ", one mask for all clients",
+    "disjoint": ", masks that share no entry",
+    "auto": ", masks as rho suggests",
+}
+
 
 def header(start: RunStart) -> Table:
     """Return what is known of a run before its first round."""
@@ -98,10 +104,10 @@ def _up(config: RunConfig) -> str:
     q = f"q = {asked.divisor:.6g}"
     if isinstance(asked.q, str) and asked.q != "dare":
         q = f"q by {asked.q}" + (" on each client" if asked.rule else "")
-    words = [", one mask for all clients"] if compress.mask == "round" else []
-    words += [] if compress.rotate else [", fixed for the run"]
-    words += [", trained on the mask alone"] if asked.mask_first else []
-    return f"{compress.method}, p = {compress.p:g}, {q}, {compress.values}{''.join(words)}"
+    words = _MASKS.get(compress.mask, "")
+    words += "" if compress.rotate else ", fixed for the run"
+    words += ", trained on the mask alone" if asked.mask_first else ""
+    return f"{compress.method}, p = {compress.p:g}, {q}, {compress.values}{words}"
 
 
 def _down(compress: CompressConfig) -> str:

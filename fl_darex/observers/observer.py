@@ -30,6 +30,8 @@ class RoundReport:
         dense_down_bytes: The same messages without anything of fl-darex.
         held_bytes: Those of them that are the model before round 1 for clients that hold it.
         q: The number that survivors were divided by; None where nothing was pruned.
+        rho: How much the clients' updates agree, in [0, 1], 1/n where n of them are orthogonal;
+            None where their packets do not say (`fl_darex.compression.rho`).
         pull: AdamR's largest decay weight in a last local step; None for other optimizers.
         seconds: Wall-clock time of the round, evaluation included; without the time that an engine
             takes to start.
@@ -51,6 +53,7 @@ class RoundReport:
     pull: float | None
     seconds: float
     held_bytes: int = 0
+    rho: float | None = None
     test_metric: float | None = None
 
 

@@ -22,6 +22,8 @@ GENERATORS = {
     "splitmix64-exact": 2,
     "splitmix64-fixed": 3,
     "splitmix64-exact-fixed": 4,
+    "splitmix64-disjoint": 5,
+    "splitmix64-disjoint-fixed": 6,
 }
 """How seeded masks are drawn (`fl_darex.masks`), and the bytes that say so."""
 

@@ -26,6 +26,8 @@ class SeededMask(Mask):
         slot: The client's partition, or `fl_darex.masks.SHARED`.
         keep: Keep threshold in units of 2**-32 (`fl_darex.masks.keep_threshold`).
         exact: Whether each tensor keeps an exact number (`fl_darex.masks.exact_survivors`).
+        disjoint: Whether it shares no entry with those of the slots beside it
+            (`fl_darex.masks.disjoint`); its number is exact, too.
         fixed: Whether it is the same in all rounds of a run; the round then only says which packet
             this is.
 
@@ -40,9 +42,11 @@ class SeededMask(Mask):
     slot: int
     keep: int
     exact: bool = False
+    disjoint: bool = False
     fixed: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "exact", self.exact or self.disjoint)
         for name in ("seed", "round"):
             if not 0 <= getattr(self, name) < 1 << 64:
                 raise ValueError(f"{name} must be in [0, 2**64), got {getattr(self, name)}")
@@ -50,6 +54,8 @@ class SeededMask(Mask):
     def key(self, name: str) -> int:
         """Return the key of one tensor's mask."""
         round_ = _FIXED if self.fixed else self.round
+        if self.disjoint:
+            return masks.disjoint_key(self.seed, round_, self.slot, self.keep, name)
         return masks.mask_key(self.seed, round_, self.slot, name)
 
     def in_blocks(self, blocks: Blocks, start: Positions) -> list[Positions]:
@@ -57,8 +63,10 @@ class SeededMask(Mask):
         streams = self.streams(blocks)
         if not self.exact:
             return masks.draw(streams, start, blocks.length, self.keep)
-        keys = self._keys(blocks)
-        return masks.draw_exact(keys, streams, blocks.first, start, blocks.length, self.keep)
+        where = (self._keys(blocks), streams, blocks.first, start, blocks.length)
+        if self.disjoint:
+            return masks.draw_disjoint(*where, self.slot, self.keep)
+        return masks.draw_exact(*where, self.keep)
 
     def bounds(self, layout: Layout) -> tuple[int, int]:
         """Return the fewest and the most entries that it keeps.
@@ -86,7 +94,8 @@ class SeededMask(Mask):
     @property
     def fields(self) -> MaskFields:
         """All that is needed to draw it again."""
-        generator = f"splitmix64{'-exact' * self.exact}{'-fixed' * self.fixed}"
+        how = "-disjoint" if self.disjoint else "-exact" * self.exact
+        generator = f"splitmix64{how}{'-fixed' * self.fixed}"
         return MaskFields(self.kind, generator, self.seed, self.round, self.slot, self.keep)
 
     @classmethod
@@ -94,8 +103,9 @@ class SeededMask(Mask):
         """Return the mask that the fields of any kind that is drawn describe."""
         if header.generator == "none" or not 0 < header.keep <= masks.ONE:
             refuse(f"has the keep threshold {header.keep} with the generator {header.generator!r}")
-        exact, fixed = "-exact" in header.generator, "-fixed" in header.generator
-        return cls(header.seed, header.round, header.slot, header.keep, exact, fixed)
+        how = header.generator.split("-")
+        exact, disjoint, fixed = "exact" in how, "disjoint" in how, "fixed" in how
+        return cls(header.seed, header.round, header.slot, header.keep, exact, disjoint, fixed)
 
     @classmethod
     def read(cls, header: MaskFields, section: memoryview, layout: Layout, count: int) -> Mask:

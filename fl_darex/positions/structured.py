@@ -30,7 +30,8 @@ class StructuredMask(Mask):
         columns: Keep threshold of columns in units of 2**-32, at least ``drawn.keep``.
 
     Raises:
-        ValueError: If fewer columns than entries would be kept.
+        ValueError: If fewer columns than entries would be kept, or masks are to share no entry:
+            where columns differ, nothing keeps entries apart.
     """
 
     kind, code = "structured", 4
@@ -39,6 +40,8 @@ class StructuredMask(Mask):
     columns: int
 
     def __post_init__(self) -> None:
+        if self.drawn.disjoint:
+            raise ValueError("disjoint masks are drawn entry by entry, not in columns")
         if not self.drawn.keep <= self.columns <= masks.ONE:
             raise ValueError(
                 f"the keep threshold of columns must be in [{self.drawn.keep}, 2**32], "
@@ -77,6 +80,8 @@ class StructuredMask(Mask):
     def read(cls, header: MaskFields, section: memoryview, layout: Layout, count: int) -> Mask:
         """Return the mask of a packet that names a threshold of columns."""
         drawn, columns = SeededMask.of(header), int.from_bytes(section, "little")
+        if drawn.disjoint:
+            refuse("draws disjoint masks in columns")
         if len(section) != 8 or not drawn.keep <= columns <= masks.ONE:
             refuse(f"keeps columns by {bytes(section[:8]).hex()!r}, which is no share of them")
         return cls(drawn, columns)

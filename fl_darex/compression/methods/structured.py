@@ -36,7 +36,13 @@ class Structured(Method):
     }
 
     def check(self, uplink: Uplink) -> None:
-        """Refuse fewer columns than entries."""
+        """Refuse fewer columns than entries, and masks that share no entry."""
+        if uplink.mask == "disjoint":
+            raise ValueError(
+                "mask = 'disjoint' is for method = 'dare', which draws entry by entry; "
+                "'structured' draws columns, and clients' columns meet: use mask = 'client' or "
+                "'round'"
+            )
         keep, columns = uplink.keep / ONE, float(uplink.options["columns"])
         if columns < keep - 1e-9:
             raise ValueError(
