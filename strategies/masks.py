@@ -29,7 +29,7 @@ from .reply import Reply
 from .sent import Sent
 
 _TENTH = 0.1
-_MEMORY = 4  # measurements that count: updates turn as training goes on
+_MEMORY = 2  # measurements that count: rho falls as training goes on
 _EVERY = 4  # of rounds with disjoint masks, which say nothing of rho, one measures instead
 _ERRORS = 2.0  # standard errors by which a choice has to hold
 
