@@ -53,7 +53,7 @@ def told(grid: Federation) -> list[str]:
         for config in message.content.config_records.values():
             if "darex" in config:
                 terms = json.loads(str(config["darex"]))
-                found.setdefault(terms["round"], set()).add(terms["mask"])
+                found.setdefault(terms["round"], set()).add(terms.get("mask", "client"))
     assert all(len(masks) == 1 for masks in found.values())
     return [next(iter(found[round_])) for round_ in sorted(found)]
 
