@@ -7,12 +7,15 @@ hundreds of Ray clusters. What `run` returns names the command that gives the sa
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import tempfile
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from runs import KEPT, ROOT
+from runs import KEPT, RESULTS, ROOT, load, save
 
 BY_ROUND = ("round", "metric", "up_bytes", "down_bytes", "dense_up_bytes", "dense_down_bytes")
 
@@ -47,3 +50,30 @@ def run(
         result["by_round"] = {key: [row[key] for row in rounds] for key in BY_ROUND}
     shown = " ".join(["fl-darex run", config, *settings])
     return {"command": shown, **result, "versions": summary["versions"]}
+
+
+def complete(
+    name: str,
+    jobs: Sequence[tuple[Any, ...]],
+    run_one: Callable[..., dict[str, Any]],
+    known_by: Callable[[dict[str, Any]], Hashable],
+    parallel: int,
+) -> list[dict[str, Any]]:
+    """Run what the results lack, and save each row as it comes; stopped, it goes on from there.
+
+    Args:
+        name: Of the file in ``benchmarks/results``.
+        jobs: Arguments of ``run_one``, in the order of their importance.
+        run_one: Returns a row, in a process of its own; at the top of a module.
+        known_by: Returns of a row the job that it is of.
+        parallel: Runs at once.
+    """
+    rows: list[dict[str, Any]] = load(name) if (RESULTS / f"{name}.json").exists() else []
+    known = {known_by(row) for row in rows}
+    left = [job for job in jobs if job not in known]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(parallel, mp_context=spawn) as pool:
+        for done in as_completed(pool.submit(run_one, *job) for job in left):
+            rows.append(done.result())
+            save(name, rows)
+    return rows
