@@ -23,7 +23,7 @@ from fl_darex.flower.sizes import describe
 from fl_darex.masks import ONE, places
 from fl_darex.secagg import SecureAggregation
 
-from .expected import ENVELOPE_BYTES, Downlink, down_bytes, noise_of_dropping, up_bytes
+from .expected import EMPTY_BYTES, ENVELOPE_BYTES, Downlink, down_bytes, noise_of_dropping, up_bytes
 from .forms import is_own
 from .wrapped import HOOKS, Wrapped
 
@@ -126,7 +126,7 @@ def check(
         clients=clients,
         plain_bytes=plain,
         up_bytes=up,
-        first_down_bytes=ENVELOPE_BYTES if downlink.held else first,
+        first_down_bytes=EMPTY_BYTES if downlink.held else first,
         down_bytes=down_bytes(layout, uplink, downlink, clients, plain),
         noise=noise_of_dropping(uplink, clients) if layout.pruned else None,
         masks=tuple(_masks(uplink, layout, clients)),

@@ -14,6 +14,9 @@ from fl_darex.secagg import SecureAggregation
 from fl_darex.wire.codings import CODINGS, dense_size
 from fl_darex.wire.header import HEADER_BYTES
 
+EMPTY_BYTES = 1200
+"""Of a message without arrays, to a client that holds the model: settings, terms and ids."""
+
 ENVELOPE_BYTES = 1400
 """Of a message beside its arrays: metrics, settings and ids; some 1.2 to 1.6 kB."""
 

@@ -143,6 +143,7 @@ def test_another_seed_gives_another_model(finished: tuple[Path, str]) -> None:
     assert weights(folder.parent / "other") != weights(folder)
 
 
+@pytest.mark.slow
 def test_the_written_configuration_repeats_the_run(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     done = fl_darex("run", "out/config.toml", "--out", "again", cwd=folder.parent)

@@ -220,7 +220,7 @@ def test_dense_down_is_the_same_message_without_the_terms():
     _, other, _ = counted(client_app())
     other.push_messages(orders(other, method=None))
     assert [entry.dense_down_bytes for entry in ledger.entries] == other.wire
-    assert all(150 < e.down_bytes - e.dense_down_bytes < 300 for e in ledger.entries)
+    assert all(80 < e.down_bytes - e.dense_down_bytes < 200 for e in ledger.entries)
 
 
 def test_without_terms_both_columns_are_equal():

@@ -15,6 +15,7 @@ from fl_darex.config import load_config
 from fl_darex.training.loop import train
 from fl_darex.training.session import Session
 
+pytestmark = pytest.mark.slow  # test_adapter_runs has the same without an engine
 CONFIG = """
 [task]
 name = "text-classification"

@@ -18,7 +18,7 @@ from fl_darex.config import TrainConfig
 from fl_darex.optim import AdamR
 from fl_darex.seeds import derive
 from fl_darex.training.masked import MaskedParameters
-from fl_darex.training.optimizer import make_optimizer
+from fl_darex.training.optimizer import in_turn, make_optimizer
 from fl_darex.training.session import Session
 
 # A round has few steps and starts with a scale of its own: torch's 2**16 would lose the first ones.
@@ -69,8 +69,7 @@ def train(
     torch.manual_seed(derive(seed, "dropout", round_, partition))
     _set_training(session, len(examples), partition)
     _take_turns(session, round_)
-    taught = {name: tensor for name, tensor in session.trained.items() if tensor.requires_grad}
-    masked = MaskedParameters(taught, kept)
+    masked = MaskedParameters(in_turn(session), kept)
     optimizer = make_optimizer(session, masked, whole)
     first, total = (round_ - 1) * steps, steps * session.config.federation.rounds
     schedule = LambdaLR(optimizer, learning_rate(config, first, total))

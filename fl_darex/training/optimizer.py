@@ -6,10 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fl_darex.optim import AdamR
 from fl_darex.training.masked import MaskedParameters
 from fl_darex.training.session import Session
+
+
+def in_turn(session: Session) -> dict[str, Tensor]:
+    """Return what is trained now, by name: all, but what the session's adapter lets rest."""
+    return {name: tensor for name, tensor in session.trained.items() if tensor.requires_grad}
 
 
 def make_optimizer(
@@ -26,7 +32,7 @@ def make_optimizer(
         whole: Names of the tensors that are sent whole; None: as the configuration says.
     """
     config = session.config.train
-    masked = masked or MaskedParameters(session.trained, None)
+    masked = masked or MaskedParameters(in_turn(session), None)
     apart: set[str] = set()
     if config.dense_lr != "same":
         apart = set(session.whole if whole is None else whole)
