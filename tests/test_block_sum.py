@@ -107,7 +107,7 @@ def test_the_stretches_do_not_change_a_bit(case, monkeypatch):
     assert len(set(found)) == 1
 
 
-@pytest.mark.parametrize("values", ["fp16", "bf16", "int8", "int4", "sign"])
+@pytest.mark.parametrize("values", ["fp16", "bf16", "int8", "int4", "sign", "eden1", "eden3"])
 def test_every_coding_is_added_as_it_is_decoded(values, monkeypatch):
     monkeypatch.setattr(block_sum, "_SPAN", 1)
     packets = [packed(survivors(i), values) for i in range(3)]
