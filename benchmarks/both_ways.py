@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from statistics import mean, stdev
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from runs import PRUNE_ALL, RESULTS, load, run, save
-from scipy.stats import t as student
+from runs import PRUNE_ALL, RESULTS, half_width, load, run, save
 
 SEEDS = (1, 2, 3, 4, 5)
 FLEETS = {"10 of 10": (10, 0), "10 of 40": (40, 10)}
@@ -77,7 +76,7 @@ def table(title: str, rows: list[dict[str, Any]]) -> Table:
         gaps = [r["final_metric"] - score[(*first, r["seed"])] for r in mine]
         half = 0.0
         if len(gaps) > 1:
-            half = student.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5
+            half = half_width(gaps)
         down = sum(r["dense_down_bytes"] for r in mine) / sum(r["down_bytes"] for r in mine)
         shown.add_row(
             *(fleet, mask, downlink),

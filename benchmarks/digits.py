@@ -9,14 +9,13 @@ Each run is one ``fl-darex run configs/quickstart.toml ...``; nothing else enter
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from statistics import mean, stdev
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from runs import PRUNE_ALL, load, run, save
-from scipy.stats import t as student
+from runs import PRUNE_ALL, half_width, load, run, save
 
 # delta-decay was chosen on seed 0, which is therefore not among the seeds of the table.
 SEEDS = (1, 2, 3, 4, 5)
@@ -49,7 +48,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for variant in VARIANTS:
         mine = [row for row in rows if row["variant"] == variant]
         gaps = [metric[variant, seed] - metric[dense, seed] for seed in seeds]
-        half = student.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5
+        half = half_width(gaps)
         difference = "" if variant == dense else f"{mean(gaps):+.4f} ± {half:.4f}"
         shown.add_row(
             variant,

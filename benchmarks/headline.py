@@ -10,19 +10,16 @@ settings that users get; only "dense" turns off what this package does.
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from statistics import mean, stdev
+from statistics import mean
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from here import run
+from here import complete, run
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from rich.console import Console
-from runs import RESULTS, ROOT, load, save
-from scipy.stats import t as student
+from runs import ROOT, half_width, load
 
 from fl_darex.study.plots import STYLE, log_axis
 
@@ -69,7 +66,7 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
     for variant in VARIANTS:
         mine = of(rows, variant)
         gaps = [a["final_metric"] - b["final_metric"] for a, b in zip(mine, dense, strict=True)]
-        half = student.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5
+        half = half_width(gaps)
         both = sum(row["up_bytes"] + row["down_bytes"] for row in mine)
         cells = (
             variant,
@@ -117,15 +114,10 @@ def main(
     parallel: Annotated[int, typer.Option(help="runs at once")] = 2,
 ) -> None:
     """Run what the results lack, write them, draw the figure and print the table."""
-    rows: list[dict[str, Any]] = load("headline") if (RESULTS / "headline.json").exists() else []
     if not (table or figure):
-        known = {(row["variant"], row["seed"]) for row in rows}
-        jobs = [(v, seed) for seed in SEEDS for v in VARIANTS if (v, seed) not in known]
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(parallel, mp_context=spawn) as pool:
-            for row in pool.map(run_one, *zip(*jobs, strict=True)):
-                rows.append(row)
-                save("headline", rows)
+        jobs = [(variant, seed) for seed in SEEDS for variant in VARIANTS]
+        complete("headline", jobs, run_one, lambda r: (r["variant"], r["seed"]), parallel)
+    rows = load("headline")
     if not table:
         draw(rows)
     Console(markup=False, highlight=False, soft_wrap=True).print("\n".join(lines(rows)))

@@ -58,6 +58,7 @@ def complete(
     run_one: Callable[..., dict[str, Any]],
     known_by: Callable[[dict[str, Any]], Hashable],
     parallel: int,
+    fresh: bool = False,
 ) -> list[dict[str, Any]]:
     """Run what the results lack, and save each row as it comes; stopped, it goes on from there.
 
@@ -67,8 +68,10 @@ def complete(
         run_one: Returns a row, in a process of its own; at the top of a module.
         known_by: Returns of a row the job that it is of.
         parallel: Runs at once.
+        fresh: Forget the results that there are.
     """
-    rows: list[dict[str, Any]] = load(name) if (RESULTS / f"{name}.json").exists() else []
+    there = (RESULTS / f"{name}.json").exists() and not fresh
+    rows: list[dict[str, Any]] = load(name) if there else []
     known = {known_by(row) for row in rows}
     left = [job for job in jobs if job not in known]
     spawn = multiprocessing.get_context("spawn")

@@ -11,18 +11,15 @@ p = .999; L1: 0.0003) and LoRA's learning rate were chosen on seed 0, which is n
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from itertools import product
-from statistics import mean, stdev
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
-from here import run
+from here import complete, run
 from rich.console import Console
 from rich.table import Table
-from runs import PRUNE_ALL, RESULTS, load, save
-from scipy.stats import t as student
+from runs import PRUNE_ALL, RESULTS, half_width, load
 
 SEEDS = (1, 2, 3, 4, 5)
 REGIMES = {
@@ -71,9 +68,9 @@ def choices() -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def run_one(regime: str, choice: tuple[str, str, list[str]], seed: int) -> dict[str, Any]:
+def run_one(regime: str, p: str, name: str, seed: int) -> dict[str, Any]:
     """Run one line with one seed."""
-    p, name, settings = choice
+    settings = next(known for *key, known in choices() if key == [p, name])
     whole = [] if "compress.method=dense" in settings else [PRUNE_ALL]
     way = [*whole, "compress.downlink=dense", f"federation.seed={seed}"]
     settings = [*REGIMES[regime], *settings, *way]
@@ -97,7 +94,7 @@ def table(regime: str, rows: list[dict[str, Any]]) -> Table:
         gaps = [row["final_metric"] - score["", "dense", row["seed"]] for row in mine]
         half = 0.0
         if len(gaps) > 1:
-            half = student.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5
+            half = half_width(gaps)
         shown.add_row(
             p if p != last else "",
             name,
@@ -117,19 +114,10 @@ def main(
 ) -> None:
     """Run all lines, write the results and print the tables."""
     if not table_only:
-        rows = load("methods") if resume else []
-        done = {(row["regime"], row["p"], row["variant"], row["seed"]) for row in rows}
-        jobs = [
-            (regime, choice, seed)
-            for seed in SEEDS
-            for regime, choice in product(REGIMES, choices())
-            if (regime, *choice[:2], seed) not in done
-        ]
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(parallel, mp_context=spawn) as pool:
-            for row in pool.map(run_one, *zip(*jobs, strict=True)):
-                rows.append(row)
-                save("methods", rows)
+        named = [choice[:2] for choice in choices()]
+        jobs = [(regime, *key, seed) for seed in SEEDS for regime, key in product(REGIMES, named)]
+        known_by = lambda row: (row["regime"], row["p"], row["variant"], row["seed"])  # noqa: E731
+        complete("methods", jobs, run_one, known_by, parallel, fresh=not resume)
     if (RESULTS / "methods.json").exists():
         rows = load("methods")
         for regime in REGIMES:

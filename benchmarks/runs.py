@@ -6,8 +6,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import stdev
 from typing import Any
+
+from scipy.stats import t as student
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,6 +46,11 @@ def run(config: str, settings: list[str], private: list[str] | None = None) -> d
     result = {key: summary[key] for key in KEPT}
     shown = " ".join(["fl-darex run", config, *settings])
     return {"command": shown, **result, "versions": summary["versions"]}
+
+
+def half_width(gaps: Sequence[float]) -> float:
+    """Return half of the 95 % interval of a mean of paired differences; two of them at least."""
+    return float(student.ppf(0.975, len(gaps) - 1) * stdev(gaps) / len(gaps) ** 0.5)
 
 
 def save(name: str, rows: Any) -> None:

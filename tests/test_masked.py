@@ -338,6 +338,7 @@ def test_the_app_without_the_mod_is_an_error_and_not_training_of_everything() ->
             "chooses by value afterwards",
         ),
         ({"compress.method": "wanda", "compress.mask": "client"}, "chooses by value afterwards"),
+        ({"compress.mask": "auto"}, r"compress\.mask = 'auto' does not go with training what the"),
         ({"compress.q": 0.5}, r"compress\.q = 0\.5 does not go with train\.masked = true"),
         ({"compress.q": "q-v"}, r"leave compress\.q = 'dare'"),
         ({"compress.q": "server-validation"}, r"leave compress\.q = 'dare'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -160,6 +161,12 @@ def test_terms_that_name_each_setting_are_those_that_leave_the_usual_ones_out():
     assert Terms.detach({"darex": json.dumps(short)}) == detached() == TERMS
     usual = Terms.detach({"darex": json.dumps({k: v for k, v in short.items() if k != "q"})})
     assert usual == replace(TERMS, uplink=replace(UPLINK, q="dare"))
+
+
+def test_the_page_says_what_is_left_out_and_what_it_then_is():
+    page = (Path(__file__).parent.parent / "docs" / "wire-format.md").read_text("utf-8")
+    said = " ".join(page.partition("A writer MAY leave out what is usual")[2].split())
+    assert all(f"`{name}` `{json.dumps(value)}`" in said for name, value in Terms.usual.items())
 
 
 @pytest.mark.parametrize("missing", ALWAYS)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 MaskChoice = Literal["client", "round", "disjoint", "auto"]
 MASKS: tuple[MaskChoice, ...] = get_args(MaskChoice)
 """An independent mask for each client, one for all clients of a round, masks that share no entry,
-or whichever of these measures best (`fl_darex.strategies.mask_choice`)."""
+or whichever of these measures best (`fl_darex.strategies.masks`)."""
 
 CountChoice = Literal["random", "exact"]
 COUNTS: tuple[CountChoice, ...] = get_args(CountChoice)

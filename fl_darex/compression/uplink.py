@@ -189,6 +189,7 @@ class Uplink:
         layout = Layout.of(tensors)
         # By sizes alone: which tensors are named dense, and later so, does not move the others.
         sizes = [spec.numel for spec in (*layout.pruned, *layout.dense)]
+        # Beside EDEN as if whole tensors took fp16, as beside others: a smaller part goes whole.
         bits, whole = CODINGS[self.values].bits, dense_coding(self.values).bits
         below = whole_up_to(sizes, self.keep, min(1.0, bits / whole)) if self.how.packs else 0
         return replace(self, dense=there, dense_below=below)

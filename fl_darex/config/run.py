@@ -104,6 +104,10 @@ class RunConfig(Section):
                 "the product of the adapters, which are what is trained; set compress.lora = "
                 "'factors', or train.masked = false"
             )
+        try:
+            self.uplink()
+        except ValueError as error:  # begins with a key
+            raise ValueError(f"compress.{error}; or set train.masked = false") from None
         return self
 
     @model_validator(mode="after")
@@ -135,7 +139,7 @@ class RunConfig(Section):
             )
         for key, values in (
             ("values", self.compress.values),
-            ("downlink-values", self.compress.downlink_values),
+            ("downlink-values", self.compress.server_values),
         ):
             if adapter is not None and adapter.needs_zeros and not keeps_zeros(values):
                 raise ValueError(

@@ -99,7 +99,7 @@ def dense_parts(
 
 def keeps_zeros(values: str) -> bool:
     """Return whether 0 is read as 0, whatever stands beside it."""
-    return not isinstance(CODINGS.choose(values), Eden | type(SIGN)) if values != "same" else True
+    return not isinstance(CODINGS.choose(values), Eden | type(SIGN))
 
 
 def dense_size(values: str, specs: Sequence[TensorSpec]) -> int:
