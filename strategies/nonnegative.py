@@ -23,6 +23,7 @@ from fl_darex.wire.codings.floats import FLOATS
 
 _PROBE = np.linspace(-1, 1, 256, dtype=np.float32)
 _ROUND_OFF = 8  # steps: a few operations long
+_COARSE = 0.1  # of the largest number: from here on little ones may be of either sign
 
 
 def keep_nonnegative(
@@ -51,8 +52,8 @@ def keep_nonnegative(
             kind = wide(base.dtype)
             scale = kind.type(q if isinstance(q, float | int) else q[index])
             step = (after.astype(kind) - base) * scale
-            unscaled = base + step
-            if -unscaled.min() <= _loss(coding, kind) * np.abs(step).max():
+            unscaled, loss = base + step, _loss(coding, kind)
+            if _tells(base, loss) and -unscaled.min() <= loss * np.abs(step).max():
                 mean[spec.name] = np.maximum(unscaled, 0).astype(after.dtype).reshape(after.shape)
                 changed.append(spec.name)
     for beside, specs in dense_parts(values, layout.dense):
@@ -66,7 +67,7 @@ def keep_nonnegative(
             own, loss = moved[spec.name], _loss(beside, wide(base.dtype))
             if beside not in FLOATS:
                 own = np.max([np.abs(one).max(initial=0) for one in moved.values()])
-            if (-after <= loss * own).all():
+            if _tells(base, loss) and (-after <= loss * own).all():
                 mean[spec.name] = np.maximum(after, 0)
     return changed
 
@@ -76,6 +77,16 @@ def _turned(base: Array, after: Array) -> bool:
     if not base.size or base.reshape(-1)[:256].min() < 0:  # true of nearly all weights
         return False
     return bool(after.min() < 0 <= base.min())
+
+
+def _tells(base: Array, loss: float) -> bool:
+    """Return whether a model without negative entries says that there must be none.
+
+    Where numbers keep hardly more than their sign, a client's own negative entry looks like one
+    that rounding made. Zeros, as of LoRA's B, a fresh head's bias or a new model's biases, then say
+    nothing; what is above 0 everywhere, as variances are, still does.
+    """
+    return loss < _COARSE or bool(base.min() > 0)
 
 
 def _loss(coding: Coding, kind: np.dtype[Any]) -> float:

@@ -82,7 +82,7 @@ def test_rounding_does_not_make_a_variance_negative(values):
 
 
 @pytest.mark.parametrize("dense", [(), ("bias",)])
-@pytest.mark.parametrize("values", ["fp32", "fp16", "int4"])
+@pytest.mark.parametrize("values", ["fp32", "fp16", "int8", "int4", "eden4", "eden1", "sign"])
 def test_a_bias_that_starts_at_zero_becomes_negative_where_a_client_says_so(values, dense):
     rng = np.random.default_rng(2)
     before = {"bias": np.zeros(N, np.float32)}
@@ -90,6 +90,16 @@ def test_a_bias_that_starts_at_zero_becomes_negative_where_a_client_says_so(valu
     raw, mean, found = after_round(before, clients, values=values, dense=dense)
     assert not found
     assert (mean["bias"] == raw["bias"]).all() and mean["bias"].min() < 0
+
+
+@pytest.mark.parametrize("dense", [(), ("bias",)])
+@pytest.mark.parametrize("values", ["int4", "eden4", "eden3", "eden2", "eden1", "sign"])
+def test_small_negative_entries_beside_large_others_are_not_taken_for_rounding(values, dense):
+    before = {"bias": np.zeros(N, np.float32)}
+    tuned = np.where(np.arange(N) % 2, 1.0, -0.2).astype(np.float32)
+    raw, mean, found = after_round(before, [{"bias": tuned}], p=0, values=values, dense=dense)
+    assert not found
+    assert (mean["bias"] == raw["bias"]).all() and (raw["bias"] < 0).any()
 
 
 def test_a_tensor_that_was_negative_before_is_left_alone():
