@@ -14,6 +14,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from flwr.serverapp import strategy as flower
 
+from fl_darex.compression.expected import ENVELOPE_BYTES, expected_noise
 from fl_darex.compression.remarks import remarks
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
@@ -23,7 +24,7 @@ from fl_darex.flower.sizes import describe
 from fl_darex.masks import ONE, places
 from fl_darex.secagg import SecureAggregation
 
-from .expected import EMPTY_BYTES, ENVELOPE_BYTES, Downlink, down_bytes, noise_of_dropping, up_bytes
+from .expected import EMPTY_BYTES, Downlink, down_bytes, up_bytes
 from .forms import is_own
 from .wrapped import HOOKS, Wrapped
 
@@ -40,8 +41,8 @@ class Check:
         up_bytes: A client's reply, about; as `plain_bytes` where nothing is packed.
         first_down_bytes: The first message to a client.
         down_bytes: A later one, about; None: an own policy decides.
-        noise: How long what dropping adds to a round's step is, in changes of a client; None:
-            nothing is dropped at random, or clients choose q.
+        noise: How long what dropping, and rounding to a few bits, adds to a round's step is, in
+            changes of a client; None: neither is done, or clients choose q.
         masks: What is particular about them: that one lasts for the run, that they come first.
         whole: Names of the tensors whose whole change is sent each time.
         overrides: What the wrapped strategy defines itself, by class.
@@ -61,6 +62,19 @@ class Check:
     needs: tuple[str, ...]
     problems: tuple[str, ...]
 
+    @property
+    def noise_line(self) -> str:
+        """Return `noise` in words; empty: there is none to foretell."""
+        if self.noise is None:
+            return ""
+        said = "0, nothing is dropped"
+        if self.noise:
+            said = (
+                f"{self.noise:.2g} times a client's change; where accuracy falls take a smaller p, "
+                "smaller steps or AdamR"
+            )
+        return f"noise of dropping and rounding, a round: {said}"
+
     def lines(self) -> list[str]:
         """Return it all but the problems, a line for each."""
         later = "as the policy decides" if self.down_bytes is None else f"about {self.down_bytes:,}"
@@ -69,13 +83,8 @@ class Check:
             f"bytes down, a client: {self.first_down_bytes:,} once, then {later} a round with "
             f"{self.clients} clients",
         ]
-        if self.noise:
-            found.append(
-                f"noise of dropping, a round: {self.noise:.2g} times a client's change; where "
-                "accuracy falls take a smaller p, smaller steps or AdamR"
-            )
-        elif self.noise is not None:
-            found.append("noise of dropping, a round: 0, nothing is dropped")
+        if self.noise_line:
+            found.append(self.noise_line)
         found += self.masks
         if self.whole:
             more = f" and {len(self.whole) - 5} more" if len(self.whole) > 5 else ""
@@ -128,7 +137,7 @@ def check(
         up_bytes=up,
         first_down_bytes=EMPTY_BYTES if downlink.held else first,
         down_bytes=down_bytes(layout, uplink, downlink, clients, plain),
-        noise=noise_of_dropping(uplink, clients) if layout.pruned else None,
+        noise=expected_noise(uplink, clients) if layout.pruned else None,
         masks=tuple(_masks(uplink, layout, clients)),
         whole=tuple(spec.name for spec in (*layout.dense, *layout.raw)),
         overrides=tuple(_overrides(wrapped)),

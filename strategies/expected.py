@@ -1,24 +1,18 @@
-"""What a run is expected to take in bytes and to add in noise, from its settings and the model."""
+"""What a run is expected to take in bytes, from its settings and the model."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import numpy as np
-
+from fl_darex.compression.expected import ENVELOPE_BYTES, packet_bytes
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
 from fl_darex.masks import ONE, places
 from fl_darex.secagg import SecureAggregation
-from fl_darex.wire.codings import CODINGS, dense_size
 from fl_darex.wire.header import HEADER_BYTES
 
 EMPTY_BYTES = 1200
 """Of a message without arrays, to a client that holds the model: settings, terms and ids."""
-
-ENVELOPE_BYTES = 1400
-"""Of a message beside its arrays: metrics, settings and ids; some 1.2 to 1.6 kB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +43,7 @@ def up_bytes(layout: Layout, uplink: Uplink, secure: SecureAggregation | None, c
     """
     if secure is None:
         listed = 0.0 if uplink.how.seeded else uplink.keep / ONE
-        return _sparse(layout, uplink.keep / ONE, uplink.values, listed)
+        return packet_bytes(layout, uplink.keep / ONE, uplink.values, listed)
     numbers = sum(spec.numel for spec in layout.pruned) * uplink.keep / ONE
     numbers += sum(spec.numel for spec in (*layout.dense, *layout.raw))
     try:
@@ -57,30 +51,6 @@ def up_bytes(layout: Layout, uplink: Uplink, secure: SecureAggregation | None, c
     except ValueError:  # it is among the problems
         width = 4
     return ENVELOPE_BYTES + HEADER_BYTES + round(numbers) * width
-
-
-def noise_of_dropping(uplink: Uplink, clients: int) -> float | None:
-    """Return how long what random dropping adds to a round's step is, in changes of a client.
-
-    ``sqrt(p (1-p) / clients) / q``, so ``sqrt(p / (1-p) / clients)`` for q = 1-p: each entry that
-    survives stands for ``1/q``, and clients' masks are independent unless they share one. Disjoint
-    ones are no noisier than independent ones, and less so where clients agree.
-
-    Args:
-        uplink: What is asked of clients.
-        clients: How many take part in a round, with changes of about the same length.
-
-    Returns:
-        The ratio; 0 where clients train only what their mask keeps; None where nothing is dropped
-        at random, or clients choose q.
-    """
-    how, keep = uplink.how, uplink.keep / ONE
-    if not (how.packs and how.seeded) or uplink.rule or keep == 1.0:
-        return None
-    if uplink.mask_first:
-        return 0.0
-    together = 1 if uplink.mask == "round" else clients
-    return math.sqrt(keep * (1.0 - keep) / together) / uplink.divisor
 
 
 def _union(uplink: Uplink, clients: int) -> float:
@@ -95,27 +65,6 @@ def _union(uplink: Uplink, clients: int) -> float:
         together = places(uplink.keep)
     groups, rest = divmod(clients, together)
     return 1 - (1 - keep * together) ** groups * (1 - keep * rest)
-
-
-def _sparse(layout: Layout, share: float, values: str, listed: float) -> int:
-    """Return the bytes of a message with a packet.
-
-    Args:
-        layout: The model's.
-        share: Of the entries of pruned tensors that are in it.
-        values: How numbers are written.
-        listed: The share by which positions are listed, at the entropy of their gaps; 0: they
-            follow from seeds.
-    """
-    entries = sum(spec.numel for spec in layout.pruned)
-    bits = 0.0
-    if 0 < listed < 1:
-        bits = -listed * math.log2(listed) - (1 - listed) * math.log2(1 - listed)
-    raw = sum(spec.numel * np.dtype(spec.dtype).itemsize for spec in layout.raw)
-    numbers = CODINGS[values].size(round(entries * share))
-    whole = dense_size(values, layout.dense)
-    positions = math.ceil(entries * bits / 8)
-    return ENVELOPE_BYTES + HEADER_BYTES + positions + numbers + whole + raw
 
 
 def down_bytes(
@@ -134,11 +83,11 @@ def down_bytes(
         return plain
     if downlink.policy == "server":
         share = downlink.keep / ONE
-        return min(plain, _sparse(layout, share, downlink.values, share))
+        return min(plain, packet_bytes(layout, share, downlink.values, share))
     if downlink.policy != "update":
         return None
     share = _union(uplink, clients)
     if not uplink.how.packs:
         share = 1.0
     listed = 0.0 if uplink.how.seeded else share
-    return min(plain, _sparse(layout, share, downlink.values, listed))
+    return min(plain, packet_bytes(layout, share, downlink.values, listed))

@@ -20,6 +20,7 @@ from fl_darex.flower.records import to_record
 from fl_darex.observers import Observer, RunStart
 from fl_darex.observers.run_folder import RunFolder
 from fl_darex.training.session import session as session_for
+from fl_darex.training.session import settled
 from fl_darex.training.settings import settings_record
 
 from .check import Check
@@ -59,6 +60,7 @@ def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
         ConfigError: If the task's model or data cannot be used.
         DarexError: If no client's reply counted in any round: the model is what it was.
     """
+    config = settled(config)
     server = Server(session_for(config), observers)
     for note in server.session.notes:
         log(WARNING, "%s", note)
@@ -89,6 +91,7 @@ def expect(config: RunConfig) -> tuple[RunStart, Check]:
     Raises:
         ConfigError: If the task's model or data cannot be used.
     """
+    config = settled(config)
     server = Server(session_for(config), [])
     held = POLICIES.choose(config.compress.downlink).versions
     strategy = server.darex_strategy(base_held=held)

@@ -87,7 +87,7 @@ def test_the_noise_that_is_expected_is_the_one_of_a_round(options: Any) -> None:
     shrunk = (1 - options["p"]) / q  # what a q above 1-p takes from the step is no noise
     noise = np.linalg.norm(after - shrunk) / np.linalg.norm(np.ones_like(after))
     assert found.noise == pytest.approx(noise, rel=0.05)
-    assert f"noise of dropping, a round: {found.noise:.2g} times" in str(found)
+    assert f"noise of dropping and rounding, a round: {found.noise:.2g} times" in str(found)
 
 
 @pytest.mark.parametrize(

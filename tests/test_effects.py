@@ -27,7 +27,7 @@ train.optimizer train.lr train.local-steps train.local-epochs train.batch-size t
 train.grad-accumulation train.gradient-checkpointing train.max-grad-norm train.warmup
 train.schedule train.threads train.adapter
 compress.method compress.downlink server.strategy server.average resources.num-gpus
-train.dense-lr
+train.dense-lr compress.budget
 """.split()
 TEXT = {"task.name": "text-classification"}
 CAUSAL = {"task.name": "causal-lm"}

@@ -315,7 +315,7 @@ def test_check_says_that_nothing_is_dropped_and_what_ever_moves() -> None:
     _, found = expect(make_config(SMALL | MASKED | {"compress.rotate": False}))
     assert found.noise == 0.0
     text = str(found)
-    assert "noise of dropping, a round: 0, nothing is dropped" in text
+    assert "noise of dropping and rounding, a round: 0, nothing is dropped" in text
     assert "mask first: clients train about 2,022 of 202,176 entries a round" in text
     assert "one mask for the whole run: about 2,022 of 202,176 entries ever move" in text
     _, found = expect(make_config(SMALL))

@@ -45,6 +45,7 @@ def _tell(config: RunConfig, remarks: list[str]) -> None:
     phases = Phases(console)
     try:
         session = load_session(config, phases)
+        config = session.config
         start, expected = load(EXPECT, "what is expected")(config)
     finally:
         phases.stop()
@@ -58,9 +59,7 @@ def _tell(config: RunConfig, remarks: list[str]) -> None:
     say(console, shares.steps(config))
     console.print()
     console.print(Expectation.of(config, expected).table())
-    if expected.noise is not None:
-        say(console, f"noise of dropping, a round: {expected.noise:.2g} times a client's change")
-    for line in expected.masks:
+    for line in (*filter(None, [expected.noise_line]), *expected.masks):
         say(console, line)
     for remark in [*remarks, *session.notes, *shares.remarks(config), *expected.problems]:
         say(console, remark, "note:", "yellow")

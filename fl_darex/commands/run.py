@@ -81,8 +81,9 @@ def _run(config: RunConfig, folder: RunFolder, engine: Engine, console: Console)
     with folder, shown(Display(console)) as display:
         folder.reserve(config)
         # What is wrong with model or data comes to light before Ray starts.
-        check_calibration(load_session(config, display.phases))
-        _execute(config, engine, [folder, display], display.phases)
+        session = load_session(config, display.phases)
+        check_calibration(session)
+        _execute(session.config, engine, [folder, display], display.phases)
     _plot(folder)
     with unheard():
         console.print(summary_table(folder.summary()))

@@ -13,7 +13,7 @@ from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
 from fl_darex.compression.uplink import Uplink
 from fl_darex.config.names import names_a_row
-from fl_darex.config.sections import Fraction, Rate, Section, Size
+from fl_darex.config.sections import Budget, Fraction, Rate, Section, Size
 from fl_darex.errors import nearest
 from fl_darex.flower.optimizers import OPTIMIZERS, Optimizer
 from fl_darex.masks import keep_threshold
@@ -82,6 +82,9 @@ class _CompressHead(Section):
 
     method: Annotated[str, AfterValidator(names_a_row("compress.method", METHODS))] = "dare"
     p: float = Field(0.99, ge=0.0, lt=1.0, description="fraction of the delta that is dropped")
+    budget: Budget = Field(
+        "", description="bytes of a reply, such as '50 kB'; chooses p and values; empty: as said"
+    )
     q: Literal["dare", "q-v", "q-e", "layer-q-v", "layer-q-e", "server-validation"] | Rate = Field(
         "dare", description="survivors are divided by q; the names search for it"
     )
@@ -147,11 +150,28 @@ class CompressConfig(_CompressOptions):
             except ValueError as error:
                 raise ValueError(f"compress.{key} = {p!r} is not allowed; {error}") from None
         fill_in(self, "compress", self.chosen.options, f"method {self.chosen.name!r}")
+        self._check_budget()
         try:
             self.uplink(seed=0)
         except ValueError as error:  # begins with a key
             raise ValueError(f"compress.{error}") from None
         return self
+
+    def _check_budget(self) -> None:
+        if not self.budget:
+            return
+        key = f"compress.budget = {self.budget!r}"
+        if self.chosen.name != "dare":
+            raise ValueError(
+                f"{key} chooses p by the noise of random dropping, and compress.method = "
+                f"{self.chosen.name!r} does not drop so; set compress.method = 'dare', or "
+                "compress.p in place of the budget"
+            )
+        if not isinstance(self.q, str):
+            raise ValueError(
+                f"{key} chooses p, which compress.q = {self.q!r} belongs to; leave compress.q = "
+                "'dare', or set compress.p in place of the budget"
+            )
 
     @property
     def chosen(self) -> Method:
@@ -173,7 +193,8 @@ class CompressConfig(_CompressOptions):
             self.chosen,
             self.p,
             q=self.q,
-            values=CODINGS.choose(self.values).name,
+            # What a budget chooses comes later; one bit suits all settings that some coding does.
+            values="eden1" if self.budget else CODINGS.choose(self.values).name,
             scale=self.scale,
             mask=self.mask,
             count=self.count,

@@ -197,9 +197,11 @@ USES: tuple[Use, ...] = (
     ),
     Use(
         ("compress.p",),
-        "a compress.method that drops something, or compress.downlink = 'server'",
+        "runs without compress.budget, and a compress.method that drops something, or "
+        "compress.downlink = 'server'",
         lambda run: (
-            _packs(run) or (_drops_on_the_way_down(run) and run.compress.downlink_p == "same")
+            not run.compress.budget
+            and (_packs(run) or (_drops_on_the_way_down(run) and run.compress.downlink_p == "same"))
         ),
     ),
     Use(("compress.q",), "a compress.method that sends packets, not 'dense'", _packs),
@@ -222,13 +224,20 @@ USES: tuple[Use, ...] = (
     ),
     Use(
         ("compress.values",),
-        "packets, on the way up or, with compress.downlink-values = 'same', on the way down",
-        lambda run: _packs(run) or (_versions(run) and run.compress.downlink_values == "same"),
+        "runs without compress.budget, and packets, on the way up or, with "
+        "compress.downlink-values = 'same', on the way down",
+        lambda run: (
+            not run.compress.budget
+            and (_packs(run) or (_versions(run) and run.compress.downlink_values == "same"))
+        ),
     ),
     Use(
         ("compress.scale",),
         "compress.values = 'eden1' to 'eden4' in packets on the way up",
-        lambda run: _packs(run) and isinstance(CODINGS.choose(run.compress.values), Eden),
+        lambda run: (
+            _packs(run)
+            and (run.compress.budget != "" or isinstance(CODINGS.choose(run.compress.values), Eden))
+        ),
     ),
     Use(
         ("compress.dense-below",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fl_darex.adapters import ADAPTERS, Adapter
 from fl_darex.config.names import names_a_row
@@ -15,6 +15,40 @@ Rate = Annotated[float, Field(ge=1e-9, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Size = Annotated[int, Field(ge=0, le=10**9)]
 StepSize = Annotated[float, Field(gt=0.0, le=10.0)]
+
+_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20}
+_AMOUNT = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})?")
+
+
+def bytes_of(text: str) -> int:
+    """Return a number of bytes that is written as ``50 kB``, ``1.5 MB`` or ``800``.
+
+    Raises:
+        ValueError: If it is not written so.
+    """
+    if (found := _AMOUNT.fullmatch(text.strip())) is None:
+        raise ValueError(f"{text!r} is no number of bytes")
+    return int(float(found[1]) * _UNITS[found[2] or "B"])
+
+
+def _budget(text: str) -> str:
+    try:
+        if not text or bytes_of(text) > 0:
+            return text
+    except ValueError:
+        pass
+    raise ValueError(
+        f"compress.budget = {text!r} is not allowed; allowed: a number of bytes above 0 with "
+        f"{', '.join(_UNITS)} or nothing behind it, such as '50 kB'"
+    )
+
+
+def _plain(value: object) -> object:
+    return str(value) if type(value) is int else value
+
+
+Budget = Annotated[str, BeforeValidator(_plain), AfterValidator(_budget)]
+"""A number of bytes with its unit, or nothing."""
 
 TASKS = {
     "digits": "digits.task:load_digits_task",

@@ -131,6 +131,9 @@ class RunFolder:
             self.reserve(start.config)
         self._start, self._clock = start, time.monotonic()
         with self._writing():
+            if start.config != self._config:  # a budget has become a p
+                self._config = start.config
+                write_text_atomically(self.path / _CONFIG, start.config.to_toml())
             self._write_summary("running")
 
     def replied(self, entry: Entry) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fl_darex.adapters import Wanted
 from fl_darex.config import RunConfig
+from fl_darex.config.budget import within_budget
 from fl_darex.errors import ConfigError
 from fl_darex.seeds import derive
 from fl_darex.tasks import Task, load_task
@@ -41,6 +42,7 @@ class Session:
             pretrained``. With LoRA it is the A of the run's seed and B = 0: no change at all.
         dense: Names of exchanged tensors that the base checkpoint lacks.
         device: Where the model is.
+        chosen: What was chosen by the model's sizes, in words; empty: nothing was.
         said_of_one: Whether the log says yet how clients of one example learn.
     """
 
@@ -61,7 +63,7 @@ class Session:
         name = self.adapter.trained_name if self.adapter else str
         fresh = map(name, self.task.fresh)
         self.dense = tuple(name for name in fresh if name in self.tensors)
-        self.said_of_one = False
+        self.said_of_one, self.chosen = False, ""
         # Decoding a dataset's rows costs more than a small model's step: keep them as lists.
         self.examples = lru_cache(maxsize=64)(self._examples)
         self.evaluation_examples = lru_cache(maxsize=64)(self._evaluation_examples)
@@ -69,7 +71,8 @@ class Session:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what is worth a line each before round 1."""
-        found, train, server = list(self.task.notes), self.config.train, self.config.server
+        train, server = self.config.train, self.config.server
+        found = [*self.task.notes, *filter(None, [self.chosen])]
         if train.dense_lr != "same" and not set(self.whole) & set(self.trained):
             found.append(
                 f"train.dense-lr = {train.dense_lr:g} does nothing: no trained tensor of this "
@@ -175,7 +178,27 @@ def session(config: RunConfig, own: bool = False) -> Session:
         config: The run's configuration.
         own: See `Session`.
     """
-    return _session(config, own)  # so that a default and a False are one session
+    if (config, own) not in _KEPT:
+        _KEPT.clear()
+        _KEPT[config, own] = Session(config, own, task_of(config))
+    return _KEPT[config, own]
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """Return a configuration in which nothing is left to choose by the sizes of the model.
+
+    This process's session becomes that of the returned configuration.
+
+    Raises:
+        ConfigError: If ``compress.budget`` is too small for the model.
+    """
+    if not config.compress.budget:
+        return config
+    held = session(config)
+    held.config, held.chosen = within_budget(config, held.tensors, held.dense)
+    _KEPT.clear()
+    _KEPT[held.config, False] = held
+    return held.config
 
 
 @lru_cache(maxsize=1)
@@ -184,9 +207,7 @@ def task_of(config: RunConfig) -> Task:
     return load_task(config)
 
 
-@lru_cache(maxsize=1)
-def _session(config: RunConfig, own: bool) -> Session:
-    return Session(config, own, task_of(config))
+_KEPT: dict[tuple[RunConfig, bool], Session] = {}  # one at most: a model may fill the memory
 
 
 def checkpoint_activations(model: torch.nn.Module) -> None:

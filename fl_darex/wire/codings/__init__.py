@@ -33,6 +33,7 @@ __all__ = [
     "dense_parts",
     "dense_size",
     "keeps_zeros",
+    "noise_to_signal",
     "scaled",
     "type_of",
 ]
@@ -100,6 +101,16 @@ def dense_parts(
 def keeps_zeros(values: str) -> bool:
     """Return whether 0 is read as 0, whatever stands beside it."""
     return not isinstance(CODINGS.choose(values), Eden | type(SIGN))
+
+
+def noise_to_signal(values: str) -> float:
+    """Return the squared error of written numbers over their squared length, on average.
+
+    Of EDEN with the unbiased scale; all others but ``sign``, which has a bias besides, are taken
+    to be as good as exact.
+    """
+    coding = CODINGS.choose(values)
+    return coding.scaled("unbiased").nmse if isinstance(coding, Eden) else 0.0
 
 
 def dense_size(values: str, specs: Sequence[TensorSpec]) -> int:
