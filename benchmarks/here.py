@@ -7,21 +7,64 @@ hundreds of Ray clusters. What `run` returns names the command that gives the sa
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runs import KEPT, RESULTS, ROOT, load, save
 
+from fl_darex.errors import DarexError
+from fl_darex.flower.ledger import Entry
+from fl_darex.observers import RoundReport, RunStart
+from fl_darex.observers.observer import SaveModel
+
 BY_ROUND = ("round", "metric", "up_bytes", "down_bytes", "dense_up_bytes", "dense_down_bytes")
 
 
+class Enough(DarexError):
+    """A run has shown what it was started for."""
+
+
+@dataclass
+class Until:
+    """An observer that ends a run at a metric.
+
+    Attributes:
+        metric: At which it may end.
+        rounds: Before which it may not.
+    """
+
+    metric: float
+    rounds: int
+
+    def started(self, start: RunStart) -> None:
+        """Do nothing: the first model is no result."""
+
+    def replied(self, entry: Entry) -> None:
+        """Do nothing: rounds are counted whole."""
+
+    def round_closed(
+        self, report: RoundReport, entries: Sequence[Entry], save_model: SaveModel
+    ) -> None:
+        """End the run where both are reached."""
+        if report.round >= self.rounds and (report.metric or -math.inf) >= self.metric:
+            raise Enough
+
+
 def run(
-    config: str, settings: list[str], private: list[str], *, by_round: bool = False
+    config: str,
+    settings: list[str],
+    private: list[str],
+    *,
+    by_round: bool = False,
+    until: Until | None = None,
 ) -> dict[str, Any]:
     """Run a configuration in this process; see `runs.run`.
 
@@ -30,6 +73,7 @@ def run(
         settings: Overrides that belong to the result.
         private: Overrides that do not change it.
         by_round: Return the metric and the bytes of each round, too.
+        until: Ends the run early.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from fl_darex.clients.client_app import app
@@ -41,7 +85,9 @@ def run(
     made = load_config(ROOT / config, [*settings, *private])
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch) / "run")
-        simulate_in_process(make_app(made, [folder]), app, clients=made.federation.clients)
+        observers = [folder, until] if until else [folder]
+        with suppress(Enough):
+            simulate_in_process(make_app(made, observers), app, clients=made.federation.clients)
         summary = folder.summary()
         lines = (Path(scratch) / "run" / "rounds.jsonl").read_text("utf-8").splitlines()
     result = {key: summary[key] for key in KEPT}
