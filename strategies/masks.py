@@ -18,11 +18,11 @@ from flwr.common.logger import log
 
 from fl_darex.change import Arrays
 from fl_darex.compression.choices import MaskChoice
-from fl_darex.compression.rho import BIASED, Rho, effective, meeting, noise, rho
+from fl_darex.compression.rho import Rho, effective, meeting, noise, rho
 from fl_darex.compression.uplink import AUTO, Uplink
 from fl_darex.compression.weighted_sum import Mean
 from fl_darex.masks import places
-from fl_darex.wire.codings import CODINGS
+from fl_darex.wire.codings import nature_of
 
 from .aggregation import Adjust
 from .reply import Reply
@@ -92,12 +92,13 @@ class Masks:
         uplink, norms = self._uplink, mean.norms if isinstance(mean, Mean) else None
         meet = meeting(self._drawn, uplink.keep)
         self._found = None
-        if norms is None or meet is None or not uplink.how.seeded or uplink.values in BIASED:
+        nature = nature_of(uplink.values)
+        # Where the mean is not what was sent, packets say nothing of rho.
+        if norms is None or meet is None or not uplink.how.seeded or nature.biased:
             return
         if uplink.mask_first or uplink.scale != "unbiased":
             return
-        nmse = float(getattr(CODINGS[uplink.values], "nmse", 0.0))
-        self._found = rho(norms, uplink.keep, meet, nmse)
+        self._found = rho(norms, uplink.keep, meet, nature.nmse)
         packed = [reply for reply in used if reply.packed]
         self._weights = {reply.terms.slot: reply.part.weight for reply in packed}
 

@@ -28,7 +28,7 @@ from fl_darex.observers.run_folder import RunFolder
 from fl_darex.simulation import simulate_in_process
 from fl_darex.strategies import DarexStrategy
 from fl_darex.strategies.server_app import idle_remarks, make_app
-from fl_darex.wire.codings import noise_to_signal
+from fl_darex.wire.codings import nature_of
 
 MODEL = {"w": np.zeros((500, 400), np.float32), "b": np.zeros(400, np.float32)}
 SMALL = {"federation.clients": 2, "federation.rounds": 2, "train.local-steps": 2}
@@ -46,7 +46,7 @@ def test_nothing_that_fits_has_less_noise(budget: int, shape: tuple[int, ...]) -
             made = usual(1 - share, values).fitted(tensors)
             drawn = 0 if share == 1 else 4 * (share * (1 - share) / made_of(made, tensors)) ** 0.5
             size = packet_bytes(made.layout(tensors), min(1, share + drawn), values)
-            error = (1 + noise_to_signal(values)) / share - 1
+            error = (1 + nature_of(values).nmse) / share - 1
             # Three digits of 1-p, and a size that jumps where one more tensor goes whole.
             assert size > budget or error >= found.error * 0.985 - 1e-9
 
@@ -176,6 +176,6 @@ def test_the_noise_that_is_expected_is_that_of_dropping_and_of_rounding(
         return reply(plus(arrays, change))
 
     after = to_arrays(rounds(strategy, Federation(app_of(add), clients), 1, model).arrays)["w"]
-    mean = change / (1 if scale == "unbiased" else 1 + noise_to_signal("eden1"))
+    mean = change / (1 if scale == "unbiased" else 1 + nature_of("eden1").nmse)
     noise = np.linalg.norm(after - mean) / np.linalg.norm(change)
     assert found == pytest.approx(noise, rel=0.05)

@@ -20,8 +20,9 @@ from fl_darex.masks import ONE
 from fl_darex.positions import SeededMask
 from fl_darex.pruning.gather import gather
 from fl_darex.wire import encode
-from fl_darex.wire.codings import CODINGS, Eden, scaled
+from fl_darex.wire.codings import CODINGS, scaled
 from fl_darex.wire.codings.coding import noise_of
+from fl_darex.wire.codings.eden import Eden
 from fl_darex.wire.reader import read_packet
 
 NAMES = ["eden1", "eden2", "eden3", "eden4"]

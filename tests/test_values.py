@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as npst
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.positions.bits import pack, packed_size, padding_is_zero, unpack
-from fl_darex.wire.codings import CODINGS, Coding, Eden, dense_coding, dense_parts, type_of
+from fl_darex.wire.codings import CODINGS, Coding, dense_coding, dense_parts, type_of
+from fl_darex.wire.codings.eden import Eden
 from fl_darex.wire.codings.scales import BLOCK
 
 COUNTS = [0, 1, 2, 3, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7]

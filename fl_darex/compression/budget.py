@@ -16,7 +16,7 @@ from typing import Any
 from fl_darex.compression.expected import packet_bytes
 from fl_darex.compression.uplink import AUTO, Uplink
 from fl_darex.masks import ONE
-from fl_darex.wire.codings import noise_to_signal
+from fl_darex.wire.codings import nature_of
 
 CANDIDATES = ("eden1", "eden2", "eden3", "eden4", "fp16")
 """Unbiased codings whose error is known whatever is written; that of fp16 is next to nothing."""
@@ -113,7 +113,7 @@ def _largest(
     keep = max(least, math.floor(_rounded_down(keep / ONE, _DIGITS) * ONE))
     p = round(1 - keep / ONE, 9)
     made = make(p, values)
-    error = (1 + noise_to_signal(values)) * ONE / made.keep - 1
+    error = (1 + nature_of(values).nmse) * ONE / made.keep - 1
     return Choice(p=p, values=values, up_bytes=_bytes(made, tensors), error=error)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
 from fl_darex.masks import ONE
-from fl_darex.wire.codings import CODINGS, dense_size, noise_to_signal
+from fl_darex.wire.codings import CODINGS, dense_size, nature_of
 from fl_darex.wire.header import HEADER_BYTES
 
 ENVELOPE_BYTES = 1400
@@ -40,11 +40,11 @@ def packet_bytes(layout: Layout, share: float, values: str, listed: float = 0.0)
 def expected_noise(uplink: Uplink, clients: int) -> float | None:
     """Return how long what a round's step has in noise is, in changes of a client.
 
-    With k = 1-p and a coding whose error is ``nmse`` times the squared length of what it writes
-    (`noise_to_signal`), it is ``sqrt(k (p / m + nmse / n)) / q`` for n clients of which m have
-    masks of their own: each entry that survives stands for ``1/q``. So for q = k and independent
-    masks, m = n, ``sqrt(((1 + nmse) / k - 1) / n)``; a shared mask has m = 1. Disjoint masks are no
-    noisier than independent ones, and less so where clients agree.
+    With k = 1-p, n clients of which m have masks of their own, and a coding whose squared error
+    is ``nmse`` times the squared length of what it writes (`fl_darex.wire.codings.Nature`), it is
+    ``sqrt(k (p / m + nmse / n)) / q``: each entry that survives stands for ``1/q``. So for q = k
+    and independent masks ``sqrt(((1 + nmse) / k - 1) / n)``; a shared mask has m = 1. Disjoint
+    masks are no noisier than independent ones, and less so where clients agree.
 
     Args:
         uplink: What is asked of clients.
@@ -55,7 +55,7 @@ def expected_noise(uplink: Uplink, clients: int) -> float | None:
         nothing is dropped at random or rounded coarsely, or clients choose q.
     """
     how, keep = uplink.how, uplink.keep / ONE
-    rounding = noise_to_signal(uplink.values)
+    rounding = nature_of(uplink.values).nmse
     if not (how.packs and how.seeded) or uplink.rule or (keep == 1.0 and not rounding):
         return None
     together = 1 if uplink.mask == "round" else clients

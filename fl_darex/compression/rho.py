@@ -25,9 +25,6 @@ from fl_darex.masks import ONE
 
 _ROW = 1 << 12
 
-BIASED = ("sign",)
-"""Codings of whose numbers the mean is not what was sent: they say nothing of rho."""
-
 
 @dataclass(frozen=True)
 class Norms:

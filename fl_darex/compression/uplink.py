@@ -12,7 +12,6 @@ import numpy as np
 from fl_darex.compression.choices import COUNTS, MASKS, CountChoice, MaskChoice, QChoice
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
-from fl_darex.compression.rho import BIASED
 from fl_darex.compression.small import whole_up_to
 from fl_darex.delta import Layout
 from fl_darex.errors import nearest
@@ -21,7 +20,7 @@ from fl_darex.options import Scalar, checked_options
 from fl_darex.positions import SeededMask
 from fl_darex.rescaling import resolve_q
 from fl_darex.rescaling.rules import PER_LAYER, RULES, SERVER_VALIDATION
-from fl_darex.wire.codings import CODINGS, SCALES, Coding, Scale, dense_coding, type_of
+from fl_darex.wire.codings import CODINGS, SCALES, Coding, Scale, dense_coding, nature_of, type_of
 from fl_darex.wire.codings.eden import check_scale
 
 AUTO = "auto"
@@ -100,8 +99,9 @@ class Uplink:
                 f"mask = {self.mask!r} is for masks that are drawn; "
                 f"method = {self.method!r} chooses by value: set mask = 'client'"
             )
-        if self.mask == AUTO and (self.values in BIASED or self.rule in PER_LAYER):
-            own = f"values = {self.values!r}" if self.values in BIASED else f"q = {self.q!r}"
+        biased = nature_of(self.values).biased
+        if self.mask == AUTO and (biased or self.rule in PER_LAYER):
+            own = f"values = {self.values!r}" if biased else f"q = {self.q!r}"
             raise ValueError(
                 f"mask = 'auto' measures how much clients agree, which their packets do not say "
                 f"with {own}: choose the mask, or another of these"

@@ -17,7 +17,7 @@ from fl_darex.config.sections import TASKS
 from fl_darex.errors import ConfigError
 from fl_darex.flower.optimizers import OPTIMIZERS
 from fl_darex.rescaling.rules import LABELLED, RULES, SERVER_VALIDATION
-from fl_darex.wire.codings import CODINGS, Eden
+from fl_darex.wire.codings import nature_of
 
 SIMULATED = ("ray", "flower", "local")
 """The engines of ``fl-darex run``. Any other text is a run of a deployment."""
@@ -235,8 +235,7 @@ USES: tuple[Use, ...] = (
         ("compress.scale",),
         "compress.values = 'eden1' to 'eden4' in packets on the way up",
         lambda run: (
-            _packs(run)
-            and (run.compress.budget != "" or isinstance(CODINGS.choose(run.compress.values), Eden))
+            _packs(run) and (run.compress.budget != "" or nature_of(run.compress.values).rotated)
         ),
     ),
     Use(

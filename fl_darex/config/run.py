@@ -26,7 +26,7 @@ from fl_darex.config.sections import (
 from fl_darex.config.text import Scalar, flatten, parse_override, toml_scalar
 from fl_darex.errors import ConfigError, nearest
 from fl_darex.rescaling.rules import PER_LAYER, RULES
-from fl_darex.wire.codings import keeps_zeros
+from fl_darex.wire.codings import nature_of
 
 _OWN = ("compress.method", "server.strategy")
 """Keys that can name something of one's own with options, which are keys of the same section."""
@@ -141,7 +141,7 @@ class RunConfig(Section):
             ("values", self.compress.values),
             ("downlink-values", self.compress.server_values),
         ):
-            if adapter is not None and adapter.needs_zeros and not keeps_zeros(values):
+            if adapter is not None and adapter.needs_zeros and not nature_of(values).zeros:
                 raise ValueError(
                     f"compress.{key} = {values!r} writes no zero as zero, and train.adapter = "
                     f"{name!r} needs one: what rests in a round must not change; set 'int4', or "

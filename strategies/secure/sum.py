@@ -19,7 +19,7 @@ from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.secagg import SecureAggregation
 from fl_darex.secagg.messages import Stage
 from fl_darex.secagg.numbers import Mean, Target
-from fl_darex.wire.codings import CODINGS, Eden
+from fl_darex.wire.codings import nature_of
 
 from ..reply import Reply
 from ..sent import Asked, Sent
@@ -55,7 +55,7 @@ class SecureSum:
                 f"method 'dare' or 'structured' (p=0 sends all), got mask {asked.mask!r} and "
                 f"method {asked.method!r}"
             )
-        if isinstance(CODINGS[asked.values], Eden):
+        if nature_of(asked.values).rotated:
             raise ValueError(
                 f"values={asked.values!r} does not go with secure aggregation: each client's codes "
                 "are of a rotation of its own, and their sum means nothing; leave values out, as "

@@ -20,7 +20,7 @@ from fl_darex.masks import ONE, SHARED
 from fl_darex.positions import ListedMask, Mask, SeededMask, united
 from fl_darex.pruning.gather import gather, gather_from
 from fl_darex.survivors import Survivors
-from fl_darex.wire.codings import CODINGS, Coding, Eden
+from fl_darex.wire.codings import CODINGS, Coding, nature_of
 from fl_darex.wire.packet import encode
 
 
@@ -32,8 +32,8 @@ class WholeStep(DownlinkPolicy):
 
     def pack(self, step: Delta, terms: StepTerms, state: State) -> tuple[bytes, State]:
         """Return the whole step."""
-        survivors = _survivors(step, terms, coding := CODINGS[terms.values])
-        if not isinstance(coding, Eden):
+        survivors = _survivors(step, terms, CODINGS[terms.values])
+        if not nature_of(terms.values).nmse:
             return encode(survivors, terms.values, base=terms.version), {}
         whole = with_left_over(step, state)
         survivors = gather_from(whole, step, survivors.mask)

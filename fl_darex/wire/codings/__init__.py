@@ -13,8 +13,8 @@ import numpy as np
 
 from fl_darex.errors import ConfigError
 from fl_darex.registry import Registry
-from fl_darex.wire.codings.coding import Coding, Numbers, type_of
-from fl_darex.wire.codings.eden import EDEN1, EDEN2, EDEN3, EDEN4, SCALES, Eden, Scale, scaled
+from fl_darex.wire.codings.coding import Coding, Nature, Numbers, type_of
+from fl_darex.wire.codings.eden import EDEN1, EDEN2, EDEN3, EDEN4, SCALES, Scale, scaled
 from fl_darex.wire.codings.floats import BF16, FP16, FP32, FP64
 from fl_darex.wire.codings.integers import INT4, INT8, SIGN
 
@@ -25,15 +25,14 @@ __all__ = [
     "CODINGS",
     "SCALES",
     "Coding",
-    "Eden",
+    "Nature",
     "Numbers",
     "Scale",
     "coding_of",
     "dense_coding",
     "dense_parts",
     "dense_size",
-    "keeps_zeros",
-    "noise_to_signal",
+    "nature_of",
     "scaled",
     "type_of",
 ]
@@ -90,27 +89,18 @@ def dense_parts(
     which go by magnitude, are written in int8; tensors of more than `LARGE` entries as survivors
     are; all others in eden3, whose noise is a thirtieth.
     """
-    if not isinstance(rotated := CODINGS[values], Eden):
+    if not nature_of(values).rotated:
         return [(dense_coding(values), specs)]
     statistics = [spec for spec in specs if spec.statistic]
     large = [spec for spec in specs if spec.numel > LARGE and not spec.statistic]
     small = [spec for spec in specs if spec.numel <= LARGE and not spec.statistic]
-    return [(INT8, statistics), (EDEN3, small), (rotated, large)]
+    return [(INT8, statistics), (EDEN3, small), (CODINGS[values], large)]
 
 
-def keeps_zeros(values: str) -> bool:
-    """Return whether 0 is read as 0, whatever stands beside it."""
-    return not isinstance(CODINGS.choose(values), Eden | type(SIGN))
-
-
-def noise_to_signal(values: str) -> float:
-    """Return the squared error of written numbers over their squared length, on average.
-
-    Of EDEN with the unbiased scale; all others but ``sign``, which has a bias besides, are taken
-    to be as good as exact.
-    """
-    coding = CODINGS.choose(values)
-    return coding.scaled("unbiased").nmse if isinstance(coding, Eden) else 0.0
+def nature_of(values: str) -> Nature:
+    """Return what becomes of numbers in a coding, of EDEN with the unbiased scale."""
+    found: Nature = getattr(CODINGS.choose(values), "nature", Nature())  # few have it
+    return found
 
 
 def dense_size(values: str, specs: Sequence[TensorSpec]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,9 +16,29 @@ Numbers = NDArray[np.floating[Any]]
 """Numbers of a packet: float32, or of the type that their coding names (`type_of`)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Nature:
+    """What becomes of numbers that a coding writes, as far as others have to know.
+
+    Attributes:
+        nmse: Mean of ``||read - written||^2 / ||written||^2``, whatever is written; 0: next to
+            nothing, or not to be said so. Who writes with some keeps what was rounded away.
+        biased: Whether the mean of what is read is something else than what was written.
+        zeros: Whether 0 is read as 0, whatever stands beside it.
+        rotated: Whether numbers are mixed first, so that codes of two packets do not add up.
+    """
+
+    nmse: float = 0.0
+    biased: bool = False
+    zeros: bool = True
+    rotated: bool = False
+
+
 @runtime_checkable
 class Coding(Protocol):
     """A way to write float32 numbers; or float64 ones, with an attribute ``dtype = np.float64``.
+
+    One that rounds coarsely says so in an attribute ``nature``, a `Nature`.
 
     Whoever writes an own one may derive it from this class, or not.
     """

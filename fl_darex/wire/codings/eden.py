@@ -19,7 +19,7 @@ from fl_darex.errors import Reason
 from fl_darex.positions.bits import pack, unpack
 from fl_darex.positions.mask import refuse
 from fl_darex.wire.codings import rotation
-from fl_darex.wire.codings.coding import Coding, Numbers, check_no_exponent
+from fl_darex.wire.codings.coding import Coding, Nature, Numbers, check_no_exponent
 from fl_darex.wire.codings.floats import from_bfloat16, to_bfloat16
 
 Scale = Literal["unbiased", "least-squares"]
@@ -83,6 +83,11 @@ class Eden(Coding):
         """
         unbiased = _NMSE[self.width]
         return unbiased if self.scale == "unbiased" else unbiased / (1.0 + unbiased)
+
+    @property
+    def nature(self) -> Nature:
+        """What becomes of numbers."""
+        return Nature(nmse=self.nmse, zeros=False, rotated=True)
 
     def scaled(self, scale: Scale) -> Eden:
         """Return the coding that writes with another scale."""

@@ -12,7 +12,7 @@ from fl_darex.errors import Reason
 from fl_darex.masks import words
 from fl_darex.positions.mask import refuse
 from fl_darex.wire.codings import scales
-from fl_darex.wire.codings.coding import Coding, Numbers
+from fl_darex.wire.codings.coding import Coding, Nature, Numbers
 
 _AT_ONCE = 1 << 16  # numbers: their temporaries stay in cache
 
@@ -90,6 +90,7 @@ class _Sign(Coding):
     """
 
     name, code, bits = "sign", 5, 1 + scales.BITS
+    nature = Nature(biased=True, zeros=False)
 
     def size(self, count: int) -> int:
         return scales.size(count) + (count + 7) // 8
