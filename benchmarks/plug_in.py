@@ -1,20 +1,22 @@
 """Two plain Flower apps before and after the two lines, on a real SuperLink with two SuperNodes.
 
-    python benchmarks/plug_in.py             # runs everything: twenty minutes on two cores
+    python benchmarks/plug_in.py             # runs what the results lack
     python benchmarks/plug_in.py --table     # prints the table of the committed results
 
 The apps are those of ``examples/``: MLPs of 5.5 million float32 parameters on digits, ten rounds.
 "plain" is the app as it is, "two lines" the app after ``darex.patch`` (p = .99, fp16 and
 ``downlink="update"``, the defaults), "held" after ``base.patch``, too: clients hold the initial
-model. All processes are Flower's own, on loopback. Bytes are counted twice: by SuperLink (``flwr
-list``), which counts objects and the messages that announce them, and by a TCP proxy between
-SuperNodes and SuperLink, which sees everything: heads of requests (about 900 bytes each), polls,
-heartbeats and the app's bundle. Both clients train and evaluate in each round, Flower's default.
+model; "eden1" is one bit a number both ways, "one mask" ``mask="round"``. All processes are
+Flower's own, on loopback. Bytes are counted twice: by SuperLink (``flwr list``), which counts
+objects and the messages that announce them, and by a TCP proxy between SuperNodes and SuperLink,
+which sees everything: heads of requests (about 900 bytes each), polls, heartbeats and the app's
+bundle. Both clients train and evaluate in each round, Flower's default.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -33,7 +35,15 @@ from fl_darex.observers.summary import versions
 sys.path.insert(0, str(ROOT / "tests"))
 
 NODES, ROUNDS, TIMEOUT = 2, 10, 1800.0
-VARIANTS = {"plain": [], "two lines": ["darex.patch"], "held": ["darex.patch", "base.patch"]}
+HELD = ["darex.patch", "base.patch"]
+# The patches, and what the strategy is told besides.
+VARIANTS = {
+    "plain": ([], ""),
+    "two lines": (["darex.patch"], ""),
+    "held": (HELD, ""),
+    "held, eden1": (HELD, 'values="eden1"'),
+    "held, eden1, one mask": (HELD, 'values="eden1", mask="round"'),
+}
 CASES = [
     *(("torch", variant) for variant in VARIANTS),
     *(("sklearn", variant) for variant in ("plain", "two lines")),
@@ -65,6 +75,15 @@ def accuracy(name: str, out: Path) -> tuple[float, int]:
     return float(np.average(scores, weights=sizes)), parameters
 
 
+def tell(file: Path, settings: str) -> None:
+    """Give the strategy of a patched app further arguments."""
+    before = file.read_text("utf-8")
+    after = re.sub(r"(DarexStrategy\(.*\))\)$", rf"\1, {settings})", before, flags=re.MULTILINE)
+    if after == before:
+        raise RuntimeError(f"{file.name} makes no DarexStrategy in one line")
+    file.write_text(after, "utf-8")
+
+
 def run(name: str, variant: str, rounds: int) -> dict[str, Any]:
     """Run one app to its end on a deployment of its own."""
     from example_apps import prepare
@@ -72,7 +91,10 @@ def run(name: str, variant: str, rounds: int) -> dict[str, Any]:
 
     folder = Path(tempfile.mkdtemp(prefix="plug-in-"))
     out = folder / ("model.pt" if name == "torch" else "model.npz")
-    app = prepare(f"{name}-app", folder, *VARIANTS[variant])
+    patches, settings = VARIANTS[variant]
+    app = prepare(f"{name}-app", folder, *patches)
+    if settings:
+        tell(app / f"{name}_app" / "server_app.py", settings)
     start = time.monotonic()
     config = {"num-server-rounds": rounds, "out": str(out)}
     with deployment(folder, NODES) as (flower, proxy):
@@ -97,7 +119,7 @@ def run(name: str, variant: str, rounds: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> Table:
     """Return bytes and ratios to the plain app, by both counters."""
-    shown = Table(title="ten rounds, two SuperNodes, p = .99, fp16; MB and ratio to the plain app")
+    shown = Table(title="ten rounds, two SuperNodes, p = .99; MB and ratio to the plain app")
     for column in ("app", "", "accuracy", "counted by", "up", "down", "total"):
         shown.add_column(column, justify="right" if column in ("up", "down", "total") else "left")
     for line in lines(rows):
