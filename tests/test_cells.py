@@ -203,9 +203,9 @@ def test_a_folder_without_a_file_that_is_known_says_what_it_holds(
     refused: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
-    for name in ("Train.CSV", "train.tsv", "train.xlsx", ".hidden"):
+    for name in ("Train.CSV", "train.txt", "train.xlsx", ".hidden"):
         (tmp_path / "data" / name).write_text("x")
-    message = "found no file named train, validation or test among Train.CSV, train.tsv, train.xlsx"
+    message = "found no file named train, validation or test among Train.CSV, train.txt, train.xlsx"
     refused(message, {}, task__dataset=str(tmp_path / "data"))
 
 
@@ -230,6 +230,13 @@ def test_a_long_text_is_read_whole(load: Any) -> None:
 def test_spreadsheets_of_every_kind_give_the_same_rows(load: Any, content: str) -> None:
     task = load({"train.csv": content, "validation.csv": TWO})
     assert list(task.train["sentence"]) == ["good", "a\r\nplot"]
+    assert list(task.train["label"]) == [0, 1]
+
+
+def test_a_file_with_tabs_has_commas_in_its_header_and_texts(load: Any) -> None:
+    content = "sentence\tlabel\tnote, or none\ngood, too\t0\t\nbad\t1\tx\n"
+    task = load({"train.tsv": content, "validation.csv": TWO})
+    assert list(task.train["sentence"]) == ["good, too", "bad"]
     assert list(task.train["label"]) == [0, 1]
 
 

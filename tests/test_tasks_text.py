@@ -372,6 +372,10 @@ def test_a_dataset_without_training_or_evaluation_examples_is_refused(model, dat
     refused("task.holdout = 40 leaves nothing.*0 to 39", model, data, task__holdout=40)
     (data / "train.jsonl").rename(data / "test.jsonl")
     refused("no training data; found test", model, data)
+    (tmp_path / "sheet").mkdir()
+    (tmp_path / "sheet" / "train.xlsx").write_bytes(b"PK")
+    message = "among train.xlsx; name the file train.jsonl, .* or .parquet, or save it as one of"
+    refused(message, model, tmp_path / "sheet")
     (tmp_path / "pictures" / "train" / "cat").mkdir(parents=True)
     message = "found a folder train, which is for task.name = 'image-classification'; name the file"
     refused(message, model, tmp_path / "pictures")

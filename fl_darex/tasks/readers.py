@@ -1,4 +1,4 @@
-"""Files of rows: JSON Lines, JSON, CSV and Parquet, as people and their programs write them.
+"""Files of rows: JSON Lines, JSON, CSV, TSV and Parquet, as people and their programs write them.
 
 Files are read here rather than through ``datasets.load_dataset``, which copies each into a cache on
 disk, takes the sentence "NA" in a CSV file for a missing value, and reports a broken line by a
@@ -218,7 +218,8 @@ def _cells(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
         text, first = text.partition("\n")[2], 1
     try:
         with _long_fields():
-            source, delimiter = io.StringIO(text, newline=""), _delimiter(text)
+            source = io.StringIO(text, newline="")
+            delimiter = "\t" if path.suffix == ".tsv" else _delimiter(text)
             reader = csv.reader(source, delimiter=delimiter, strict=True)
             found = [(row, reader.line_num + first) for row in reader]
     except csv.Error as error:
@@ -256,5 +257,6 @@ READERS: dict[str, Callable[[Path], Table]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
+    ".tsv": _csv,
     ".parquet": _parquet,
 }

@@ -27,7 +27,8 @@ def read_parts(config: RunConfig, needs: str, label: str = "") -> dict[str, Tabl
     """
     read = functools.partial(read_splits, sources=_files)
     found = load_splits(config.task, needs, "train.*", read, from_arrow)
-    hint = "the file train.jsonl, .json, .csv or .parquet"
+    *most, last = READERS
+    hint = f"the file train{', '.join(most)} or {last}, or save it as one of these"
     chosen = choose_splits(config, found, hint, label)
     return {part: _named(found[split], split) for part, split in chosen.items()}
 
