@@ -33,6 +33,8 @@ from fl_darex.wire.packet import open_packet
 from fl_darex.wire.reader import Packet
 
 WEIGHT = 0.1
+WIDE = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "eden4": 4, "eden1": 1, "sign": 1}
+"""Bits of a number, scales not included."""
 
 
 @dataclass
@@ -50,7 +52,6 @@ def seeded(values: str, base: Arrays, tuned: Arrays, p: float, *, exact: bool = 
     """Ours: a seeded mask, so that no positions travel."""
     layout, mask = Layout.of(base), SeededMask(1, 1, 0, keep_threshold(p), exact)
     q, total = mask.keep / 2**32, np.zeros(sum(t.size for t in base.values()), np.float32)
-    bits = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4, "sign": 1}[values]
 
     def read(packet: bytes) -> Any:
         return open_packet(packet, layout, mask, q=q, values=values)
@@ -63,7 +64,7 @@ def seeded(values: str, base: Arrays, tuned: Arrays, p: float, *, exact: bool = 
         write,
         lambda packet: read(packet).survivors().positions,
         lambda packet: add(total, layout, read(packet)),
-        bits / 8,
+        WIDE[values] / 8,
     )
 
 
@@ -281,7 +282,7 @@ def bare(base: Arrays, tuned: Arrays, p: float) -> tuple[Callable[[], Any], Call
 
 def all_ways(base: Arrays, tuned: Arrays, p: float) -> list[Way]:
     """Return ours first, then the peers."""
-    ours = [seeded(v, base, tuned, p) for v in ("fp32", "fp16", "bf16", "int8", "int4", "sign")]
+    ours = [seeded(values, base, tuned, p) for values in WIDE]
     ours += [seeded("fp16", base, tuned, p, exact=True), listed("fp16", base, tuned, p)]
     peers = [dense_numpy(base, tuned), dense_torch(base, tuned)]
     peers += [make(base, tuned, p) for make in (coo, csr, safetensors_sparse, zstd)]
