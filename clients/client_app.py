@@ -20,7 +20,13 @@ from fl_darex.training.evaluation import evaluate as evaluate_model
 from fl_darex.training.loop import train as train_model
 from fl_darex.training.session import Session
 from fl_darex.training.session import session as session_for
-from fl_darex.training.settings import DATASET_KEY, check_labels, has_own_data, settings_of
+from fl_darex.training.settings import (
+    DATASET_KEY,
+    check_labels,
+    has_own_data,
+    run_settings,
+    settings_of,
+)
 
 from .darex_mod import DarexMod
 from .told import told
@@ -40,7 +46,9 @@ def search(message: Message, context: Context, survivors: Survivors, rule: str) 
     """Return the q that suits the model that was trained last, on this node's examples."""
     before = view_arrays(next(iter(message.content.array_records.values())))
     session = _session(message, context)
-    return choose_q(session, _partition(context), survivors, before, rule)
+    # Data of the node's own have a configuration with one client.
+    clients = run_settings(message, context).federation.sample_size
+    return choose_q(session, _partition(context), survivors, before, rule, clients)
 
 
 def own(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from logging import WARNING
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from logging import INFO, WARNING
 from typing import Any
 
 import numpy as np
 from flwr.common.logger import log
 
 from fl_darex.change import Arrays
+from fl_darex.compression.update import SparseUpdate
 from fl_darex.compression.uplink import Uplink
+from fl_darex.delta import Layout
+from fl_darex.rescaling.rules import GROUP_SERVER_VALIDATION
+from fl_darex.survivors import Q
 
 from .nonnegative import keep_nonnegative
 from .reply import Reply
@@ -27,7 +32,8 @@ class Corrections:
         send_whole: Called with the names of tensors that are to be sent whole from now on.
 
     Attributes:
-        q: What survivors were divided by; where clients choose, the mean over the last round's.
+        q: What survivors were divided by; where it is chosen, by clients or for each tensor, the
+            mean over the last round's.
     """
 
     def __init__(
@@ -48,15 +54,19 @@ class Corrections:
         found = [reply.update.q for reply in used if reply.update.q is not None]
         if self._validate is not None and found:
             first = self._uplink.divisor
-            self.q = choose_q(self._validate, sent.arrays, mean, sent.layout, first)
-            found = [self.q]
+            grouped = self._uplink.q == GROUP_SERVER_VALIDATION
+            q = choose_q(self._validate, sent.arrays, mean, sent.layout, first, grouped)
+            self.q, found = float(np.mean(q)), [q]
+            _say([(sent.layout, q)])
         elif self._uplink.rule and found:
             self.q = float(np.mean([np.mean(q) for q in found]))
+            updates = [reply.update for reply in used]
+            _say((one.layout, one.q) for one in updates if isinstance(one, SparseUpdate))
         if not found or not mean:
             return
         # The smallest of all, so that what is taken back lies between what clients have.
-        q = min(float(np.min(one)) for one in found)
-        names = keep_nonnegative(sent.arrays, mean, sent.layout, q, self._uplink.values)
+        least = min(float(np.min(one)) for one in found)
+        names = keep_nonnegative(sent.arrays, mean, sent.layout, least, self._uplink.values)
         if names := [name for name in names if name not in self._whole]:
             self._whole.update(names)
             text = "rescaling would make entries of %s negative, which has none; it goes whole now"
@@ -70,3 +80,16 @@ class Corrections:
     def restore(self, state: dict[str, Any]) -> None:
         """Know what `state` said."""
         self.q, self._whole = state["q"], set(state["whole"])
+
+
+def _say(found: Iterable[tuple[Layout, Q]]) -> None:
+    """Say between which tensors q lies, each with its mean over the packets."""
+    by_name: dict[str, list[float]] = defaultdict(list)
+    for layout, q in found:
+        if isinstance(q, np.ndarray):
+            for spec, one in zip(layout.pruned, q.tolist(), strict=True):
+                by_name[spec.name].append(one)
+    ordered = sorted((float(np.mean(some)), name) for name, some in by_name.items())
+    if ordered:
+        (low, first), (high, last) = ordered[0], ordered[-1]
+        log(INFO, "q by tensor: from %.3g (%s) to %.3g (%s)", low, first, high, last)

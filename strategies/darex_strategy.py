@@ -63,8 +63,9 @@ class DarexStrategy(PackedRounds):
         strategy: One of Flower's strategies for tensors, or your own that is built on one.
         p: Fraction of each delta that is dropped, in [0, 1); 0 drops nothing.
         q: Survivors are divided by it: ``"dare"`` is 1-p (unbiased), or a number in (0, 1], or a
-            rule of `fl_darex.rescaling.RULES` by which each client chooses its own, or
-            ``"server-validation"``: the server chooses it each round, with ``validate``.
+            rule of `fl_darex.rescaling.rules.RULES` by which each client chooses its own, or
+            ``"server-validation"``: the server chooses it each round, with ``validate``;
+            ``"group-server-validation"``: and from there on one for each group of layers.
         values: A row of `fl_darex.wire.codings.CODINGS`; all but ``"sign"`` are unbiased, and all
             but ``"fp64"``, which is for models in float64, send float32's precision at most. Or a
             coding of your own, for clients with ``DarexMod(codings=[...])``.
@@ -112,8 +113,9 @@ class DarexStrategy(PackedRounds):
             right for what is linear in them and takes memory for clients x model. ``"auto"``:
             ``"support"`` for Flower's strategies that compare clients, ``"each"`` for those that
             add noise, else ``"mean"``; one with an ``aggregate_train`` of its own has to say.
-        validate: Of ``q="server-validation"``: returns the loss of a model on examples that are
-            neither trained on nor reported; called with arrays by name, many times a round.
+        validate: Of ``q="server-validation"`` and ``"group-server-validation"``: returns the loss
+            of a model on examples that are neither trained on nor reported; called with arrays by
+            name, some 7 times a round, with groups up to 120 times.
         secure: Adds the updates of a round so that the server learns their sum and none of them;
             needs ``mask="round"``. ``values`` is not used: `SecureAggregation` says how numbers
             travel. With ``clip``, clients clip their own updates.

@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fl_darex.compression.uplink import AUTO, Uplink
 from fl_darex.masks import ONE
-from fl_darex.rescaling.rules import SERVER_VALIDATION
+from fl_darex.rescaling.rules import SERVER_RULES
 
 FORMS = ("mean", "each", "support", "own")
 FormChoice = Literal["auto", "mean", "each", "support", "own"]
@@ -139,9 +139,9 @@ def check_form(asked: Uplink, form: str, strategy: Strategy) -> None:
             f"{name} compares clients, and clients with masks of their own have next to no "
             "coordinates in common (at p = .99 the median of ten is 0 everywhere): use mask='round'"
         )
-    if asked.q == SERVER_VALIDATION:
+    if asked.q in SERVER_RULES:
         raise ValueError(
-            f"q = {SERVER_VALIDATION!r} searches along the average, which {name} does not take; "
+            f"q = {asked.q!r} searches along the average, which {name} does not take; "
             "choose another q"
         )
     if asked.mask == AUTO:

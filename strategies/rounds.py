@@ -21,7 +21,7 @@ from fl_darex.flower.grids import FallbackGrid, OrderedGrid, seeded_random
 from fl_darex.flower.ledger import Entry, Ledger, LedgerGrid
 from fl_darex.flower.records import view_arrays
 from fl_darex.flower.roster import Roster
-from fl_darex.rescaling.rules import SERVER_VALIDATION
+from fl_darex.rescaling.rules import SERVER_RULES
 from fl_darex.secagg import SecureAggregation
 from fl_darex.seeds import derive
 
@@ -70,8 +70,9 @@ class PackedRounds(Front):
         validate: Validate | None,
         on_reply: Callable[[Entry], None] | None,
     ) -> None:
-        if (validate is None) == (uplink.q == SERVER_VALIDATION):
-            raise ValueError(f"q = {SERVER_VALIDATION!r} and validate need each other")
+        if (validate is None) == (uplink.q in SERVER_RULES):
+            rules = " or ".join(map(repr, SERVER_RULES))
+            raise ValueError(f"q = {rules} and validate need each other")
         self._secure = SecureSum(secure, uplink, wrapped, clip) if secure else None
         if secure:  # integers, made of fp32
             uplink = replace(uplink, values="fp32")

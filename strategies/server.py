@@ -18,7 +18,7 @@ from fl_darex.flower.records import view_arrays
 from fl_darex.flower.roster import HANDSHAKE
 from fl_darex.observers import Observer, RoundReport, RunStart
 from fl_darex.observers.guarded import Guarded
-from fl_darex.rescaling.rules import SERVER_VALIDATION
+from fl_darex.rescaling.rules import SERVER_RULES
 from fl_darex.training.evaluation import evaluate, mean_loss
 from fl_darex.training.session import Session
 
@@ -64,7 +64,7 @@ class Server:
             base_held=base_held,
             downlink_p=compress.server_p,
             downlink_values=compress.server_values,
-            validate=self.validate if asked.q == SERVER_VALIDATION else None,
+            validate=self.validate if asked.q in SERVER_RULES else None,
             on_reply=self.replied,
         )
 

@@ -83,7 +83,7 @@ def test_every_method_and_coding_takes_every_adapter(
     assert found["parameters"] == sum(array.size for array in before.values())
 
 
-@pytest.mark.parametrize("q", ["q-e", "layer-q-e", "server-validation"])
+@pytest.mark.parametrize("q", ["q-e", "layer-q-e", "curvature", "group-server-validation"])
 def test_a_search_for_q_takes_every_adapter_that_it_can(
     name: str, q: str, data: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -58,7 +58,7 @@ ROOMS = {
             "seeds",
             "survivors",
         ),
-        "tasks",
+        *("tasks", "wire"),
     },
     "analysis": {
         *("activations", "delta", "masks", "positions", "pruning", "rescaling", "seeds"),

@@ -11,7 +11,7 @@ from fl_darex.delta import Delta
 from fl_darex.errors import ConfigError
 from fl_darex.masks import ONE, keep_threshold
 from fl_darex.pruning import dare
-from fl_darex.rescaling.rules import LABELLED, PER_LAYER, RULES
+from fl_darex.rescaling.rules import LABELLED, PER_TENSOR, RULES, SERVER_RULES
 from fl_darex.training.calibration import batches, choose_q, input_norms
 from fl_darex.training.loop import train
 from fl_darex.training.session import Examples, Session
@@ -41,7 +41,7 @@ def test_each_rule_finds_q_in_its_range_and_leaves_the_model_as_it_was(rule: str
     survivors = dare(Delta(one.read(), before), P, seed=3, slot=1)
     q = np.atleast_1d(choose_q(one, 1, survivors, before, rule))
     assert state(one) == trained
-    assert q.size == (len(survivors.layout.pruned) if rule in PER_LAYER else 1)
+    assert q.size == (len(survivors.layout.pruned) if rule in PER_TENSOR else 1)
     assert (np.float32(q) >= np.float32(keep_threshold(P) / ONE)).all() and (q <= 1).all()
     if rule not in LABELLED:
         # Long local training makes deltas large: dividing by 1-p alone is too much.
@@ -86,7 +86,7 @@ def test_norms_are_those_of_the_trained_models_inputs_and_of_no_other_tensor() -
     assert any(not np.array_equal(norms[name], again[name]) for name in norms)
 
 
-@pytest.mark.parametrize("rule", ["q-v", "layer-q-v", "q-e", "dare"])
+@pytest.mark.parametrize("rule", ["q-v", "layer-q-v", "q-e", "curvature", "dare"])
 def test_examples_that_q_is_validated_on_are_not_trained_on(rule: str) -> None:
     one = session(**{"compress.q": rule, "compress.calibration-examples": 50})
     trained, seen = images(one.examples(0)), images(one.calibration(0))
@@ -98,10 +98,9 @@ def test_examples_that_q_is_validated_on_are_not_trained_on(rule: str) -> None:
         assert set(seen) <= set(trained) and trained == whole
 
 
-def test_the_servers_validation_examples_are_nobody_elses() -> None:
-    one = session(
-        **{"compress.q": "server-validation", "server.validation-examples": 100},
-    )
+@pytest.mark.parametrize("rule", SERVER_RULES)
+def test_the_servers_validation_examples_are_nobody_elses(rule: str) -> None:
+    one = session(**{"compress.q": rule, "server.validation-examples": 100})
     kept = images(one.validation_examples)
     theirs = [image for i in range(4) for image in images(one.examples(i))]
     assert len(kept) == 100

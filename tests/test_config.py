@@ -23,7 +23,7 @@ from fl_darex.config import (
 from fl_darex.config.text import flatten, parse_override
 from fl_darex.errors import ConfigError, DarexError
 from fl_darex.flower.optimizers import OPTIMIZERS
-from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
+from fl_darex.rescaling.rules import CURVATURE, PER_TENSOR, RULES, SERVER_RULES
 from fl_darex.wire.codings import CODINGS
 
 FIELDS = {
@@ -82,7 +82,7 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
     if key == "compress.p":
         return st.floats(0, 1 - 2**-32)
     if key == "compress.q":
-        return st.sampled_from(["dare", *RULES, SERVER_VALIDATION]) | st.floats(1e-9, 1)
+        return st.sampled_from(["dare", *RULES, *SERVER_RULES]) | st.floats(1e-9, 1)
     if key == "task.name":
         return st.sampled_from([*TASKS, "own:task", "a.b_1.c:d2"])
     if key == "compress.downlink-p":
@@ -137,8 +137,11 @@ def configs(draw: Any) -> RunConfig:
         values["compress.columns"] = 1.0
     if method == "structured" or values.get("compress.values") == "sign":
         values["compress.mask"] = "client"
-    if method == "dense":
+    q = values.get("compress.q")
+    if method == "dense" or (q == CURVATURE and method != "dare"):
         values["compress.q"] = "dare"
+    if q in PER_TENSOR:
+        values["compress.mask"] = "client"
     if values.get("train.optimizer", "adamr") == "adamr":
         values["train.weight-decay"] = 0.0
     adapter = values.get("train.adapter", "auto")
@@ -347,8 +350,8 @@ def test_a_whole_number_is_not_a_fraction_or_text(key, value):
 
 
 Q = (
-    "it must be 'dare', 'q-v', 'q-e', 'layer-q-v', 'layer-q-e', 'server-validation' or a number "
-    "from 1e-09 to 1"
+    "it must be 'dare', 'q-v', 'q-e', 'layer-q-v', 'layer-q-e', 'curvature', 'server-validation', "
+    "'group-server-validation' or a number from 1e-09 to 1"
 )
 
 
@@ -732,6 +735,21 @@ def test_flattening_leaves_flat_keys_alone():
         ),
         ({"values": "sign", "mask": "auto"}, "compress.mask = 'auto' .* with values = 'sign'"),
         ({"q": "layer-q-e", "mask": "auto"}, "compress.mask = 'auto' .* with q = 'layer-q-e'"),
+        ({"q": "curvature", "mask": "auto"}, "compress.mask = 'auto' .* with q = 'curvature'"),
+        (
+            {"q": "curvature", "method": "magnitude"},
+            "compress.q = 'curvature' .* chooses by value: set method = 'dare', or another q",
+        ),
+        ({"q": "curvature", "method": "wanda"}, "compress.q = 'curvature' .* chooses by value"),
+        (
+            {"q": "curvature", "method": "structured"},
+            "compress.q = 'curvature' .* draws columns: set method = 'dare', or another q",
+        ),
+        ({"q": "curvature", "method": "dense"}, "compress.q = 'curvature' divides survivors"),
+        (
+            {"q": "group-server-validation", "method": "dense"},
+            "compress.q = 'group-server-validation' divides survivors",
+        ),
         ({"method": "wanda", "scope": "global"}, "set 'layer' or 'row'"),
         ({"method": "structured", "p": 0.9}, "compress.columns = 0.05 keeps fewer .*: 0.1 to 1"),
         ({"method": "dense", "q": "q-e"}, "compress.q = 'q-e' divides survivors"),

@@ -71,6 +71,12 @@ ROWS = [
         {"federation.evaluate": "none", "compress.q": "q-e"},
         "runs that measure something",
     ),
+    (
+        "train.eval-batch-size",
+        {"federation.evaluate": "none", "compress.q": "curvature"},
+        {"federation.evaluate": "none", "compress.q": "group-server-validation"},
+        "but 'curvature'",
+    ),
     ("train.delta-decay", {"train.optimizer": "adamw"}, {}, "train.optimizer = 'adamr'"),
     ("train.norm", {"train.optimizer": "adamw"}, {}, "train.optimizer = 'adamr'"),
     ("train.norm", {"train.delta-decay": 0}, {}, "train.delta-decay above 0"),
@@ -103,6 +109,7 @@ ROWS = [
     ("compress.q", DENSE, {"compress.method": "magnitude"}, "not 'dense'"),
     ("compress.calibration-examples", {}, {"compress.q": "q-v"}, "'q-v', 'q-e', 'layer-q-v'"),
     ("compress.calibration-examples", {}, {"compress.method": "wanda"}, "'wanda'"),
+    ("compress.calibration-examples", {}, {"compress.q": "curvature"}, "'curvature'"),
     ("compress.mask", {"compress.method": "magnitude"}, {}, "draws what survives"),
     ("compress.mask", {"compress.p": 0}, {}, "compress.p above 0"),
     ("compress.count", {"compress.method": "wanda"}, {}, "draws what survives"),
@@ -135,6 +142,10 @@ ROWS = [
     (
         *("server.validation-examples", {"compress.q": "q-e"}),
         *({"compress.q": "server-validation"}, "compress.q = 'server-validation'"),
+    ),
+    (
+        *("server.validation-examples", {"compress.q": "curvature"}),
+        *({"compress.q": "group-server-validation"}, "or 'group-server-validation'"),
     ),
 ]
 ON_ENGINES = [

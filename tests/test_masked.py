@@ -342,6 +342,8 @@ def test_the_app_without_the_mod_is_an_error_and_not_training_of_everything() ->
         ({"compress.q": 0.5}, r"compress\.q = 0\.5 does not go with train\.masked = true"),
         ({"compress.q": "q-v"}, r"leave compress\.q = 'dare'"),
         ({"compress.q": "server-validation"}, r"leave compress\.q = 'dare'"),
+        ({"compress.q": "group-server-validation"}, r"leave compress\.q = 'dare'"),
+        ({"compress.q": "curvature"}, r"leave compress\.q = 'dare'"),
         ({"train.lora-rank": 2, "compress.lora": "product"}, r"set compress\.lora = 'factors'"),
     ],
     ids=str,

@@ -15,8 +15,9 @@ from fl_darex.clients.client_app import app
 from fl_darex.config import RunConfig, make_config
 from fl_darex.errors import ConfigError
 from fl_darex.observers.run_folder import RunFolder
+from fl_darex.rescaling.rules import SERVER_RULES
 from fl_darex.strategies.server_app import make_app
-from fl_darex.training.settings import settings_of, settings_record
+from fl_darex.training.settings import run_settings, settings_of, settings_record
 
 SMALL = {
     "task.name": "text-classification",
@@ -128,11 +129,12 @@ def test_a_node_without_a_partition_is_told_how_to_start(base, tmp_path, caplog)
     assert "--node-config 'partition-id=0 num-partitions=3'" in caplog.text
 
 
-def test_what_the_run_shares_out_or_holds_back_is_of_no_account_for_own_data(base):
+@pytest.mark.parametrize("rule", SERVER_RULES)
+def test_what_the_run_shares_out_or_holds_back_is_of_no_account_for_own_data(base, rule):
     config = make_config(
         SMALL
         | {"federation.partition": "dirichlet", "federation.alpha": 0.1, "task.holdout": 3}
-        | {"compress.q": "server-validation", "task.train-examples": 5, "train.lr": 0.5}
+        | {"compress.q": rule, "task.train-examples": 5, "train.lr": 0.5}
     )
     Nodes()  # makes this process a driver, so that there can be messages
     message = Message(RecordDict({"config": settings_record(config)}), 1, "train")
@@ -143,6 +145,15 @@ def test_what_the_run_shares_out_or_holds_back_is_of_no_account_for_own_data(bas
     assert (changed.task.holdout, changed.task.train_examples) == (0, 0)
     assert (changed.federation.clients, changed.federation.partition) == (1, "iid")
     assert (changed.federation.evaluate, changed.compress.q) == ("none", "dare")
+
+
+def test_how_many_clients_a_round_has_is_known_to_a_node_with_own_data(base):
+    config = make_config(SMALL | {"compress.q": "curvature", "federation.clients-per-round": 2})
+    Nodes()
+    message = Message(RecordDict({"config": settings_record(config)}), 1, "train")
+    context = Context(1, 1, {"dataset-path": str(base / "mine")}, RecordDict(), {})
+    assert settings_of(message, context).federation.sample_size == 1
+    assert run_settings(message, context).federation.sample_size == 2
 
 
 def test_digits_has_no_data_of_a_nodes_own(base):

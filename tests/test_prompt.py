@@ -25,7 +25,7 @@ from fl_darex.optim import AdamR
 from fl_darex.positions import SeededMask
 from fl_darex.positions.union import UnionMask
 from fl_darex.pruning import magnitude
-from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
+from fl_darex.rescaling.rules import RULES, SERVER_RULES
 from fl_darex.simulation import InProcessGrid
 from fl_darex.strategies import DarexStrategy
 from fl_darex.wire.codings import CODINGS
@@ -64,7 +64,7 @@ def test_the_strategys_choices_are_in_its_types_and_are_those_of_the_tables() ->
     hints = get_type_hints(DarexStrategy.__init__)
     assert choices(hints["mask"]) == set(MASKS) == {"client", "round", "disjoint", "auto"}
     assert choices(hints["count"]) == set(COUNTS) == {"random", "exact"}
-    assert choices(hints["q"]) == {"dare", *RULES, SERVER_VALIDATION} == set(get_args(QChoice))
+    assert choices(hints["q"]) == {"dare", *RULES, *SERVER_RULES} == set(get_args(QChoice))
     assert choices(hints["values"]) == set(CODINGS.first) == choices(hints["downlink_values"])
     assert choices(hints["method"]) == set(METHODS.first)
     assert choices(hints["downlink"]) == set(POLICIES.first)

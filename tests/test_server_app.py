@@ -31,6 +31,8 @@ def run(folder: Path, **settings: object) -> bytes:
         {"train.lora-rank": 2, "compress.lora": "product"},
         {"compress.q": "server-validation"},
         {"compress.q": "layer-q-e"},
+        {"compress.q": "curvature"},
+        {"compress.q": "group-server-validation"},
         {"compress.method": "wanda", "compress.scope": "row"},
     ],
     ids=str,

@@ -19,7 +19,7 @@ from fl_darex.flower.private import node_id_of
 from fl_darex.flower.records import packet_of, packet_record, to_arrays, to_record
 from fl_darex.pruning import dare
 from fl_darex.pruning.scores import SCOPES
-from fl_darex.rescaling.rules import RULES, SERVER_VALIDATION
+from fl_darex.rescaling.rules import RULES, SERVER_RULES
 from fl_darex.strategies import DarexStrategy
 from fl_darex.wire.codings import CODINGS
 
@@ -506,5 +506,5 @@ def test_every_method_and_coding_can_be_configured() -> None:
     options = {name for method in METHODS.values() for name in method.options}
     assert options == {"columns", "scope"} and options < set(fields)
     assert set(get_args(fields["scope"].annotation)) == set(SCOPES)
-    rules = {"dare", *RULES, SERVER_VALIDATION}
+    rules = {"dare", *RULES, *SERVER_RULES}
     assert set(get_args(get_args(fields["q"].annotation)[0])) == rules

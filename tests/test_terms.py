@@ -19,7 +19,7 @@ from fl_darex.errors import PacketError, Reason
 from fl_darex.masks import ONE
 from fl_darex.options import Option
 from fl_darex.positions import SeededMask
-from fl_darex.rescaling.rules import RULES
+from fl_darex.rescaling.rules import CURVATURE, RULES
 from fl_darex.wire.codings import CODINGS, SCALES
 
 UPLINK = Uplink(method="dare", keep=ONE // 2, q=0.5, seed=7)
@@ -56,11 +56,12 @@ def _told(method: Method) -> list[str]:
 def uplinks(draw: st.DrawFn) -> Uplink:
     method = METHODS[draw(st.sampled_from(sorted(METHODS)))]
     values = draw(st.sampled_from(sorted(CODINGS)))
+    rules = [rule for rule in RULES if rule != CURVATURE or method.name == "dare"]
     options = {"scope": st.sampled_from(("layer", "row")), "columns": st.floats(0.5, 1)}
     return Uplink(
         method=method.name,
         keep=draw(st.integers(1, ONE // 2)),
-        q=draw(st.floats(0, 1, exclude_min=True, width=32) | st.sampled_from(RULES))
+        q=draw(st.floats(0, 1, exclude_min=True, width=32) | st.sampled_from(rules))
         if method.packs
         else 0.5,
         values=values,

@@ -120,6 +120,11 @@ def test_independent_masks_are_refused_where_clients_are_compared(kind: Any) -> 
             {"mask": "round", "q": "server-validation", "validate": lambda arrays: 0.0},
             "searches along the average",
         ),
+        (
+            COMPARING["Krum"],
+            {"mask": "round", "q": "group-server-validation", "validate": lambda arrays: 0.0},
+            "q = 'group-server-validation' searches along the average",
+        ),
         (lambda **o: flower.FedXgbBagging(**o), {}, "exchanges trees"),
         (LINEAR["FedAvg"], {"clip": 0.0}, "clip is the largest norm of an update"),
         (LINEAR["FedAvg"], {"clip": float("nan")}, "clip is the largest norm of an update"),

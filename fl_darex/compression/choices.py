@@ -13,7 +13,16 @@ CountChoice = Literal["random", "exact"]
 COUNTS: tuple[CountChoice, ...] = get_args(CountChoice)
 """How many survivors a tensor has: as drawn, or its share, rounded at random."""
 
-QChoice = Literal["dare", "q-v", "q-e", "layer-q-v", "layer-q-e", "server-validation"]
+QChoice = Literal[
+    "dare",
+    "q-v",
+    "q-e",
+    "layer-q-v",
+    "layer-q-e",
+    "curvature",
+    "server-validation",
+    "group-server-validation",
+]
 """``"dare"`` is 1-p; the others are rules of `fl_darex.rescaling.rules`."""
 
 # Rows can be added to these tables, so any text may be right.

@@ -19,7 +19,7 @@ from fl_darex.masks import ONE, SHARED, fitting, keep_threshold
 from fl_darex.options import Scalar, checked_options
 from fl_darex.positions import SeededMask
 from fl_darex.rescaling import resolve_q
-from fl_darex.rescaling.rules import PER_LAYER, RULES, SERVER_VALIDATION
+from fl_darex.rescaling.rules import CURVATURE, PER_TENSOR, RULES, SERVER_RULES
 from fl_darex.wire.codings import CODINGS, SCALES, Coding, Scale, dense_coding, nature_of, type_of
 from fl_darex.wire.codings.eden import check_scale
 
@@ -35,7 +35,7 @@ class Uplink:
         method: Name of a row of `fl_darex.compression.methods.METHODS`.
         keep: Fraction kept in units of 2**-32, 1 to 2**32; `of` makes it from p.
         q: ``"dare"``, a number in (0, 1], a rule by which clients choose it, or
-            ``"server-validation"``; see `fl_darex.rescaling.rules`.
+            one by which the server does; see `fl_darex.rescaling.rules`.
         values: Name of a row of `fl_darex.wire.codings.CODINGS`.
         scale: Of ``values = "eden1"`` to ``"eden4"``: ``"unbiased"``, or ``"least-squares"``; see
             `fl_darex.wire.codings.eden.Eden`.
@@ -100,11 +100,16 @@ class Uplink:
                 f"method = {self.method!r} chooses by value: set mask = 'client'"
             )
         biased = nature_of(self.values).biased
-        if self.mask == AUTO and (biased or self.rule in PER_LAYER):
+        if self.mask == AUTO and (biased or self.rule in PER_TENSOR):
             own = f"values = {self.values!r}" if biased else f"q = {self.q!r}"
             raise ValueError(
                 f"mask = 'auto' measures how much clients agree, which their packets do not say "
                 f"with {own}: choose the mask, or another of these"
+            )
+        if self.q == CURVATURE and self.how.packs and not self.how.seeded:
+            raise ValueError(
+                f"q = {self.q!r} weighs the noise of masks that are drawn; method = "
+                f"{self.method!r} chooses by value: set method = 'dare', or another q"
             )
         if not self.rotate and self.how.packs and not self.how.seeded:
             raise ValueError(
@@ -215,7 +220,7 @@ class Uplink:
         """The number that survivors are divided by unless a search finds another one."""
         if self.mask_first:
             return 1.0
-        if self.rule or self.q == SERVER_VALIDATION:
+        if self.rule or self.q in SERVER_RULES:
             return self.keep / ONE
         return resolve_q(self.q, self.keep if self.how.seeded else ONE)
 

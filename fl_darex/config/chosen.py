@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
-from fl_darex.compression.choices import MaskChoice
+from fl_darex.compression.choices import MaskChoice, QChoice
 from fl_darex.compression.downlink import POLICIES
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods import METHODS
@@ -85,7 +85,7 @@ class _CompressHead(Section):
     budget: Budget = Field(
         "", description="bytes of a reply, such as '50 kB'; chooses p and values; empty: as said"
     )
-    q: Literal["dare", "q-v", "q-e", "layer-q-v", "layer-q-e", "server-validation"] | Rate = Field(
+    q: QChoice | Rate = Field(
         "dare", description="survivors are divided by q; the names search for it"
     )
     calibration_examples: int = Field(
@@ -238,7 +238,7 @@ class ServerConfig(_ServerOptions):
     )
 
     validation_examples: int = Field(
-        256, ge=1, description="q = server-validation: taken out of train for choosing q"
+        256, ge=1, description="of q searched by the server: taken out of train for it"
     )
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fl_darex.adapters import ADAPTERS
@@ -16,7 +17,7 @@ from fl_darex.config.run import RunConfig
 from fl_darex.config.sections import TASKS
 from fl_darex.errors import ConfigError
 from fl_darex.flower.optimizers import OPTIMIZERS
-from fl_darex.rescaling.rules import LABELLED, RULES, SERVER_VALIDATION
+from fl_darex.rescaling.rules import CURVATURE, LABELLED, RULES, SERVER_RULES
 from fl_darex.wire.codings import nature_of
 
 SIMULATED = ("ray", "flower", "local")
@@ -60,13 +61,13 @@ def _draws(run: RunConfig) -> bool:
     return _packs(run) and run.compress.chosen.seeded and run.compress.p > 0
 
 
-def _calibrates(run: RunConfig) -> bool:
-    method = run.compress.method
-    return run.compress.q in RULES or method == "wanda" or method not in METHODS.first
+def _calibrates(run: RunConfig, but: str = "") -> bool:
+    method, q = run.compress.method, run.compress.q
+    return (q in RULES and q != but) or method == "wanda" or method not in METHODS.first
 
 
 def _validates(run: RunConfig) -> bool:
-    return run.compress.q == SERVER_VALIDATION
+    return run.compress.q in SERVER_RULES
 
 
 def _scores(run: RunConfig) -> bool:
@@ -90,11 +91,7 @@ def _of_adapters() -> Iterable[Use]:
             key = "train.adapter-size"
         else:
             words = f"train.lora-rank of 1 or more, or {words}"
-
-        def counts(run: RunConfig, field: str = field) -> bool:
-            return _adapts(run, field)
-
-        yield Use((key,), words, counts)
+        yield Use((key,), words, partial(_adapts, field=field))
 
 
 def _options(section: str, chooser: str, rows: Mapping[str, Any]) -> Iterable[Use]:
@@ -166,8 +163,8 @@ USES: tuple[Use, ...] = (
     Use(
         ("train.eval-batch-size",),
         "runs that measure something: federation.evaluate = 'server' or 'clients', task.test, "
-        "compress.method = 'wanda', or a search for compress.q",
-        lambda run: _scores(run) or _calibrates(run) or _validates(run),
+        f"compress.method = 'wanda', or a search for compress.q but {CURVATURE!r}",
+        lambda run: _scores(run) or _validates(run) or _calibrates(run, CURVATURE),
     ),
     Use(
         ("train.delta-decay",),
@@ -257,7 +254,11 @@ USES: tuple[Use, ...] = (
         "server.average = 'ema'",
         lambda run: run.server.average == "ema",
     ),
-    Use(("server.validation-examples",), f"compress.q = {SERVER_VALIDATION!r}", _validates),
+    Use(
+        ("server.validation-examples",),
+        "compress.q = {!r} or {!r}".format(*SERVER_RULES),
+        _validates,
+    ),
 )
 """Each key that does nothing in some runs."""
 

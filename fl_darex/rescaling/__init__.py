@@ -3,8 +3,8 @@
 "DARE the Extreme", ICLR 2025, Sec. 4.1, https://arxiv.org/abs/2410.09344. A fixed q (`rescale`);
 one q for all layers by search (`search_q`), on validation data (1/q_v, `Validation`) or on the
 change of outputs (1/q_e, `OutputChange`); one q per layer by Eq. 5 (`per_layer_q`, `search_eta`),
-by least squares on activations (`mse_q`, `least_squares_q`), or learned (`learn_q`). What needs
-torch is loaded on first use.
+by least squares on activations (`mse_q`, `least_squares_q`), or learned (`learn_q`); one q per
+tensor by the loss's curvature (`curvature_q`). What needs torch is loaded on first use.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from fl_darex.rescaling.layers import per_layer_q
 from fl_darex.rescaling.search import QSearch, search_q
 
 if TYPE_CHECKING:
+    from fl_darex.rescaling.curvature import curvature_q
     from fl_darex.rescaling.in_place import RescaledModel
     from fl_darex.rescaling.learned import LearnedQ, learn_q
     from fl_darex.rescaling.objectives import OutputChange, Validation
     from fl_darex.rescaling.outputs import least_squares_q, mse_q
 
 _LAZY = {
+    "curvature_q": "curvature",
     "RescaledModel": "in_place",
     **dict.fromkeys(("LearnedQ", "learn_q"), "learned"),
     **dict.fromkeys(("OutputChange", "Validation"), "objectives"),
@@ -38,6 +40,7 @@ __all__ = [
     "QSearch",
     "RescaledModel",
     "Validation",
+    "curvature_q",
     "learn_q",
     "least_squares_q",
     "mse_optimal_q",

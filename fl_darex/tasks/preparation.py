@@ -17,7 +17,7 @@ import torch
 
 from fl_darex.config import RunConfig
 from fl_darex.errors import ConfigError
-from fl_darex.rescaling.rules import SERVER_VALIDATION
+from fl_darex.rescaling.rules import SERVER_RULES
 from fl_darex.seeds import derive
 from fl_darex.tasks.labels import hidden
 from fl_darex.tasks.metrics import METRICS, Metric, choose_metric
@@ -155,7 +155,7 @@ def prepare(
     train = _subsample(train, task.train_examples, "train")
     evaluation = _subsample(evaluation, task.eval_examples, "evaluation")
     validation = None
-    if config.compress.q == SERVER_VALIDATION:
+    if config.compress.q in SERVER_RULES:
         count = config.server.validation_examples
         train, validation = _take(train, count, "validation", "server.validation-examples", least=1)
     made = kind(

@@ -21,8 +21,10 @@ from fl_darex.training.masked import MaskedParameters
 from fl_darex.training.optimizer import in_turn, make_optimizer
 from fl_darex.training.session import Session
 
-# A round has few steps and starts with a scale of its own: torch's 2**16 would lose the first ones.
-_FP16_SCALE, _FP16_SKIPS = 2.0**10, 20
+FP16_SCALE = 2.0**10
+"""A round has few steps and starts with a scale of its own: torch's 2**16 would lose the first."""
+
+_FP16_SKIPS = 20
 _NORMS = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d, torch.nn.SyncBatchNorm)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -90,7 +92,7 @@ def _take(
     """Take all steps of a round and return the mean loss over them."""
     config, optimizer = session.config.train, schedule.optimizer
     scaler = torch.amp.GradScaler(
-        session.device.type, init_scale=_FP16_SCALE, enabled=config.precision == "fp16"
+        session.device.type, init_scale=FP16_SCALE, enabled=config.precision == "fp16"
     )
     parameters = masked.in_place_of(session.model.parameters())
     loss, taken, skipped = 0.0, 0, 0

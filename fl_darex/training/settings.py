@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Context, Message
 
 from fl_darex.config import OWN_NAMES, RunConfig, make_config
 from fl_darex.errors import ConfigError
-from fl_darex.rescaling.rules import SERVER_VALIDATION
+from fl_darex.rescaling.rules import SERVER_RULES
 
 SETTINGS_KEY = "fl-darex.settings"
 LABELS_KEY = "fl-darex.labels"
@@ -58,13 +58,22 @@ def settings_of(message: Message, context: Context) -> RunConfig:
         ConfigError: If the settings are not understood, or name code that the run configuration
             does not, or the path is no absolute path of a folder.
     """
+    config = run_settings(message, context)
+    return _with_own_data(config, context) if has_own_data(context) else config
+
+
+def run_settings(message: Message, context: Context) -> RunConfig:
+    """Return the configuration of the run as its server has it.
+
+    Raises:
+        ConfigError: As of `settings_of`, but for data of the node's own.
+    """
     values = dict(context.run_config)
     if (text := _text(message, SETTINGS_KEY)) is not None:
         values = json.loads(text)
         if context.run_config:
             _check_own_names(values, context.run_config)
-    config = make_config(values)
-    return _with_own_data(config, context) if has_own_data(context) else config
+    return make_config(values)
 
 
 def has_own_data(context: Context) -> bool:
@@ -131,7 +140,7 @@ def _with_own_data(config: RunConfig, context: Context) -> RunConfig:
         "federation.partition": "iid",
         "federation.evaluate": "clients" if config.federation.evaluate == "clients" else "none",
     }
-    if config.compress.q == SERVER_VALIDATION:  # the server's own affair
+    if config.compress.q in SERVER_RULES:  # the server's own affair
         changed["compress.q"] = "dare"
     return make_config(changed)
 

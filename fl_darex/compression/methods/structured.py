@@ -14,6 +14,7 @@ from fl_darex.masks import ONE
 from fl_darex.options import Option
 from fl_darex.positions import StructuredMask
 from fl_darex.pruning.structured import COLUMNS, columns_kept, draw_structured
+from fl_darex.rescaling.rules import CURVATURE
 from fl_darex.survivors import Survivors
 
 if TYPE_CHECKING:
@@ -36,7 +37,12 @@ class Structured(Method):
     }
 
     def check(self, uplink: Uplink) -> None:
-        """Refuse fewer columns than entries, and masks that share no entry."""
+        """Refuse fewer columns than entries, and what goes by single entries."""
+        if uplink.q == CURVATURE:
+            raise ValueError(
+                f"q = {uplink.q!r} weighs the noise of entries that are drawn one by one, and "
+                "'structured' draws columns: set method = 'dare', or another q"
+            )
         if uplink.mask == "disjoint":
             raise ValueError(
                 "mask = 'disjoint' is for method = 'dare', which draws entry by entry; "
