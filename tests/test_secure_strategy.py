@@ -25,6 +25,7 @@ from secure_clients import Lossy
 from fl_darex.clients import DarexMod
 from fl_darex.errors import DeltaError
 from fl_darex.flower.records import SEALED_STYPE, packet_of
+from fl_darex.rescaling.rules import SERVER_RULES
 from fl_darex.secagg.messages import KEYS, MASKED, SHARES, UNMASK
 from fl_darex.strategies import DarexStrategy, SecureAggregation
 
@@ -194,14 +195,15 @@ def test_what_needs_single_updates_is_refused(options: dict[str, Any], match: st
         darex(**options)
 
 
-def test_the_server_can_search_q_on_the_sum() -> None:
+@pytest.mark.parametrize("rule", SERVER_RULES)
+def test_the_server_can_search_q_on_the_sum(rule: Any) -> None:
     seen: list[Any] = []
 
     def validate(arrays: Any) -> float:
         seen.append(arrays)
         return float(np.abs(arrays["layer.bias"]).sum())
 
-    strategy = darex(q="server-validation", validate=validate)
+    strategy = darex(q=rule, validate=validate)
     run(strategy)
     assert seen and strategy.counted == CLIENTS and 0.1 <= strategy.q <= 1.0
 

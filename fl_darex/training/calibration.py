@@ -30,7 +30,7 @@ from fl_darex.training.evaluation import evaluate, in_batches
 from fl_darex.training.exchange import to_numpy
 from fl_darex.training.loop import FP16_SCALE, autocast, on_device
 from fl_darex.training.session import Examples, Session
-from fl_darex.wire.codings import CODINGS
+from fl_darex.wire.codings import nature_of
 
 _ETA, _ETAS = 2.0**-12, 13
 """The first eta and how many: from 1/4096 to 1, each twice the one before. On digits at
@@ -113,7 +113,7 @@ def _by_curvature(
     if not layout.pruned:  # all tensors are sent whole
         return lowest
     # All other codings round far below the noise of dropping.
-    nmse = float(getattr(CODINGS.choose(compress.values), "nmse", 0.0))
+    nmse = nature_of(compress.values).nmse
     with evaluating(session.model):
         found = curvature_q(
             session.tensors,
