@@ -758,3 +758,12 @@ def test_flattening_leaves_flat_keys_alone():
 def test_settings_of_a_method_that_do_not_go_together_are_refused(settings, words):
     message = refused({f"compress.{key}": value for key, value in settings.items()})
     assert re.search(words, message)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_products_of_adapters_take_no_search_on_the_client(rule):
+    product = {"train.lora-rank": 2, "compress.lora": "product"}
+    message = refused(product | {"compress.q": rule})
+    assert "searches for compress.q on the client cannot look at it; set" in message
+    for other in SERVER_RULES:
+        assert make_config(product | {"compress.q": other}).compress.q == other

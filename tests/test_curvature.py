@@ -209,18 +209,19 @@ def test_the_more_clients_the_less_noise_is_left() -> None:
     assert np.all(many <= few) and np.any(many < few)
 
 
-def test_half_precision_finds_about_the_same() -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_finds_about_the_same(precision: str) -> None:
     one, before, survivors = trained()
     exact = choose_q(one, 1, survivors, before, "curvature")
-    half = Session(one.config.model_copy(update={"train": bf16(one)}))
+    config = {**one.config.flat(), "train.precision": precision}
+    half = Session(make_config(config))
     half.write(one.read())
     rough = choose_q(half, 1, survivors, before, "curvature")
     assert not np.array_equal(exact, rough)
-    np.testing.assert_allclose(rough, exact, rtol=0.2)
-
-
-def bf16(one: Session) -> Any:
-    return one.config.train.model_copy(update={"precision": "bf16"})
+    # Keys' biases do nothing in a softmax: their gradients are round-off, so any q is as good.
+    counts = np.array(["key.bias" not in n and "k_proj.bias" not in n for n in sorted(before)])
+    assert not counts.all()
+    np.testing.assert_allclose(np.asarray(rough)[counts], np.asarray(exact)[counts], rtol=0.1)
 
 
 # --- in a federation --------------------------------------------------------------------------

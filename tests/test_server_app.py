@@ -32,7 +32,7 @@ def run(folder: Path, **settings: object) -> bytes:
         {"compress.q": "server-validation"},
         {"compress.q": "layer-q-e"},
         {"compress.q": "curvature"},
-        {"compress.q": "group-server-validation"},
+        {"compress.q": "group-server-validation", "server.validation-examples": 20},
         {"compress.method": "wanda", "compress.scope": "row"},
     ],
     ids=str,
