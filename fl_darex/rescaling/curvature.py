@@ -57,7 +57,7 @@ def curvature_q(
         clients: Clients of a round.
         shared: Whether they share one mask, so that their noise does not average out.
         nmse: Squared error of a value coding relative to the squared number, such as
-            `fl_darex.wire.codings.Eden.nmse`; it averages out in any case.
+            `fl_darex.wire.codings.Nature.nmse`; it averages out in any case.
 
     Raises:
         ValueError: If ``p`` is out of range, or no batch has finite gradients.
