@@ -15,7 +15,7 @@ from statistics import mean
 from typing import Annotated, Any
 
 import typer
-from here import complete, run
+from here import complete, run, untried
 from methods import REGIMES
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +42,7 @@ def arms() -> dict[str, list[str]]:
     for values, p in product(("fp16", "eden1"), (0.984, 0.99, 0.999)):
         one = found[f"{values} p={p}"][1:]
         found[f"{values} p={p} AdamR"] = [*one, f"train.delta-decay={STRENGTH[p]}"]
+        found[f"{values} p={p} curvature"] = [*ADAMW, *one, "compress.q=curvature"]
     for p, rotate in product(MASKED, ("true", "false")):
         kind = "rotating" if rotate == "true" else "fixed"
         found[f"eden1 p={p} mask first, {kind}"] = [*masked(p), f"compress.rotate={rotate}"]
@@ -58,12 +59,15 @@ def rate(regime: str, settings: list[str]) -> list[str]:
     """Return the learning rate of mask-first training that ``--tune`` found; of others nothing."""
     if "train.masked=true" not in settings:
         return []
-    mine = [
-        row
-        for row in load("few-bits-lr")
-        if row["regime"] == regime and f"compress.p={row['p']}" in settings
-    ]
-    return [f"train.lr={max(mine, key=lambda row: float(row['final_metric']))['lr']}"]
+    p = next(p for p in MASKED if f"compress.p={p}" in settings)
+    found = scores(load("few-bits-lr"), regime, p)
+    return [f"train.lr={max(found, key=lambda lr: found[lr])}"]
+
+
+def scores(rows: list[dict[str, Any]], regime: str, p: float) -> dict[float, float]:
+    """Return what mask-first training reached with each learning rate that was tried."""
+    mine = [row for row in rows if (row["regime"], row["p"]) == (regime, p)]
+    return {row["lr"]: row["final_metric"] for row in mine}
 
 
 def run_one(regime: str, arm: str, seed: int) -> dict[str, Any]:
@@ -117,8 +121,14 @@ def main(
 ) -> None:
     """Run what the results lack, write them and print the tables."""
     if tune:
-        tried = list(product(REGIMES, MASKED, TRIED))
-        complete("few-bits-lr", tried, tune_one, lambda r: (r["regime"], r["p"], r["lr"]), parallel)
+        rows: list[dict[str, Any]] = []
+        while jobs := [
+            (regime, p, lr)
+            for regime, p in product(REGIMES, MASKED)
+            for lr in untried(TRIED, scores(rows, regime, p))
+        ]:
+            known_by = lambda row: (row["regime"], row["p"], row["lr"])  # noqa: E731
+            rows = complete("few-bits-lr", jobs, tune_one, known_by, parallel)
         return
     if not table:
         jobs = [(regime, arm, seed) for seed in SEEDS for arm in arms() for regime in REGIMES]

@@ -11,7 +11,7 @@ import math
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,6 +96,21 @@ def run(
         result["by_round"] = {key: [row[key] for row in rounds] for key in BY_ROUND}
     shown = " ".join(["fl-darex run", config, *settings])
     return {"command": shown, **result, "versions": summary["versions"]}
+
+
+def untried(grid: Sequence[float], scores: Mapping[float, float]) -> list[float]:
+    """Return which values of a grid to try next: its middle, then those beside the best.
+
+    Args:
+        grid: In rising order.
+        scores: What was tried already, and how good it was; larger is better.
+    """
+    middle = len(grid) // 2
+    wanted = set(grid[middle - 1 : middle + 1])
+    if scores.keys() >= wanted:
+        best = grid.index(max(scores, key=lambda value: scores[value]))
+        wanted = set(grid[max(0, best - 1) : best + 2])
+    return sorted(wanted - scores.keys())
 
 
 def complete(
