@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fl_darex.change import added, holds
+from fl_darex.entries import flat, gather, to_numpy, widened
 from fl_darex.errors import DeltaError
 
 Tensors = Mapping[str, Any]
@@ -184,16 +185,16 @@ class Delta:
             name: The tensor.
             positions: Inside the tensor; int64, a NumPy array or a torch tensor.
         """
-        tuned = _gather(self._tuned[name], positions)
+        tuned = gather(self._tuned[name], positions)
         if self._base is not None:
-            tuned = _minus(tuned, _gather(self._base[name], positions))
+            tuned = _minus(tuned, gather(self._base[name], positions))
         return tuned.astype(self.dtype, copy=False)
 
     def whole(self, name: str) -> NDArray[Any]:
         """Return one tensor's delta, flattened, in ``dtype``."""
-        tuned = _flat(self._tuned[name])
+        tuned = flat(self._tuned[name])
         if self._base is not None:
-            tuned = _minus(tuned, _flat(self._base[name]))
+            tuned = _minus(tuned, flat(self._base[name]))
         return tuned.astype(self.dtype)  # a copy: training may go on
 
     def moved_by(
@@ -209,14 +210,14 @@ class Delta:
         if self._base is None:
             return change
         tensor = self._base[name]
-        before = _flat(tensor) if positions is None else _gather(tensor, positions)
+        before = flat(tensor) if positions is None else gather(tensor, positions)
         after = added(before.astype(self._dtypes[name], copy=False), change)
-        moved: NDArray[Any] = _widen(after) - before
+        moved: NDArray[Any] = widened(after) - before
         return moved
 
     def raw(self, name: str) -> NDArray[Any]:
         """Return the new values of a tensor that is not floating point, in its shape and type."""
-        values = _numpy(self._tuned[name])
+        values = to_numpy(self._tuned[name])
         dtype = np.dtype(self._dtypes[name])
         if not holds(dtype, values):
             raise DeltaError(
@@ -228,8 +229,8 @@ class Delta:
 
     def changed(self, name: str) -> NDArray[Any]:
         """Return what is true where one tensor changed, flattened."""
-        flat = _flat(self._tuned[name])
-        return flat if self._base is None else flat != _flat(self._base[name])
+        tuned = flat(self._tuned[name])
+        return tuned if self._base is None else tuned != flat(self._base[name])
 
 
 def restructured(tuned: Tensors, base: Tensors) -> str:
@@ -268,36 +269,3 @@ def _minus(tuned: NDArray[Any], base: NDArray[Any]) -> NDArray[Any]:
     if np.isnan(change).any():
         change[tuned == base] = 0
     return change
-
-
-def _gather(tensor: Any, positions: Any) -> NDArray[Any]:
-    if not hasattr(tensor, "detach"):
-        # Positions come from masks of this tensor; "clip" saves a pass that checks them first.
-        flat = np.asarray(tensor).reshape(-1)
-        return _widen(flat.take(_numpy(positions), mode="clip"))
-    flat = tensor.detach().reshape(-1)
-    if not hasattr(positions, "detach"):
-        import torch  # a torch tensor came in, so torch is loaded already
-
-        positions = torch.from_numpy(np.require(positions, requirements="W"))
-    return _numpy(flat.index_select(0, positions.to(flat.device)))
-
-
-def _flat(tensor: Any) -> NDArray[Any]:
-    return _numpy(tensor).reshape(-1)
-
-
-def _numpy(tensor: Any) -> NDArray[Any]:
-    if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu()
-        # NumPy has no bfloat16; float32 holds every bfloat16 and float16 exactly.
-        if tensor.is_floating_point() and tensor.element_size() < 4:
-            tensor = tensor.float()
-        return np.asarray(tensor.numpy())
-    return _widen(np.asarray(tensor))
-
-
-def _widen(array: NDArray[Any]) -> NDArray[Any]:
-    # Subtract in float32 at least: in half precision the difference itself would be rounded.
-    narrow = array.dtype.kind == "f" and array.dtype.itemsize < 4
-    return array.astype(np.float32) if narrow else array

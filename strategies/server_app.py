@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fl_darex.compression.downlink import POLICIES
 from fl_darex.config import RunConfig, make_config
-from fl_darex.config.effects import remarks_on_idle
+from fl_darex.config.idle import remarks_on_idle
 from fl_darex.errors import ConfigError, DarexError
 from fl_darex.flower.private import is_simulated
 from fl_darex.flower.records import to_record

@@ -23,7 +23,8 @@ ROOMS = {
     "checks": set(),
     "change": set(),
     "masks": set(),
-    "delta": {"change"},
+    "entries": set(),
+    "delta": {"change", "entries"},
     "ties": {"delta"},
     "positions": {"masks", "delta"},
     "survivors": {"delta", "positions"},
@@ -163,7 +164,7 @@ def test_a_half_imports_the_library_and_itself_but_neither_the_other_half_nor_th
 
 # Rooms that are bytes and numbers alone: they would serve another framework as well.
 WITHOUT_FLOWER = (
-    *("errors", "seeds", "registry", "options", "saveable", "change", "masks", "delta"),
+    *("errors", "seeds", "registry", "options", "saveable", "change", "entries", "masks", "delta"),
     "ties",
     *("positions", "survivors", "pruning", "rescaling", "optim", "lora", "wire", "compression"),
     "adapters",

@@ -12,7 +12,8 @@ from fl_darex.cli import app as command
 from fl_darex.clients.client_app import app
 from fl_darex.commands.settings import Engine, read_settings
 from fl_darex.config import RunConfig, known_keys, make_config, read_file
-from fl_darex.config.effects import ENGINES, USES, without_effect
+from fl_darex.config.effects import USES
+from fl_darex.config.idle import ENGINES, without_effect
 from fl_darex.errors import ConfigError
 from fl_darex.observers.run_folder import RunFolder
 from fl_darex.simulation import simulate_in_process

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from fl_darex.config import RunConfig, known_keys, make_config, read_file, read_overrides
-from fl_darex.config.effects import refuse_idle, remarks_on_idle
+from fl_darex.config.idle import refuse_idle, remarks_on_idle
 
 ABOUT = """\
 CONFIG is a TOML file with the settings of a run; those that it leaves out take their defaults.

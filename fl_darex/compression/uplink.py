@@ -71,6 +71,16 @@ class Uplink:
     options: Mapping[str, Scalar] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_each()
+        options = checked_options(f"method {self.method!r}", self.how.options, self.options)
+        object.__setattr__(self, "options", options)
+        object.__setattr__(self, "dense", tuple(self.dense))
+        self._check_mask()
+        self._check_mask_first()
+        _ = self.divisor
+        self.how.check(self)
+
+    def _check_each(self) -> None:
         rows = (("method", [*METHODS]), ("values", [*CODINGS]), ("scale", SCALES))
         for name, known in (*rows, ("mask", MASKS), ("count", COUNTS)):
             check_choice(name, getattr(self, name), known)
@@ -91,9 +101,8 @@ class Uplink:
         for name in ("rotate", "mask_first"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        options = checked_options(f"method {self.method!r}", self.how.options, self.options)
-        object.__setattr__(self, "options", options)
-        object.__setattr__(self, "dense", tuple(self.dense))
+
+    def _check_mask(self) -> None:
         if self.mask != "client" and not self.how.seeded:
             raise ValueError(
                 f"mask = {self.mask!r} is for masks that are drawn; "
@@ -116,9 +125,6 @@ class Uplink:
                 f"rotate = False is for masks that are drawn; method = {self.method!r} chooses by "
                 "value in each round: leave it out"
             )
-        self._check_mask_first()
-        _ = self.divisor
-        self.how.check(self)
 
     def _check_mask_first(self) -> None:
         if not self.mask_first:

@@ -1,0 +1,46 @@
+"""A tensor's entries as NumPy numbers, whether it is NumPy's or torch's.
+
+torch itself is not imported here, but where one of its tensors comes in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def gather(tensor: Any, positions: Any) -> NDArray[Any]:
+    """Return the entries at flat positions inside a tensor, gathered where it lies."""
+    if not hasattr(tensor, "detach"):
+        # Positions come from masks of this tensor; "clip" saves a pass that checks them first.
+        return widened(np.asarray(tensor).reshape(-1).take(to_numpy(positions), mode="clip"))
+    entries = tensor.detach().reshape(-1)
+    if not hasattr(positions, "detach"):
+        import torch  # a torch tensor came in, so torch is loaded already
+
+        positions = torch.from_numpy(np.require(positions, requirements="W"))
+    return to_numpy(entries.index_select(0, positions.to(entries.device)))
+
+
+def flat(tensor: Any) -> NDArray[Any]:
+    """Return all entries."""
+    return to_numpy(tensor).reshape(-1)
+
+
+def to_numpy(tensor: Any) -> NDArray[Any]:
+    """Return a tensor as an array, of float32 where it is of fewer bits; it may share memory."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        # NumPy has no bfloat16; float32 holds every bfloat16 and float16 exactly.
+        if tensor.is_floating_point() and tensor.element_size() < 4:
+            tensor = tensor.float()
+        return np.asarray(tensor.numpy())
+    return widened(np.asarray(tensor))
+
+
+def widened(array: NDArray[Any]) -> NDArray[Any]:
+    """Return float32 in place of fewer bits: a difference itself would be rounded in these."""
+    narrow = array.dtype.kind == "f" and array.dtype.itemsize < 4
+    return array.astype(np.float32) if narrow else array
