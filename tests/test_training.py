@@ -77,6 +77,16 @@ def test_lower_precision_trains_float32_weights(precision: str) -> None:
     assert not same(result, to_numpy(made.pretrained))
 
 
+@pytest.mark.parametrize(("precision", "has"), [("bf16", False), ("bf16", True), ("fp32", False)])
+def test_a_precision_that_the_cpu_only_emulates_is_one_line(
+    precision: str, has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has)
+    said = " ".join(session(**{"train.precision": precision}).notes)
+    slow = "'bf16': this machine's CPU does not compute in it, and takes many times as long"
+    assert (slow in said) == (precision == "bf16" and not has)
+
+
 def test_threads_are_set_for_every_client() -> None:
     torch.set_num_threads(2)
     train(session(), 0, 1)

@@ -73,6 +73,11 @@ class Session:
         """Return what is worth a line each before round 1."""
         train, server = self.config.train, self.config.server
         found = [*self.task.notes, *filter(None, [self.chosen])]
+        if self.device.type == "cpu" and _is_emulated(train.precision):
+            found.append(
+                f"train.precision = {train.precision!r}: this machine's CPU does not compute in "
+                "it, and takes many times as long as with 'fp32'"
+            )
         if train.dense_lr != "same" and not set(self.whole) & set(self.trained):
             found.append(
                 f"train.dense-lr = {train.dense_lr:g} does nothing: no trained tensor of this "
@@ -245,6 +250,12 @@ def _with_adapters(task: Task, config: RunConfig) -> Any:
         seed=derive(config.federation.seed, "lora"),
     )
     return train.chosen.put_into(model, wanted, task.fresh)
+
+
+def _is_emulated(precision: str) -> bool:
+    """Return whether torch says that this CPU has no instructions for a type of numbers."""
+    has = getattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", None)
+    return has is not None and not has()
 
 
 def _device(config: RunConfig) -> torch.device:
