@@ -816,11 +816,11 @@ def test_a_packet_is_smaller_than_the_dense_tensors_at_every_shipped_config(pres
     compress = PRESETS[preset]
     model = {"weight": np.ones((300, 700), np.float32), "bias": np.ones(700, np.float32)}
     packet = encode(dare(model, compress.p, seed=0), compress.values)
-    entries, width = 300 * 700 + 700, CODINGS[compress.values].bits / 8
+    entries, coding = 300 * 700 + 700, CODINGS[compress.values]
     # Survivors are Binomial(entries, q).
     q = 1 - compress.p
-    error = width * (entries * q * (1 - q)) ** 0.5
-    assert abs(len(packet) - 96 - width * entries * q) <= 5 * error
+    error = coding.bits / 8 * (entries * q * (1 - q)) ** 0.5
+    assert abs(len(packet) - 96 - coding.size(round(entries * q))) <= 5 * error
     assert len(packet) < 4 * entries
 
 
