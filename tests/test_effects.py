@@ -48,6 +48,8 @@ ROWS = [
     ("task.max-new-tokens", CAUSAL, CAUSAL | {"task.metric": "exact-match"}, "'exact-match'"),
     ("task.metric", {"federation.evaluate": "none"}, {}, "runs that measure something"),
     ("task.eval-examples", {"federation.evaluate": "none"}, {}, "federation.evaluate = "),
+    ("train.group-by-length", {}, TEXT, "texts: task.name = 'text-classification'"),
+    ("train.group-by-length", CAUSAL | {"task.packing": True}, CAUSAL, "without task.packing"),
     (
         *("federation.evaluate-every", {"federation.evaluate": "clients"}, {}),
         "federation.evaluate = 'server'",

@@ -14,14 +14,36 @@ from test_cli import fl_darex
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from fl_darex.config import TrainConfig, make_config
+from fl_darex.training.batches import batch_starts, shuffled
 from fl_darex.training.exchange import to_numpy
-from fl_darex.training.loop import batch_starts, shuffled, steps_per_round, train
+from fl_darex.training.loop import steps_per_round, train
 from fl_darex.training.session import Session
 
 
 def sizes(examples: int, size: int, count: int) -> list[int]:
     found = shuffled([{"n": n} for n in range(examples)], size, seed=3)
     return [len(next(found)) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("examples", "size"), [(1000, 8), (1601, 8), (41, 8), (3, 8), (9, 1)])
+def test_batches_by_length_hold_each_example_once_and_neighbours_together(
+    examples: int, size: int
+) -> None:
+    rng = np.random.default_rng(4)
+    rows = [{"n": n, "text": "x" * int(rng.integers(1, 200))} for n in range(examples)]
+    ends = [*batch_starts(examples, size)[1:], examples]
+    for by_length in (False, True):
+        found = shuffled(rows, size, seed=1, by_length=by_length)
+        passes = [[next(found) for _ in ends] for _ in range(2)]
+        assert passes[0] != passes[1] or len(ends) == 1
+        for batches in passes:
+            assert sorted(row["n"] for batch in batches for row in batch) == [*range(examples)]
+            assert sorted(map(len, batches)) == sorted(np.diff([0, *ends]).tolist())
+            longest = [max(len(row["text"]) for row in batch) for batch in batches]
+            padded = sum(n * len(batch) for n, batch in zip(longest, batches, strict=True))
+            real = sum(len(row["text"]) for row in rows)
+            assert examples < 1000 or (padded < 1.1 * real) == by_length
+            assert examples < 1000 or abs(np.corrcoef(longest, range(len(longest)))[0, 1]) < 0.3
 
 
 def test_a_last_batch_of_one_joins_the_one_before() -> None:

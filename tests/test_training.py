@@ -9,9 +9,10 @@ import torch
 
 from fl_darex.config import TrainConfig, make_config
 from fl_darex.optim import AdamR
+from fl_darex.training.batches import shuffled
 from fl_darex.training.evaluation import evaluate
 from fl_darex.training.exchange import exchanged, to_numpy, write
-from fl_darex.training.loop import learning_rate, shuffled, steps_per_round, train
+from fl_darex.training.loop import learning_rate, steps_per_round, train
 from fl_darex.training.optimizer import make_optimizer
 from fl_darex.training.session import Session
 from fl_darex.training.settings import settings_of, settings_record

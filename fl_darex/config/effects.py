@@ -163,6 +163,14 @@ USES: tuple[Use, ...] = (
         lambda run: _scores(run) or _validates(run) or _calibrates(run, CURVATURE),
     ),
     Use(
+        ("train.group-by-length",),
+        "texts: task.name = 'text-classification', or 'causal-lm' without task.packing",
+        lambda run: (
+            _task("text-classification", "causal-lm")(run)
+            and not (run.task.name == "causal-lm" and run.task.packing)
+        ),
+    ),
+    Use(
         ("train.delta-decay",),
         "train.optimizer = 'adamr'",
         lambda run: run.train.optimizer == "adamr",

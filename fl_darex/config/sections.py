@@ -192,6 +192,9 @@ class TrainConfig(Section):
     local_epochs: int = Field(0, ge=0, description="passes a round, where local-steps is 0")
     batch_size: int = Field(32, ge=1, le=65536)
     eval_batch_size: int = Field(256, ge=1, le=65536)
+    group_by_length: bool = Field(
+        False, description="batches of texts of like length, which need less padding"
+    )
     delta_decay: float = Field(0.1, ge=0.0, le=1e6, description="AdamR's lambda (Eq. 3)")
     norm: Literal["l2", "l1"] = "l2"
     anchor: Literal["round", "pretrained"] = "round"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 
+from fl_darex.training.batches import text_length
 from fl_darex.training.loop import autocast, on_device
 from fl_darex.training.session import Examples, Session
 
@@ -56,8 +56,4 @@ def _by_length(session: Session, examples: Examples, threads: int) -> Iterator[E
     torch.set_num_threads(threads)
     session.model.train(False)
     # Texts of like length in one batch need little padding; metrics do not see the order.
-    return in_batches(session, sorted(examples, key=_text_length))
-
-
-def _text_length(example: dict[str, Any]) -> int:
-    return sum(len(value) for value in example.values() if isinstance(value, str))
+    return in_batches(session, sorted(examples, key=text_length))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from logging import WARNING
 from typing import Any
@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from fl_darex.config import TrainConfig
 from fl_darex.optim import AdamR
 from fl_darex.seeds import derive
+from fl_darex.training.batches import batch_starts, shuffled
 from fl_darex.training.masked import MaskedParameters
 from fl_darex.training.optimizer import in_turn, make_optimizer
 from fl_darex.training.session import Session
@@ -75,7 +76,8 @@ def train(
     optimizer = make_optimizer(session, masked, whole)
     first, total = (round_ - 1) * steps, steps * session.config.federation.rounds
     schedule = LambdaLR(optimizer, learning_rate(config, first, total))
-    batches = shuffled(examples, config.batch_size, derive(seed, "batches", round_, partition))
+    draw = derive(seed, "batches", round_, partition)
+    batches = shuffled(examples, config.batch_size, draw, by_length=config.group_by_length)
     with masked:
         loss = _take(session, masked, schedule, batches, steps)
     pull = max(optimizer.last_pull, default=0.0) if isinstance(optimizer, AdamR) else 0.0
@@ -201,26 +203,3 @@ def learning_rate(config: TrainConfig, first: int, total: int) -> Callable[[int]
         return 0.5 * (1.0 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0
 
     return factor
-
-
-def shuffled(
-    examples: Sequence[dict[str, Any]], size: int, seed: int
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield batches for ever, in a new order each pass, cut by `batch_starts`."""
-    generator = torch.Generator().manual_seed(seed)
-    starts = batch_starts(len(examples), size)
-    while True:
-        order = torch.randperm(len(examples), generator=generator).tolist()
-        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-            yield [examples[index] for index in order[start:end]]
-
-
-def batch_starts(examples: int, size: int) -> list[int]:
-    """Return where each batch of a pass begins; the last one may be small, but for one example.
-
-    That one joins the batch before: batch normalisation has no variance of it, and the client
-    would be lost. Only batches of one are left as they are, where ``train.batch-size`` is 1.
-    """
-    starts = list(range(0, examples, size))
-    lonely = size > 1 and len(starts) > 1 and examples - starts[-1] == 1
-    return starts[:-1] if lonely else starts
