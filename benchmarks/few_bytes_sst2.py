@@ -25,7 +25,7 @@ from rich.table import Table
 from runs import RESULTS, load
 
 ADAMW = ["train.optimizer=adamw"]
-SIZE = ["train.precision=bf16", "train.threads=1", "federation.evaluate-every=1"]
+SIZE = ["train.group-by-length=true", "train.threads=1", "federation.evaluate-every=1"]
 FP16, ONE_BIT = ["compress.values=fp16"], ["compress.values=eden1"]
 SHARED = ["compress.mask=round"]
 WHOLE = ["compress.p=0"]
