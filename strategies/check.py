@@ -67,12 +67,9 @@ class Check:
         """Return `noise` in words; empty: there is none to foretell."""
         if self.noise is None:
             return ""
-        said = "0, nothing is dropped"
-        if self.noise:
-            said = (
-                f"{self.noise:.2g} times a client's change; where accuracy falls take a smaller p, "
-                "smaller steps or AdamR"
-            )
+        said = (
+            f"{self.noise:.2g} times a client's change" if self.noise else "0, nothing is dropped"
+        )
         return f"noise of dropping and rounding, a round: {said}"
 
     def lines(self) -> list[str]:
@@ -84,7 +81,8 @@ class Check:
             f"{self.clients} clients",
         ]
         if self.noise_line:
-            found.append(self.noise_line)
+            way_out = "; where accuracy falls take a smaller p, smaller steps or AdamR"
+            found.append(self.noise_line + way_out * bool(self.noise))
         found += self.masks
         if self.whole:
             more = f" and {len(self.whole) - 5} more" if len(self.whole) > 5 else ""

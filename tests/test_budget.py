@@ -148,8 +148,8 @@ def test_a_budget_that_means_nothing_is_refused(values: dict[str, Any], words: s
         make_config(values)
 
 
-@pytest.mark.parametrize("budget", ["800", 800, "0.8 kB", "800B", "1 KiB"])
-def test_a_budget_that_is_too_small_is_refused_with_the_least(budget: Any) -> None:
+@pytest.mark.parametrize("budget", ["800", "0.8 kB", "800B", "1 KiB"])
+def test_a_budget_that_is_too_small_is_refused_with_the_least(budget: str) -> None:
     with pytest.raises(ConfigError, match=r"compress.budget = '.*': .* too few.* or more"):
         within_budget(make_config({"compress.budget": budget}), MODEL, ())
 

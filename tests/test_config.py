@@ -89,6 +89,8 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
         return st.just("same") | st.floats(0, 1 - 2**-32)
     if key == "train.dense-lr":
         return st.just("same") | st.floats(1e-9, 10)
+    if key == "compress.budget":
+        return st.sampled_from(["", "50 kB", "1.5MB", "1 GB", "800 B", "30000", "7 KiB"])
     if key == "compress.dense-below":
         return st.just("auto") | st.integers(0, 10**9)
     if get_origin(kind) is Literal:
@@ -161,6 +163,8 @@ def configs(draw: Any) -> RunConfig:
         values |= {"server.average-from": 1, "federation.evaluate": "server"}
     if values.get("train.masked"):
         values["compress.q"] = "dare"
+    if values.get("compress.budget"):
+        values |= {"compress.method": "dare", "compress.q": "dare"}
     return make_config(values)
 
 

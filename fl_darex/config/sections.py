@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from fl_darex.adapters import ADAPTERS, Adapter
 from fl_darex.config.names import names_a_row
@@ -43,11 +43,7 @@ def _budget(text: str) -> str:
     )
 
 
-def _plain(value: object) -> object:
-    return str(value) if type(value) is int else value
-
-
-Budget = Annotated[str, BeforeValidator(_plain), AfterValidator(_budget)]
+Budget = Annotated[str, AfterValidator(_budget)]
 """A number of bytes with its unit, or nothing."""
 
 TASKS = {
