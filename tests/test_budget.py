@@ -137,6 +137,7 @@ def test_what_was_chosen_is_one_line() -> None:
         ({"compress.budget": "50 parsec"}, "such as '50 kB'"),
         ({"compress.budget": "0 kB"}, "a number of bytes above 0"),
         ({"compress.budget": "-3"}, "a number of bytes above 0"),
+        ({"compress.budget": "9" * 400 + " GB"}, "a number of bytes above 0"),
         ({"compress.budget": "1e400 B"}, "a number of bytes above 0"),
         ({"compress.budget": "5 kB", "compress.method": "magnitude"}, "'magnitude' does not drop"),
         ({"compress.budget": "5 kB", "compress.method": "dense"}, "'dense' does not drop"),

@@ -17,7 +17,7 @@ from fl_darex.config.run import RunConfig
 from fl_darex.config.sections import TASKS
 from fl_darex.flower.optimizers import OPTIMIZERS
 from fl_darex.rescaling.rules import CURVATURE, LABELLED, RULES, SERVER_RULES
-from fl_darex.wire.codings import nature_of
+from fl_darex.wire.codings import CODINGS, scales_of
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,10 @@ def _draws(run: RunConfig) -> bool:
 def _calibrates(run: RunConfig, but: str = "") -> bool:
     method, q = run.compress.method, run.compress.q
     return (q in RULES and q != but) or method == "wanda" or method not in METHODS.first
+
+
+def _has_scales(run: RunConfig) -> bool:
+    return len(scales_of(CODINGS.choose(run.compress.values))) > 1
 
 
 def _validates(run: RunConfig) -> bool:
@@ -235,9 +239,7 @@ USES: tuple[Use, ...] = (
     Use(
         ("compress.scale",),
         "compress.values = 'eden1' to 'eden4' in packets on the way up",
-        lambda run: (
-            _packs(run) and (run.compress.budget != "" or nature_of(run.compress.values).rotated)
-        ),
+        lambda run: _packs(run) and (run.compress.budget != "" or _has_scales(run)),
     ),
     Use(
         ("compress.dense-below",),

@@ -17,7 +17,7 @@ Size = Annotated[int, Field(ge=0, le=10**9)]
 StepSize = Annotated[float, Field(gt=0.0, le=10.0)]
 
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20}
-_AMOUNT = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})?")
+_AMOUNT = re.compile(rf"(\d{{1,15}}(?:\.\d{{1,9}})?) ?({'|'.join(_UNITS)})?")
 
 
 def bytes_of(text: str) -> int:
@@ -33,10 +33,11 @@ def bytes_of(text: str) -> int:
 
 def _budget(text: str) -> str:
     try:
-        if not text or bytes_of(text) > 0:
-            return text
+        enough = not text or bytes_of(text) > 0
     except ValueError:
-        pass
+        enough = False
+    if enough:
+        return text
     raise ValueError(
         f"compress.budget = {text!r} is not allowed; allowed: a number of bytes above 0 with "
         f"{', '.join(_UNITS)} or nothing behind it, such as '50 kB'"

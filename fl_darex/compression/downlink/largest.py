@@ -15,7 +15,7 @@ from fl_darex.positions import ListedMask
 from fl_darex.pruning.gather import gather_from
 from fl_darex.pruning.largest import largest
 from fl_darex.pruning.scores import kept_count
-from fl_darex.wire.codings import Scale, nature_of
+from fl_darex.wire.codings import CODINGS, scales_of
 from fl_darex.wire.packet import encode
 
 
@@ -36,7 +36,7 @@ class LargestOfStep(DownlinkPolicy):
         where = largest(pruned, kept_count(numel, terms.keep))
         mask = ListedMask(where, terms.seed, terms.round, SHARED)
         # What is kept back shrinks fastest where the numbers are met best, not on average.
-        scale: Scale = "least-squares" if nature_of(terms.values).rotated else "unbiased"
+        scale = scales_of(CODINGS[terms.values])[-1]
         survivors = gather_from(whole, step, mask)
         packet = encode(survivors, terms.values, base=terms.version, scale=scale)
         return packet, not_delivered(whole, step, packet)

@@ -14,7 +14,7 @@ import numpy as np
 from fl_darex.errors import ConfigError
 from fl_darex.registry import Registry
 from fl_darex.wire.codings.coding import Coding, Nature, Numbers, type_of
-from fl_darex.wire.codings.eden import EDEN1, EDEN2, EDEN3, EDEN4, SCALES, Scale, scaled
+from fl_darex.wire.codings.eden import EDEN1, EDEN2, EDEN3, EDEN4, SCALES, Scale, scaled, scales_of
 from fl_darex.wire.codings.floats import BF16, FP16, FP32, FP64
 from fl_darex.wire.codings.integers import INT4, INT8, SIGN
 
@@ -34,6 +34,7 @@ __all__ = [
     "dense_size",
     "nature_of",
     "scaled",
+    "scales_of",
     "type_of",
 ]
 

@@ -200,9 +200,14 @@ def _sum(numbers: NDArray[Any]) -> NDArray[np.float64]:
 EDEN1, EDEN2, EDEN3, EDEN4 = Eden(1), Eden(2), Eden(3), Eden(4)
 
 
+def scales_of(coding: Coding) -> tuple[Scale, ...]:
+    """Return the scales that a coding can write with."""
+    return SCALES if isinstance(coding, Eden) else ("unbiased",)
+
+
 def check_scale(coding: Coding, scale: Scale) -> None:
     """Raise `ValueError` if a coding has no such scale."""
-    if scale != "unbiased" and not isinstance(coding, Eden):
+    if scale not in scales_of(coding):
         raise ValueError(
             f"scale = {scale!r} is for values = 'eden1' to 'eden4'; set scale = 'unbiased' for "
             f"{coding.name!r}, which has one scale only"
