@@ -49,7 +49,7 @@ ROWS = [
     ("task.metric", {"federation.evaluate": "none"}, {}, "runs that measure something"),
     ("task.eval-examples", {"federation.evaluate": "none"}, {}, "federation.evaluate = "),
     ("train.group-by-length", {}, TEXT, "texts: task.name = 'text-classification'"),
-    ("train.group-by-length", CAUSAL | {"task.packing": True}, CAUSAL, "without task.packing"),
+    ("train.group-by-length", {}, CAUSAL | {"task.packing": True}, "or 'causal-lm'"),
     (
         *("federation.evaluate-every", {"federation.evaluate": "clients"}, {}),
         "federation.evaluate = 'server'",

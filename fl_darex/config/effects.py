@@ -168,11 +168,8 @@ USES: tuple[Use, ...] = (
     ),
     Use(
         ("train.group-by-length",),
-        "texts: task.name = 'text-classification', or 'causal-lm' without task.packing",
-        lambda run: (
-            _task("text-classification", "causal-lm")(run)
-            and not (run.task.name == "causal-lm" and run.task.packing)
-        ),
+        "texts: task.name = 'text-classification' or 'causal-lm'",
+        _task("text-classification", "causal-lm"),
     ),
     Use(
         ("train.delta-decay",),

@@ -21,7 +21,9 @@ def shuffled(
         seed: Of the order.
         by_length: Whether 50 batches at a time are filled anew with examples of like length, which
             need little padding. Which come together is less random then, their order as random.
+            Examples without text are not grouped.
     """
+    by_length = by_length and any(isinstance(value, str) for value in examples[0].values())
     generator = torch.Generator().manual_seed(seed)
     starts = batch_starts(len(examples), size)
     bounds = list(zip(starts, [*starts[1:], len(examples)], strict=True))
