@@ -77,10 +77,10 @@ def run(
     return to_arrays(rounds(strategy, Federation(app, clients, reverse), count, base).arrays)
 
 
-def ask(grid: Grid, content: RecordDict | None = None) -> list[Message]:
+def ask(grid: Grid, content: RecordDict | None = None, timeout: float = 60) -> list[Message]:
     """Send all nodes a query and return their replies, by node."""
     messages = [Message(content or RecordDict(), node, "query") for node in grid.get_node_ids()]
-    replies = grid.send_and_receive(messages, timeout=60)
+    replies = grid.send_and_receive(messages, timeout=timeout)
     return sorted(replies, key=lambda reply: reply.metadata.src_node_id)
 
 

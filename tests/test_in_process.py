@@ -39,7 +39,8 @@ def test_a_client_that_raises_is_one_error_reply_and_its_state_is_as_before() ->
 @pytest.mark.parametrize("answer", [None, 3])
 def test_an_app_that_answers_no_message_is_an_error_reply(answer: Any) -> None:
     replies = ask(InProcessGrid(lambda message, context: answer, 2))
-    assert all(reply.error.reason.startswith("AttributeError: ") for reply in replies)
+    kind = type(answer).__name__
+    assert all(f"returned {kind}, not a Message" in reply.error.reason for reply in replies)
 
 
 def test_a_saved_state_is_plain_and_a_new_grid_goes_on_with_it() -> None:
@@ -96,10 +97,7 @@ def test_replies_come_in_the_order_of_the_messages_and_ids_are_as_wide_as_a_depl
     assert list(grid.pull_messages(m.metadata.message_id for m in messages)) == []
 
 
-def test_a_message_to_a_node_that_is_not_there_and_a_grid_without_clients_are_refused() -> None:
-    grid = InProcessGrid(remembering_app(), 1)
-    with pytest.raises(ValueError, match="no such node: 42"):
-        grid.push_messages([Message(RecordDict(), 42, "query")])
+def test_a_grid_without_clients_is_refused() -> None:
     with pytest.raises(ValueError, match="clients must be 1 or more, got 0"):
         InProcessGrid(remembering_app(), 0)
 

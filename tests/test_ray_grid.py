@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,9 +18,10 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
 from fl_darex.clients import DarexMod
-from fl_darex.errors import ConfigError
+from fl_darex.errors import ConfigError, EngineError
 from fl_darex.flower.records import to_arrays, to_record
 from fl_darex.simulation import InProcessGrid, RayGrid, Resources, simulate
+from fl_darex.simulation.parcels import unpack
 from fl_darex.strategies import DarexStrategy, SecureAggregation
 
 
@@ -63,6 +66,29 @@ def reporting_app() -> ClientApp:
     return app
 
 
+def sleeping_app() -> ClientApp:
+    """Takes long enough that each client is a call of its own; says which process it is."""
+    app = ClientApp()
+
+    @app.query()
+    def sleep(message: Message, context: Context) -> Message:
+        told = message.content.config_records.get("sleep", {})
+        time.sleep(float(told.get(str(context.node_config["partition-id"]), 0.2)))
+        return Message(RecordDict({"at": ConfigRecord({"pid": os.getpid()})}), reply_to=message)
+
+    return app
+
+
+def pids(replies: list[Message]) -> set[Any]:
+    return {reply.content["at"]["pid"] for reply in replies}  # type: ignore[index]
+
+
+def all_there(grid: RayGrid) -> None:
+    """Wait until all workers have started, whatever that takes here."""
+    while grid._workers.starting:
+        grid.pull_messages([])
+
+
 def seen(replies: list[Message]) -> list[dict[str, Any]]:
     return [dict(reply.content.metric_records["seen"]) for reply in replies]
 
@@ -75,18 +101,18 @@ def test_every_node_has_its_own_partition() -> None:
 
 
 def test_no_more_workers_than_resources_allow_and_they_are_kept() -> None:
-    with RayGrid(reporting_app(), 6, Resources(num_cpus=1)) as grid:
-        first, second = (seen(ask(grid)) for _ in range(2))
-    assert {row["pid"] for row in first} == {row["pid"] for row in second}
-    assert len({row["pid"] for row in first}) == 2
-    with RayGrid(reporting_app(), 6, Resources(num_cpus=1, actors=1)) as grid:
-        assert len({row["pid"] for row in seen(ask(grid))}) == 1
+    for actors in (2, 1):
+        with RayGrid(sleeping_app(), 6, Resources(num_cpus=1, actors=actors)) as grid:
+            all_there(grid)
+            first, second = (pids(ask(grid)) for _ in range(2))
+        assert len(first) == actors
+        assert first == second
 
 
 def test_a_fraction_of_a_core_gives_more_workers() -> None:
     with RayGrid(reporting_app(), 4, Resources(num_cpus=0.5)) as grid:
-        grid.send_and_receive([])
-        assert len(grid._idle) == 4
+        all_there(grid)
+        assert len(grid._workers.idle) == 4
 
 
 def test_a_clients_state_follows_it_from_worker_to_worker() -> None:
@@ -95,8 +121,11 @@ def test_a_clients_state_follows_it_from_worker_to_worker() -> None:
             assert {row["calls"] for row in seen(ask(grid))} == {call}
 
 
-def test_the_model_of_a_round_goes_into_the_object_store_once() -> None:
-    arrays = to_record(BASE)
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_the_model_of_a_round_goes_into_the_object_store_once_and_a_small_one_not_at_all(
+    size: int,
+) -> None:
+    arrays = to_record({"a": np.ones(size, np.float32), "b": np.ones(3, np.float32)})
     content = RecordDict({"first": MetricRecord({"x": 1}), "model": arrays})
     with RayGrid(reporting_app(), 5) as grid:
         messages = [Message(content, node, "query") for node in grid.get_node_ids()]
@@ -107,12 +136,12 @@ def test_the_model_of_a_round_goes_into_the_object_store_once() -> None:
             replies = list(grid.send_and_receive(messages, timeout=60))
         finally:
             ray.put = put
-    assert stored == [arrays]
+    assert [unpack(parcel) for parcel in stored] == [arrays] * (size > 10)
     rows = seen(replies)
     # Every client saw the whole model, although each one emptied the record it was given.
-    assert {row["sum"] for row in rows} == {float(sum(v.sum() for v in BASE.values()))}
+    assert {row["sum"] for row in rows} == {size + 3.0}
     assert all(row["names"] == [5, 5] for row in rows)
-    assert list(content) == ["first", "model"] and len(arrays) == len(BASE)
+    assert list(content) == ["first", "model"] and len(arrays) == 2
 
 
 def fragile_app() -> ClientApp:
@@ -169,35 +198,191 @@ def test_clients_states_go_from_one_engine_to_another() -> None:
     assert calls(ask(first)) == [3, 3, 3]
 
 
-def test_a_slow_client_is_not_waited_for_beyond_the_timeout() -> None:
+def test_a_client_that_hangs_costs_its_own_reply_in_every_round_and_nothing_is_run_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Six clients on two workers; the first one sleeps for longer than any round.
+
+    From the second round on it is last, so that the others need not wait for its new worker.
+    """
+    content = RecordDict({"sleep": ConfigRecord({"0": 600.0})})
+    with RayGrid(sleeping_app(), 6) as grid:
+        all_there(grid)
+        for _ in range(3):
+            with caplog.at_level("WARNING"):
+                replies = ask(grid, content, timeout=8)
+            answered = {grid.partitions[reply.metadata.src_node_id] for reply in replies}
+            assert answered == {1, 2, 3, 4, 5}
+            assert (grid.running, grid.waiting, grid._done) == (0, 0, {})
+            assert "1 clients did not answer in time: 0 had no turn" in caplog.records[-1].message
+        assert len(ask(grid)) == 6
+
+
+def test_what_nobody_waits_for_any_more_is_not_run_and_leaves_no_reply() -> None:
+    with RayGrid(sleeping_app(), 6, Resources(actors=1)) as grid:
+        all_there(grid)
+        sleep = {str(client): 1.0 for client in range(6)}
+        assert 1 <= len(ask(grid, RecordDict({"sleep": ConfigRecord(sleep)}), timeout=2.5)) <= 2
+        started = time.monotonic()
+        assert len(ask(grid, timeout=60)) == 6
+        assert not grid._done
+    assert time.monotonic() - started < 50
+
+
+def test_nobody_waits_behind_a_client_that_is_slower_than_it_was_before() -> None:
+    """Clients of no time go to a worker together; one of them then sleeps."""
+    none = {str(client): 0.0 for client in range(20)}
+    with RayGrid(sleeping_app(), 20, Resources(actors=2)) as grid:
+        all_there(grid)
+        for _ in range(2):
+            assert len(ask(grid, RecordDict({"sleep": ConfigRecord(none)}))) == 20
+        for _ in range(2):
+            replies = ask(grid, RecordDict({"sleep": ConfigRecord(none | {"7": 600.0})}), timeout=8)
+            answered = {grid.partitions[reply.metadata.src_node_id] for reply in replies}
+            assert answered == set(range(20)) - {7}
+
+
+def test_a_state_is_what_it_was_before_a_message_that_was_given_up() -> None:
     app = ClientApp()
 
     @app.query()
-    def sleep(message: Message, context: Context) -> Message:
-        import os
-        import time
-
-        slow = "slow" in message.content and context.node_config["partition-id"] == 0
-        time.sleep(60 if slow else 0.2)
-        return Message(RecordDict({"at": ConfigRecord({"pid": os.getpid()})}), reply_to=message)
+    def remember(message: Message, context: Context) -> Message:
+        before = int(context.state.metric_records.get("calls", {"n": 0})["n"])  # type: ignore
+        context.state["calls"] = MetricRecord({"n": before + 1})
+        time.sleep(600 if "hang" in message.content else 0)
+        return Message(RecordDict({"calls": MetricRecord({"n": before})}), reply_to=message)
 
     with RayGrid(app, 2) as grid:
-        nodes = list(grid.get_node_ids())
-
-        def ask(content: RecordDict, timeout: float) -> list[Message]:
-            messages = [Message(content, node, "query") for node in nodes]
-            return list(grid.send_and_receive(messages, timeout=timeout))
-
-        for _ in range(100):  # until both workers have started, whatever that takes here
-            if len({reply.content["at"]["pid"] for reply in ask(RecordDict(), 120)}) == 2:
-                break
-        replies = ask(RecordDict({"slow": ConfigRecord()}), 5)
-    assert [grid.partitions[reply.metadata.src_node_id] for reply in replies] == [1]
+        assert calls(ask(grid)) == [0, 0]
+        assert ask(grid, RecordDict({"hang": ConfigRecord()}), timeout=2) == []
+        assert calls(ask(grid)) == [1, 1]
 
 
-def test_a_message_to_a_node_that_is_not_there_is_refused() -> None:
-    with RayGrid(reporting_app(), 1) as grid, pytest.raises(ValueError, match="no such node: 42"):
-        grid.push_messages([Message(RecordDict(), 42, "query")])
+def test_a_message_to_a_node_that_is_not_there_costs_the_others_nothing() -> None:
+    for grid in (InProcessGrid(reporting_app(), 2), RayGrid(reporting_app(), 2)):
+        nodes = [*grid.get_node_ids(), 42]
+        messages = [Message(RecordDict(), node, "query") for node in nodes]
+        assert len(list(grid.send_and_receive(messages, timeout=60))) == 2
+        assert len(list(grid.push_messages(messages))) == 2
+        wrong = Message(RecordDict(), 42, "query")
+        wrong.metadata.__dict__["_run_id"] = 7
+        with pytest.raises(ValueError, match="Invalid message"):
+            grid.push_messages([wrong])
+        if isinstance(grid, RayGrid):
+            grid.close()
+
+
+def test_replies_have_an_id_of_their_own_whatever_order_they_come_in() -> None:
+    ids = []
+    for grid in (InProcessGrid(reporting_app(), 3), RayGrid(reporting_app(), 3)):
+        replies = sorted(ask(grid), key=lambda reply: grid.partitions[reply.metadata.src_node_id])
+        ids.append([reply.metadata.message_id for reply in replies])
+        if isinstance(grid, RayGrid):
+            grid.close()
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == 3 and {len(key) for key in ids[0]} == {64}
+
+
+@pytest.mark.parametrize("value", [None, 3])
+def test_an_app_that_answers_no_message_is_an_error_reply_that_names_the_function(
+    value: Any,
+) -> None:
+    with RayGrid(lambda message, context: value, 2) as grid:
+        reasons = {reply.error.reason for reply in ask(grid)}
+    kind = type(value).__name__
+    assert reasons == {
+        f"the ClientApp's function for 'query' messages returned {kind}, not a Message; end it "
+        "with: return Message(content, reply_to=message)"
+    }
+
+
+@pytest.mark.parametrize("stop", ["SystemExit", "KeyboardInterrupt", "unpicklable"])
+def test_a_client_that_stops_or_answers_what_cannot_travel_leaves_its_worker_alive(
+    stop: str,
+) -> None:
+    app = ClientApp()
+
+    @app.query()
+    def end(message: Message, context: Context) -> Message:
+        reply = Message(RecordDict({"pid": ConfigRecord({"pid": os.getpid()})}), reply_to=message)
+        if "stop" not in message.content:
+            return reply
+        context.state["half"] = ConfigRecord()
+        if stop == "SystemExit":
+            raise SystemExit(3)
+        if stop == "KeyboardInterrupt":
+            raise KeyboardInterrupt
+        reply.metadata.__dict__["_group_id"] = lambda: None
+        return reply
+
+    def where() -> set[Any]:
+        return {reply.content["pid"]["pid"] for reply in ask(grid)}  # type: ignore[index]
+
+    with RayGrid(app, 2, Resources(actors=1)) as grid:
+        before = where()
+        failed = ask(grid, RecordDict({"stop": ConfigRecord()}))
+        assert [reply.has_error() for reply in failed] == [True, True]
+        assert stop in failed[0].error.reason or "pickle" in failed[0].error.reason
+        assert where() == before
+        assert not any(map(len, grid._states().values()))
+
+
+@pytest.mark.parametrize(
+    ("app", "words"),
+    [
+        ("no_such_module:app", "No module named 'no_such_module'"),
+        ("apps:no_such_app", "no_such_app"),
+    ],
+)
+def test_an_app_that_cannot_be_loaded_is_one_error_with_its_cause(app: str, words: str) -> None:
+    with RayGrid(app, 4) as grid, pytest.raises(EngineError) as found:
+        ask(grid)
+    assert str(found.value).startswith(f"no worker can load {app}: ")
+    assert words in str(found.value)
+
+
+def test_a_module_that_kills_whoever_imports_it_ends_the_run_and_not_the_patience() -> None:
+    with RayGrid("apps_deadly:app", 2) as grid, pytest.raises(EngineError) as found:
+        ask(grid)
+    assert str(found.value).startswith("3 workers died while they loaded apps_deadly:app: ")
+
+
+def test_a_large_state_follows_its_client_and_small_ones_too() -> None:
+    app = ClientApp()
+
+    @app.query()
+    def grow(message: Message, context: Context) -> Message:
+        partition = int(context.node_config["partition-id"])
+        before = context.state.array_records.get("big")
+        seen = int(to_arrays(before)["w"][-1]) if before else 0
+        size = 100_000 if partition else 10
+        context.state["big"] = to_record({"w": np.full(size, seen + 1, np.float32)})
+        return Message(RecordDict({"calls": MetricRecord({"n": seen})}), reply_to=message)
+
+    with RayGrid(app, 4) as grid:
+        for call in (0, 1, 2):
+            assert calls(ask(grid)) == [call] * 4
+        states = grid.state()
+    other = InProcessGrid(app, 4)
+    other.restore(states)
+    assert calls(ask(other)) == [3] * 4
+
+
+def test_workers_that_are_killed_from_outside_cost_no_reply() -> None:
+    sleep = RecordDict({"sleep": ConfigRecord({str(client): 0.4 for client in range(8)})})
+    with RayGrid(sleeping_app(), 8) as grid:
+        all_there(grid)
+        messages = [Message(sleep, node, "query") for node in grid.get_node_ids()]
+        waiting = set(grid.push_messages(messages))
+        for pid in {
+            ray.get(call.worker.process.options(concurrency_group="beside").remote())
+            for call in grid._calls._calls.values()
+        }:
+            os.kill(pid, signal.SIGKILL)
+        replies: list[Message] = []
+        while len(replies) < 8:
+            replies += grid.pull_messages(waiting)
+    assert not any(reply.has_error() for reply in replies)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def exchange(
     tried: set[str] = set()
     replies: list[Message] = []
     while waiting and time.monotonic() < end:
-        arrived = list(grid.pull_messages(set(waiting)))
+        arrived = list(grid.pull_messages(waiting.keys()))
         lacking = []
         for reply in arrived:
             if (message := _answered(reply, waiting)) is None:
@@ -78,9 +78,11 @@ def exchange(
 
 
 def _pushed(grid: Grid, messages: Iterable[Message]) -> dict[str, Message]:
-    """Push messages and return them by the ids that they got."""
+    """Push messages and return them by the ids that they got; those without were not sent."""
     listed = list(messages)
     ids = list(grid.push_messages(listed))
+    if len(ids) < len(listed):  # some grids leave out those that cannot be sent
+        listed = [message for message in listed if message.metadata.message_id in set(ids)]
     return {key: message for key, message in zip(ids, listed, strict=False) if key}
 
 
@@ -150,8 +152,9 @@ class GridView(Grid):
 
     def forget(self, message_ids: Iterable[str]) -> None:
         """Hear that nobody waits for replies to these messages any more."""
-        if isinstance(self.grid, GridView):
-            self.grid.forget(message_ids)
+        forget = getattr(self.grid, "forget", None)  # Flower's own have none
+        if forget is not None:
+            forget(message_ids)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """See `Grid.push_messages`."""

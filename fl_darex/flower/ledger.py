@@ -160,7 +160,8 @@ class LedgerGrid(GridView):
 
     def forget(self, message_ids: Iterable[str]) -> None:
         """Count no replies to these messages: what comes after the timeout belongs to no round."""
-        for key in message_ids:
+        super().forget(keys := list(message_ids))
+        for key in keys:
             self._open.pop(key, None)
 
     def _sent(self, message: Message) -> tuple[Entry, dict[str, RecordInfo]]:

@@ -149,16 +149,20 @@ def copied(content: RecordDict) -> RecordDict:
 
     What Flower keeps beside an array that it has hashed, views that cannot be pickled, stays away.
     """
-    return RecordDict({name: _copied(record) for name, record in content.items()})
+    # The records' own `copy` does not look at each key and value again, as their constructors do.
+    other: RecordDict = content.copy()
+    for name, record in content.items():
+        other[name] = _copied(record)
+    return other
 
 
 def _copied(record: ArrayRecord | MetricRecord | ConfigRecord) -> Any:
-    if isinstance(record, ArrayRecord):
-        return ArrayRecord(
-            {
-                name: Array(dtype=a.dtype, shape=a.shape, stype=a.stype, data=a.data)
-                for name, a in record.items()
-            }
-        )
-    values: dict[str, Any] = {k: list(v) if isinstance(v, list) else v for k, v in record.items()}
-    return MetricRecord(values) if isinstance(record, MetricRecord) else ConfigRecord(values)
+    other: Any = record.copy()
+    for name, value in record.items():
+        if isinstance(value, Array):
+            other[name] = Array(
+                dtype=value.dtype, shape=value.shape, stype=value.stype, data=value.data
+            )
+        elif isinstance(value, list):
+            other[name] = list(value)
+    return other

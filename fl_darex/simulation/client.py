@@ -15,8 +15,8 @@ def answer(
     """Run a client and return copies of its reply and of the state that it leaves.
 
     A client that raises is an error reply and leaves the state as it was before the message,
-    whatever it wrote to it by then. A reply to another message, as some mods' own errors are,
-    becomes an error reply as well: nobody would wait for it.
+    whatever it wrote to it by then. So does one that returns no message, or a reply to another
+    message, as some mods' own errors are: nobody would wait for it.
 
     Args:
         app: The ClientApp.
@@ -26,6 +26,8 @@ def answer(
     before, context.state = context.state, copied(context.state)
     try:
         reply = app(message, context)
+        if not isinstance(reply, Message):
+            return failure(message, _no_message(message, reply)), before
         if reply.metadata.reply_to_message_id != message.metadata.message_id:
             reply = _astray(message, reply)
         return detached(reply), copied(context.state)
@@ -43,6 +45,14 @@ def failure(
 ) -> Message:
     """Return an error in place of a client's reply."""
     return Message(Error(code=code, reason=reason), reply_to=message)
+
+
+def _no_message(message: Message, reply: object) -> str:
+    kind = message.metadata.message_type
+    return (
+        f"the ClientApp's function for {kind!r} messages returned {type(reply).__name__}, not a "
+        "Message; end it with: return Message(content, reply_to=message)"
+    )
 
 
 def _astray(message: Message, reply: Message) -> Message:

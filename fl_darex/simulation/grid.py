@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from logging import ERROR
 from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from fl_darex import checks
@@ -21,6 +23,8 @@ from fl_darex.flower.private import (
     number,
     to_bytes,
 )
+
+_REPLY = 1 << 255  # the highest bit of an id: the reply to the message of the others
 
 
 class SimulatedGrid(Grid):
@@ -63,11 +67,11 @@ class SimulatedGrid(Grid):
 
     @abstractmethod
     def _hand_out(self, messages: list[Message]) -> None:
-        """Give messages, which have their ids, to clients; replies go to ``_done`` by these."""
+        """Give messages, which have their ids, to clients; replies go to `_answer`."""
 
     @abstractmethod
     def _collect(self) -> None:
-        """Put replies that have come into ``_done``, and wait a little if there are none."""
+        """Take replies that have come, and wait a little if there are none."""
 
     @abstractmethod
     def _states(self) -> dict[int, RecordDict]:
@@ -118,18 +122,24 @@ class SimulatedGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand messages to the clients and return their ids.
 
+        A message to a node that is not there has none, with a line in the log, and costs the
+        others nothing, as on Flower's grids.
+
         Raises:
-            ValueError: If a message is for a node that is not there.
+            ValueError: If one is not a message from this server to a node.
         """
         listed = list(messages)
         for message in listed:
-            if message.metadata.dst_node_id not in self.partitions:
-                raise ValueError(f"no such node: {message.metadata.dst_node_id}")
+            self._check(message)
+        known = [m for m in listed if m.metadata.dst_node_id in self.partitions]
+        for message in known:
             self._sent += 1
             # As wide as a deployment's ids, which are SHA-256 hashes.
             number(message, f"{self._sent:064x}")
-        self._hand_out(listed)
-        return [message.metadata.message_id for message in listed]
+        if unknown := {m.metadata.dst_node_id for m in listed} - self.partitions.keys():
+            log(ERROR, "messages to nodes that are not there are not sent: %s", sorted(unknown))
+        self._hand_out(known)
+        return [m.metadata.message_id for m in listed if m.metadata.dst_node_id in self.partitions]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to these messages that have come, in the order in which they came.
@@ -137,14 +147,40 @@ class SimulatedGrid(Grid):
         Where some are on their way, it waits for 0.05 s at most.
         """
         self._collect()
-        wanted = set(message_ids)
+        wanted = message_ids if isinstance(message_ids, Set) else set(message_ids)
         return [self._done.pop(key) for key in list(self._done) if key in wanted]
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Keep no replies to these messages, and have no client work on them any more."""
+        for key in message_ids:
+            self._done.pop(key, None)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Push messages and wait for their replies, at most ``timeout`` seconds."""
-        return exchange(self, messages, timeout, self.pull_interval)[0]
+        replies, late = exchange(self, messages, timeout, self.pull_interval)
+        self.forget(late)
+        return replies
+
+    def _answer(self, message: Message, reply: Message) -> None:
+        """Take the reply to a message; it is given an id, as by the network."""
+        asked = message.metadata.message_id
+        number(reply, f"{_REPLY | int(asked, 16):064x}")
+        self._done[asked] = reply
+
+    def _check(self, message: Message) -> None:
+        data = message.metadata
+        if (
+            data.run_id != self._run.run_id
+            or data.src_node_id != SERVER_NODE_ID
+            or data.reply_to_message_id
+            or data.ttl <= 0
+        ):
+            raise ValueError(
+                f"Invalid message: {message}; the server sends Message(content, dst_node_id, "
+                "message_type) of its own run"
+            )
 
     def _context_of(self, node: int, state: RecordDict) -> Context:
         config = {"partition-id": self.partitions[node], "num-partitions": len(self.partitions)}

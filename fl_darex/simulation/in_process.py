@@ -46,7 +46,7 @@ class InProcessGrid(SimulatedGrid):
 
     def _hand_out(self, messages: list[Message]) -> None:
         for message in messages:
-            self._done[message.metadata.message_id] = self._reply(message)
+            self._answer(message, self._reply(message))
 
     def _reply(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

@@ -2,52 +2,36 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from logging import WARNING
 from types import TracebackType
 from typing import Any, Self
 
 import ray
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import ClientAppCallable
 from flwr.common.logger import log
 from flwr.serverapp import ServerApp
-from ray import ObjectRef
-from ray.actor import ActorHandle
 
 from fl_darex import checks
-from fl_darex.flower.private import ErrorCode, with_content
-from fl_darex.simulation.client import failure
+from fl_darex.simulation.calls import Calls
 from fl_darex.simulation.cluster import Resources, capacity, connect
 from fl_darex.simulation.grid import SimulatedGrid, check_app
-from fl_darex.simulation.worker import Worker
-
-_POLL_SECONDS = 0.05
-
-
-@dataclass
-class _Task:
-    node: int
-    message: Message  # without the shared records
-    shared: dict[str, list[ObjectRef[Any]]]
-
-
-@dataclass
-class _Running:
-    worker: ActorHandle[Any]
-    task: _Task
-    state: ObjectRef[Any]  # of the client, once its reply is there
+from fl_darex.simulation.worker import Setting
+from fl_darex.simulation.workers import Workers
 
 
 class RayGrid(SimulatedGrid):
     """Runs clients on Ray actors behind Flower's public `Grid` interface.
 
-    The model of a round goes into Ray's object store once, not once per client. An actor keeps
-    its ClientApp, and so the app's own caches, from client to client. A client that raises is
-    one error reply; an actor that dies is one error reply and is replaced.
+    The model of a round goes into Ray's object store once, not once per client. A worker keeps its
+    ClientApp, and so the app's own caches, from client to client, and is given those that take
+    little time together. A client that raises is one error reply. Where a worker dies, its clients
+    are run again, alone and with the state that they had before; one of whom two workers died is
+    an error reply. Where nobody waits for a reply any more, as after a timeout, the worker that is
+    still at it is replaced. A client runs in a thread of its worker, always the same one, that is
+    not the main one.
 
     Use it as a context manager, or call `close`.
 
@@ -60,10 +44,9 @@ class RayGrid(SimulatedGrid):
     Raises:
         TypeError: If an argument is of another kind, such as a class in place of an app.
         ConfigError: If not even one client fits into the cluster.
-        EngineError: If Ray cannot be started.
+        EngineError: If Ray cannot be started; from the first messages on, if no worker can load
+            the app.
     """
-
-    pull_interval = 0.0  # pull_messages itself waits a little
 
     def __init__(
         self,
@@ -75,19 +58,18 @@ class RayGrid(SimulatedGrid):
         super().__init__(clients, run_config)
         if not isinstance(client_app, str):
             check_app("client_app", client_app, ClientApp)
-        checks.instance("resources", resources or Resources(), Resources, "Resources or None")
-        self._resources = resources or Resources()
-        self._left: dict[int, ObjectRef[Any]] = {}
-        self._waiting: deque[_Task] = deque()
-        self._running: dict[ObjectRef[Any], _Running] = {}
-        self._owns_ray = connect(self._resources)
-        self._app = client_app if isinstance(client_app, str) else ray.put(client_app)
+        resources = resources or Resources()
+        checks.instance("resources", resources, Resources, "Resources or None")
+        self._workers: Workers | None = None
+        self._owns_ray = connect(resources)
+        setting = Setting(clients, self._run_config)
         try:
-            count = min(capacity(self._resources), clients)
-        except Exception:
+            fits = min(capacity(resources), clients)
+            self._workers = Workers(client_app, setting, resources, fits)
+            self._calls = Calls(self._workers, self.partitions, self._answer)
+        except BaseException:
             self.close()
             raise
-        self._idle = [self._new_worker() for _ in range(count)]
 
     def __enter__(self) -> Self:
         return self
@@ -103,83 +85,51 @@ class RayGrid(SimulatedGrid):
         except Exception as trouble:  # what the run came to, or failed of, is what matters
             log(WARNING, "Ray could not be left in order: %s", trouble)
 
+    @property
+    def running(self) -> int:
+        """Clients that a worker has."""
+        return self._calls.running
+
+    @property
+    def waiting(self) -> int:
+        """Clients that no worker has yet."""
+        return len(self._calls.waiting)
+
     def close(self) -> None:
         """Stop the workers, and Ray if this grid started it. May be called twice."""
-        busy = [running.worker for running in self._running.values()]
-        workers = [*getattr(self, "_idle", []), *busy]
-        self._idle, self._running = [], {}
+        if self._workers is not None and not self._owns_ray and ray.is_initialized():
+            self._workers.stop()
         if self._owns_ray:
-            ray.shutdown()
             self._owns_ray = False
-        elif ray.is_initialized():
-            for worker in workers:
-                ray.kill(worker)
+            ray.shutdown()
+
+    def forget(self, message_ids: Iterable[str]) -> None:
+        """Give up messages that nobody waits for; workers that are still at them are replaced.
+
+        The clients' states stay what they were before these messages.
+        """
+        super().forget(keys := set(message_ids))
+        no_turn, late = self._calls.forget(keys)
+        if no_turn or late:
+            partitions = sorted(self.partitions[job.node] for job in late)
+            log(
+                WARNING,
+                "%d clients did not answer in time: %d had no turn, and those of the partitions %s "
+                "are given up, their workers replaced",
+                *(len(no_turn) + len(late), len(no_turn), partitions),
+            )
 
     def _hand_out(self, messages: list[Message]) -> None:
-        put: dict[int, tuple[ArrayRecord, ObjectRef[Any]]] = {}
-        self._waiting.extend(_share(message, put) for message in messages)
-        self._dispatch()
-
-    def _new_worker(self) -> ActorHandle[Any]:
-        options = {"num_cpus": self._resources.num_cpus, "num_gpus": self._resources.num_gpus}
-        return ray.remote(Worker).options(**options).remote(self._app)  # type: ignore
-
-    def _dispatch(self) -> None:
-        while self._idle and (task := self._next()) is not None:
-            worker, node = self._idle.pop(), task.node
-            outcome: Any = worker.run.options(num_returns=2).remote(
-                task.message,
-                task.shared,
-                self._context_of(node, RecordDict()),
-                self._left.get(node),
-            )
-            reply, state = outcome
-            self._running[reply] = _Running(worker, task, state)
-
-    def _next(self) -> _Task | None:
-        """Return a task of a client that is not at work: its state is not known before."""
-        busy = {running.task.node for running in self._running.values()}
-        for place, task in enumerate(self._waiting):
-            if task.node not in busy:
-                del self._waiting[place]
-                return task
-        return None
+        self._calls.add(messages, self._run.run_id)
 
     def _collect(self) -> None:
-        if not self._running:
-            return
-        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=_POLL_SECONDS)
-        if ready:  # others may have finished meanwhile
-            ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
-        for reference in ready:
-            running = self._running.pop(reference)
-            message, node = running.task.message, running.task.node
-            try:
-                reply = ray.get(reference)
-            except ray.exceptions.RayError as error:
-                # Do not give the dead worker to the next client. The client's state is as before.
-                reply = failure(message, _died(error), ErrorCode.UNKNOWN)
-                self._idle.append(self._new_worker())
-                self._forget_what_is_lost(node)
-            else:
-                self._idle.append(running.worker)
-                self._left[node] = running.state
-            self._done[message.metadata.message_id] = reply
-        self._dispatch()
-
-    def _forget_what_is_lost(self, node: int) -> None:
-        """Let a client begin anew whose state was on a machine that is gone."""
-        try:
-            ray.get(self._left.get(node, []))
-        except ray.exceptions.RayError:
-            del self._left[node]
+        self._calls.collect()
 
     def _states(self) -> dict[int, RecordDict]:
-        states = {node: ray.get(reference) for node, reference in self._left.items()}
-        return {node: state for node, state in states.items() if state is not None}
+        return self._calls.states()
 
     def _set_states(self, states: dict[int, RecordDict]) -> None:
-        self._left = {node: ray.put(state) for node, state in states.items()}
+        self._calls.set_states(states)
 
 
 def simulate(
@@ -206,22 +156,3 @@ def simulate(
     check_app("server_app", server_app, ServerApp)
     with RayGrid(client_app, clients, resources, run_config) as grid:
         return grid.serve(server_app)
-
-
-def _share(message: Message, put: dict[int, tuple[ArrayRecord, ObjectRef[Any]]]) -> _Task:
-    """Move a message's array records to the object store, each record once per round."""
-    small, shared = RecordDict(), {}
-    for name, record in message.content.items():
-        if not isinstance(record, ArrayRecord):
-            small[name] = record
-            continue
-        small[name] = ArrayRecord()  # holds the place
-        if id(record) not in put:
-            put[id(record)] = (record, ray.put(record))
-        # In a list, Ray passes the reference on and does not resolve it for each call.
-        shared[name] = [put[id(record)][1]]
-    return _Task(message.metadata.dst_node_id, with_content(message, small), shared)
-
-
-def _died(error: Exception) -> str:
-    return f"the worker died: {str(error).splitlines()[0]}"

@@ -2,71 +2,245 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
-from collections import OrderedDict
-from typing import Any
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import ray
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp.typing import ClientAppCallable
 from ray import ObjectRef
 
+from fl_darex.errors import one_line
 from fl_darex.registry import load
-from fl_darex.simulation.client import answer
+from fl_darex.simulation.client import answer, failure
+from fl_darex.simulation.parcels import Parcel, pack, size, unpack
 
 # The model of the current round and of the one before: a client may still be on its way.
 _KEPT_MODELS = 2
+_LARGE_STATE = 1 << 16  # bytes of a client's state that stay out of the driver
+
+Boxed = list[ObjectRef[Any]]
+"""One reference. In a list, Ray passes it on and does not resolve it for each call."""
+
+
+class Setting(NamedTuple):
+    """What all clients of a grid see alike.
+
+    Attributes:
+        partitions: How many there are.
+        run_config: ``context.run_config``.
+    """
+
+    partitions: int
+    run_config: Mapping[str, Any]
+
+
+class Task(NamedTuple):
+    """What one client is asked.
+
+    Attributes:
+        message: Without the records that are in the object store.
+        models: Those, by name: places in the call's list of references.
+        partition: The client's.
+        run_id: The run's.
+    """
+
+    message: Message
+    models: dict[str, int]
+    partition: int
+    run_id: int
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where a large state is: in the value of a reference, at a client's place."""
+
+    box: Boxed
+    place: int
+
+
+State = Parcel | Held | None
+"""What a client has left: packed, elsewhere, or nothing."""
+
+
+def opened(state: Parcel | Held) -> Parcel:
+    """Return a state, wherever it is.
+
+    Raises:
+        ObjectLostError: If it was on a machine that is gone.
+    """
+    if not isinstance(state, Held):
+        return state
+    found: Parcel = ray.get(state.box[0])[state.place]
+    return found
+
+
+class Answered(NamedTuple):
+    """What became of one client.
+
+    Attributes:
+        place: In the call.
+        reply: The reply, packed.
+        seconds: It took.
+        state: What it left, packed; None: nothing; or one of the words below.
+    """
+
+    place: int
+    reply: Parcel
+    seconds: float
+    state: Parcel | str | None
+
+
+UNCHANGED = "as before"
+ASIDE = "in the second result"
+LOST = "on a machine that is gone"
+"""The client had no turn, because what it left is lost."""
 
 
 class Worker:
     """Holds the ClientApp, and with it whatever the app caches: model, tokenizer, data.
 
+    Its methods run in two threads: `run`, always the same one, and `give_back` beside it.
+
     Args:
         app: The ClientApp itself, or ``"module:attribute"``.
+        setting: What all clients see alike.
     """
 
-    def __init__(self, app: ClientAppCallable | str) -> None:
-        self._app = load(app, "ClientApp") if isinstance(app, str) else app
+    def __init__(self, app: ClientAppCallable | str, setting: Setting) -> None:
+        self._given, self._setting = app, setting
         self._models: OrderedDict[str, ArrayRecord] = OrderedDict()
+        self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._call = 0
+        self._todo: deque[int] = deque()
+        self._done: list[Answered] = []
+        self._aside: dict[int, Parcel] = {}
 
-    def ready(self) -> int:
-        """Return the process id; answers once the app is loaded."""
+    def load(self) -> str:
+        """Load the app and return why it cannot be, in a line; empty: it is there."""
+        try:
+            given = self._given
+            self._app = load(given, "ClientApp") if isinstance(given, str) else given
+        except (Exception, SystemExit) as error:
+            return one_line(f"{type(error).__name__}: {error}")
+        # Flower collects garbage for each record that it reads: what is loaded need not be seen.
+        gc.collect()
+        gc.freeze()
+        return ""
+
+    def process(self) -> int:
+        """Return the process id."""
         return os.getpid()
 
     def run(
-        self,
-        message: Message,
-        shared: dict[str, list[ObjectRef[Any]]],
-        context: Context,
-        state: RecordDict | None,
-    ) -> tuple[Message, RecordDict | None]:
-        """Run one client.
+        self, call: int, packed: Parcel, models: Sequence[Boxed], states: Sequence[State]
+    ) -> tuple[list[Answered], dict[int, Parcel]]:
+        """Run some clients.
 
         Args:
-            message: The message, without the records named in ``shared``.
-            shared: Array records by name, each as one reference to the object store.
-            context: The client's context with an empty state.
-            state: The client's state from its last call, if it left any.
+            call: Number of this call, from 1.
+            packed: A `Task` for each.
+            models: The references that the tasks speak of.
+            states: What each client left after its last message.
 
         Returns:
-            The reply, an error reply if the app raised, and the state if there is any.
+            What became of them, without those that were given back, and the large ones of the
+            states that they leave, by place.
         """
-        if state is not None:
-            context.state = state
+        asyncio.set_event_loop(self._loop)  # as a main thread has one without asking
+        tasks: list[Task] = unpack(packed)
+        with self._lock:
+            self._call, self._todo = call, deque(range(len(tasks)))
+            self._done, self._aside = [], {}
+        while (place := self._next()) is not None:
+            found = self._one(place, tasks[place], models, states[place])
+            with self._lock:
+                self._done.append(found)
+        with self._lock:
+            self._call, done, aside = 0, self._done, self._aside
+        return done, aside
 
-        def whole(message: Message, context: Context) -> Message:
-            for name, (reference,) in shared.items():
-                message.content[name] = self._model(reference)
+    def give_back(self, call: int) -> tuple[list[Answered], list[int]]:
+        """Return what is done of a call that takes long, and which clients had no turn yet.
+
+        Both are no longer part of what `run` returns, but for clients with a large state.
+
+        Args:
+            call: Its number; nothing is returned of a call that is over.
+        """
+        with self._lock:
+            if call != self._call:
+                return [], []
+            done = [found for found in self._done if found.state != ASIDE]
+            self._done = [found for found in self._done if found.state == ASIDE]
+            rest = list(self._todo)
+            self._todo.clear()
+        return done, rest
+
+    def _next(self) -> int | None:
+        with self._lock:
+            return self._todo.popleft() if self._todo else None
+
+    def _one(self, place: int, task: Task, models: Sequence[Boxed], state: State) -> Answered:
+        start = time.perf_counter()
+        message = task.message
+        left: Any = UNCHANGED
+        try:
+            context = self._context(task, state)
+        except ray.exceptions.ObjectLostError:
+            return Answered(place, pack(None), 0.0, LOST)
+        try:
+            reply, after = answer(self._whole(task, models), message, context)
+            packed = pack(reply)
+            left = self._kept(place, after)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            packed = pack(failure(message, f"{type(error).__name__}: {error}"))
+        return Answered(place, packed, time.perf_counter() - start, left)
+
+    def _context(self, task: Task, state: State) -> Context:
+        before = RecordDict() if state is None else unpack(opened(state))
+        config: dict[str, Any] = {
+            "partition-id": task.partition,
+            "num-partitions": self._setting.partitions,
+        }
+        return Context(
+            task.run_id,
+            task.message.metadata.dst_node_id,
+            config,
+            before,
+            dict(self._setting.run_config),
+        )
+
+    def _whole(self, task: Task, models: Sequence[Boxed]) -> ClientAppCallable:
+        def app(message: Message, context: Context) -> Message:
+            for name, place in task.models.items():
+                message.content[name] = self._model(models[place][0])
             return self._app(message, context)
 
-        reply, left = answer(whole, message, context)
-        return reply, left if len(left) else None
+        return app
+
+    def _kept(self, place: int, state: RecordDict) -> Parcel | str | None:
+        if not len(state):
+            return None
+        packed = pack(state)
+        if size(packed) < _LARGE_STATE:
+            return packed
+        self._aside[place] = packed
+        return ASIDE
 
     def _model(self, reference: ObjectRef[Any]) -> ArrayRecord:
         key = reference.hex()
         if key not in self._models:
-            self._models[key] = ray.get(reference)
+            self._models[key] = unpack(ray.get(reference))
             while len(self._models) > _KEPT_MODELS:
                 self._models.popitem(last=False)
         # A record is mutable and apps do empty it; the arrays in it are not.
-        return ArrayRecord(dict(self._models[key]))
+        return self._models[key].copy()

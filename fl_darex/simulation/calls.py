@@ -1,0 +1,283 @@
+"""Which worker has which clients: calls that are made, come back, fail, or are given up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from logging import WARNING
+from typing import Any, cast
+
+import ray
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.common.logger import log
+from ray import ObjectRef
+from ray.actor import ActorHandle
+
+from fl_darex.flower.private import ErrorCode, with_content
+from fl_darex.simulation.client import failure
+from fl_darex.simulation.parcels import Parcel, pack, unpack
+from fl_darex.simulation.waiting import Job, Waiting
+from fl_darex.simulation.worker import (
+    ASIDE,
+    LOST,
+    UNCHANGED,
+    Answered,
+    Held,
+    State,
+    Task,
+    opened,
+)
+from fl_darex.simulation.workers import Workers, cause
+
+_LARGE = 1 << 16  # bytes of a record from which on it goes through the object store
+_WAIT_SECONDS = 0.05
+_PATIENCE = 1.0, 10.0  # seconds, and times what was expected, until work is taken back
+_LIVES = 2  # workers that may die of one message
+
+
+@dataclass(eq=False)
+class _Call:
+    number: int
+    worker: ActorHandle[Any]
+    jobs: dict[int, Job]  # by place, those whose reply it still owes
+    large_states: ObjectRef[Any]
+    started: float
+    patience: float
+    taken_back: bool = False
+
+
+@dataclass
+class _Records:
+    """What a push puts into the object store: each record once, however many messages have it."""
+
+    put: dict[int, tuple[ArrayRecord, ObjectRef[Any]]] = field(default_factory=dict)
+
+    def reference(self, record: ArrayRecord) -> ObjectRef[Any]:
+        """Return where a record is."""
+        if id(record) not in self.put:
+            self.put[id(record)] = (record, ray.put(pack(record)))
+        return self.put[id(record)][1]
+
+
+class Calls:
+    """Gives clients to workers and takes their replies and states.
+
+    Args:
+        workers: Who runs them.
+        partitions: Partition by node id.
+        answer: Called with a message and its reply.
+
+    Attributes:
+        waiting: Clients that no worker has yet.
+    """
+
+    def __init__(
+        self,
+        workers: Workers,
+        partitions: Mapping[int, int],
+        answer: Callable[[Message, Message], None],
+    ) -> None:
+        self._pool, self._partitions, self._answer = workers, partitions, answer
+        self._left: dict[int, State] = {}
+        self._calls: dict[ObjectRef[Any], _Call] = {}  # by the reference of their replies
+        self._taken_back: dict[ObjectRef[Any], _Call] = {}
+        self._busy: set[int] = set()
+        self._numbers = count(1)
+        self.waiting = Waiting()
+
+    @property
+    def running(self) -> int:
+        """Clients that a worker has."""
+        return len(self._busy)
+
+    def add(self, messages: Iterable[Message], run_id: int) -> None:
+        """Take messages to clients.
+
+        Args:
+            messages: With their ids.
+            run_id: What clients see as ``context.run_id``.
+        """
+        records = _Records()
+        self.waiting.add([_job(message, run_id, records) for message in messages])
+        self._dispatch()
+
+    def collect(self) -> None:
+        """Take what has come, wait a little if nothing has, and give out what can be.
+
+        Raises:
+            EngineError: If no worker can load the app.
+        """
+        pool = self._pool
+        wanted = [*self._taken_back, *self._calls, *pool.starting]
+        if not wanted:
+            return
+        ready, _ = ray.wait(wanted, num_returns=1, timeout=_WAIT_SECONDS)
+        if ready:  # others may have finished meanwhile
+            ready, _ = ray.wait(wanted, num_returns=len(wanted), timeout=0)
+        for reference in ready:
+            if reference in self._taken_back:
+                self._returned(reference)
+            elif reference in self._calls:
+                self._finished(reference)
+            elif reference in pool.starting:
+                pool.started(reference)
+        self._take_back_from_the_slow()
+        self._dispatch()
+
+    def forget(self, keys: Collection[str]) -> tuple[list[Job], list[Job]]:
+        """Give up messages, and replace the workers that are at them.
+
+        Args:
+            keys: Ids of messages.
+
+        Returns:
+            Those that had no turn, and those that a worker had.
+        """
+        late: list[Job] = []
+        for reference, call in list(self._calls.items()):
+            given_up = [job for job in call.jobs.values() if job.key in keys]
+            if given_up:
+                late += given_up
+                self._end(reference)
+                self._pool.replace(call.worker)
+                self.waiting.add(job for job in call.jobs.values() if job.key not in keys)
+        for job in late:
+            self.waiting.give_up(job)
+        return self.waiting.drop(keys), late
+
+    def states(self) -> dict[int, RecordDict]:
+        """Return what clients have left, by node."""
+        left = {node: opened(state) for node, state in self._left.items() if state is not None}
+        return {node: unpack(state) for node, state in left.items()}
+
+    def set_states(self, states: Mapping[int, RecordDict]) -> None:
+        """Take states in place of all that there are."""
+        self._left = {node: pack(state) for node, state in states.items()}
+
+    def _dispatch(self) -> None:
+        pool = self._pool
+        while pool.idle and (jobs := self.waiting.take(len(pool), self._busy)):
+            self._send(pool.idle.pop(), jobs)
+
+    def _send(self, worker: ActorHandle[Any], jobs: list[Job]) -> None:
+        places: dict[ObjectRef[Any], int] = {}
+        tasks = [
+            Task(
+                job.message,
+                {name: places.setdefault(ref, len(places)) for name, ref in job.models.items()},
+                self._partitions[job.node],
+                job.run_id,
+            )
+            for job in jobs
+        ]
+        number, states = next(self._numbers), [self._left.get(job.node) for job in jobs]
+        outcome: Any = worker.run.options(num_returns=2).remote(
+            number, pack(tasks), [[ref] for ref in places], states
+        )
+        replies, large_states = outcome
+        expected = sum(map(self.waiting.expected, jobs))
+        patience = max(_PATIENCE[0], _PATIENCE[1] * expected)
+        known = dict(enumerate(jobs))
+        started = time.monotonic()
+        self._calls[replies] = _Call(number, worker, known, large_states, started, patience)
+        self._busy |= {job.node for job in jobs}
+
+    def _finished(self, reference: ObjectRef[Any]) -> None:
+        call = self._calls[reference]
+        try:
+            found: list[Answered] = ray.get(reference)[:]
+        except ray.exceptions.RayError as error:
+            self._failed(reference, error)
+            return
+        for answered in found:
+            self._answered(call, answered)
+        del self._calls[reference]
+        self._pool.idle.append(call.worker)
+
+    def _answered(self, call: _Call, answered: Answered) -> None:
+        job = call.jobs.pop(answered.place, None)
+        if job is None:  # it was given up
+            return
+        self._busy.discard(job.node)
+        if answered.state == LOST:
+            log(
+                WARNING,
+                "what client %d left is lost with a machine; it begins anew",
+                self._partitions[job.node],
+            )
+            del self._left[job.node]
+            self.waiting.add([job])
+            return
+        self.waiting.learn(job, answered.seconds)
+        if answered.state == ASIDE:
+            self._left[job.node] = Held([call.large_states], answered.place)
+        elif answered.state != UNCHANGED:
+            self._left[job.node] = cast("Parcel | None", answered.state)
+        self._answer(job.message, unpack(answered.reply))
+
+    def _failed(self, reference: ObjectRef[Any], error: Exception) -> None:
+        """Run the clients of a call again that came to nothing, or report them."""
+        call = self._end(reference)
+        jobs = [*call.jobs.values()]
+        # An error inside the worker leaves it alive; and it is nothing that comes by chance.
+        lives = isinstance(error, ray.exceptions.RayTaskError)
+        if lives:
+            self._pool.idle.append(call.worker)
+        else:
+            self._pool.replace(call.worker)
+        again = []
+        for job in jobs:
+            job.deaths += len(jobs) == 1
+            if job.deaths >= (1 if lives else _LIVES):
+                reason = f"the worker died: {cause(error)}"
+                self._answer(job.message, failure(job.message, reason, ErrorCode.UNKNOWN))
+            else:
+                job.alone = True
+                again.append(job)
+        if again:
+            log(
+                WARNING,
+                "a worker died (%s); the clients %s that it had are run again, each alone",
+                *(cause(error), sorted(self._partitions[job.node] for job in again)),
+            )
+        self.waiting.add(again)
+
+    def _end(self, reference: ObjectRef[Any]) -> _Call:
+        """Expect nothing more of a call."""
+        call = self._calls.pop(reference)
+        self._taken_back = {key: c for key, c in self._taken_back.items() if c is not call}
+        self._busy -= {job.node for job in call.jobs.values()}
+        return call
+
+    def _take_back_from_the_slow(self) -> None:
+        """Let no client wait behind one that takes much longer than was expected."""
+        now = time.monotonic()
+        for call in self._calls.values():
+            if len(call.jobs) > 1 and not call.taken_back and now - call.started > call.patience:
+                call.taken_back = True
+                self._taken_back[self._pool.give_back(call.worker, call.number)] = call
+
+    def _returned(self, reference: ObjectRef[Any]) -> None:
+        call = self._taken_back.pop(reference)
+        try:
+            done, rest = ray.get(reference)
+        except ray.exceptions.RayError:
+            return  # the worker died, which its call says as well
+        for answered in done:
+            self._answered(call, answered)
+        jobs = [call.jobs.pop(place) for place in rest if place in call.jobs]
+        self._busy -= {job.node for job in jobs}
+        self.waiting.add(jobs)
+
+
+def _job(message: Message, run_id: int, records: _Records) -> Job:
+    """Return what a message asks, its large records moved to the object store."""
+    small, models = RecordDict(), {}
+    for name, record in message.content.items():
+        if isinstance(record, ArrayRecord) and record.count_bytes() >= _LARGE:
+            models[name] = records.reference(record)
+            record = ArrayRecord()  # holds the place
+        small[name] = record
+    return Job(with_content(message, small), run_id, models)
