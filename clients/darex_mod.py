@@ -25,7 +25,14 @@ from fl_darex.errors import ConfigError, DeltaError, PacketError, Reason
 from fl_darex.files.tensors import open_tensors, read_tensors
 from fl_darex.flower import roster as handshake
 from fl_darex.flower.model_note import DIGESTS_KEY, HELD_KEY, MISSING, Greeting, ModelNote
-from fl_darex.flower.records import model_among, packet_record, to_arrays, view_arrays
+from fl_darex.flower.records import (
+    arrays_in,
+    configs_in,
+    model_among,
+    packet_record,
+    to_arrays,
+    view_arrays,
+)
 from fl_darex.secagg.messages import MASKED, SECURE_KEY, Stage
 from fl_darex.survivors import Q, Survivors
 from fl_darex.ties import tie, write_ties
@@ -128,7 +135,7 @@ class DarexMod:
             raise PacketError(_IN_THE_CLEAR, Reason.TERMS)
         if note is not None:
             name = _model_of(message.content, note.record, "message")
-            record = message.content.array_records[name]
+            record = arrays_in(message.content)[name]
             model = self._receiver.receive(record, note, message, context)
             if model is None:
                 lacking = ConfigRecord({"version": note.start})
@@ -173,17 +180,17 @@ def _compressed(
 ) -> Message:
     method = terms.uplink.how
     name = _model_of(message.content, terms.record, "message")
-    sent = message.content.array_records[name]
+    sent = arrays_in(message.content)[name]
     before = view_arrays(sent)
     # The app may empty the record that it was given.
     message.content[name] = ArrayRecord(dict(sent))
     asked = Told(terms, terms.uplink.layout(before))
     with telling(asked):
         reply = call_next(message, context)
-    if not reply.has_content() or (stage is None and not reply.content.array_records):
+    if not reply.has_content() or (stage is None and not arrays_in(reply.content)):
         return reply
     name = _model_of(reply.content, name, "reply", before)
-    arrays = to_arrays(reply.content.array_records[name])
+    arrays = to_arrays(arrays_in(reply.content)[name])
     if stage is None and (odd := restructured(arrays, before)):
         log(WARNING, "the app answers with other tensors than it was sent, %s; they go whole", odd)
         return reply
@@ -217,7 +224,7 @@ def _own_config(message: Message) -> ConfigRecord:
 
     In a simulation records may be shared between clients.
     """
-    for name, config in list(message.content.config_records.items()):
+    for name, config in list(configs_in(message.content).items()):
         if any(key.startswith("darex") for key in config):
             copy = ConfigRecord(dict(config))
             message.content[name] = copy
@@ -227,7 +234,7 @@ def _own_config(message: Message) -> ConfigRecord:
 
 def _model_of(content: RecordDict, name: str, what: str, like: Iterable[str] | None = None) -> str:
     """Return which ArrayRecord is the model, by its name or by its tensors' names, if known."""
-    records, names = content.array_records, set(like or ())
+    records, names = arrays_in(content), set(like or ())
     found = model_among(records, name, lambda record: set(record) == names)
     if found is None:
         raise DeltaError(

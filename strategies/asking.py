@@ -14,7 +14,7 @@ from fl_darex.compression.choices import MaskChoice
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
-from fl_darex.flower.records import view_arrays
+from fl_darex.flower.records import arrays_in, view_arrays
 from fl_darex.wire.header import NO_VERSION
 
 from .downlink.addressing import Addressing
@@ -52,7 +52,7 @@ class Asking:
         contents = [message.content for message in messages]
         places = [self._addressing.place(content) for content in contents]
         records = [
-            content.array_records[place]
+            arrays_in(content)[place]
             for content, place in zip(contents, places, strict=True)
             if place is not None
         ]
@@ -87,7 +87,7 @@ class Asking:
             Layout.of(view_arrays(self._addressing.model), self._uplink.dense)
         found = {}
         for message in messages:
-            records, slot = message.content.array_records, self._slot_of(message)
+            records, slot = arrays_in(message.content), self._slot_of(message)
             place = self._addressing.place(message.content)
             sent, uplink = NOTHING, self._uplink
             if place is not None:

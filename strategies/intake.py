@@ -22,7 +22,14 @@ from fl_darex.compression.update import Before, Update, WholeUpdate
 from fl_darex.compression.weighted_sum import Part
 from fl_darex.errors import DeltaError, PacketError, Reason
 from fl_darex.flower.private import as_error
-from fl_darex.flower.records import model_among, packet_of, ties_in, to_arrays
+from fl_darex.flower.records import (
+    arrays_in,
+    metrics_in,
+    model_among,
+    packet_of,
+    ties_in,
+    to_arrays,
+)
 from fl_darex.ties import read_ties
 
 from .agreement import agreeing, alike
@@ -110,7 +117,7 @@ class Intake:
             if message.has_content():
                 try:
                     name, _ = weight_of(message, self.weighted_by(), self.max_weight)
-                    metrics = message.content.metric_records[name]
+                    metrics = metrics_in(message.content)[name]
                     sound.append((message, Names.of(metrics, name)))
                 except PacketError as error:
                     refuse(message, error)
@@ -142,7 +149,7 @@ class Intake:
 
     def note_arrays(self, messages: Iterable[Message]) -> None:
         """Say once how many bytes of arrays come back from an evaluation: most apps mean none."""
-        records = [one.content.array_records.values() for one in messages if one.has_content()]
+        records = [arrays_in(one.content).values() for one in messages if one.has_content()]
         arrays = [array for some in records for record in some for array in record.values()]
         if arrays and not self._noted:
             self._noted = True
@@ -153,7 +160,7 @@ class Intake:
     def _read(self, message: Message, asked: Asked, others: dict[Any, Sent]) -> Reply:
         metrics, weight = weight_of(message, self.weighted_by(), self.max_weight)
         model = _model_of(message, asked.terms)
-        update, sent = opened(message.content.array_records[model], asked, others)
+        update, sent = opened(arrays_in(message.content)[model], asked, others)
         part = Part(update, 1.0 if self.equal else weight)
         if self.clip is not None:
             part = clipped(part, sent.arrays, self.clip, asked.terms.slot)
@@ -169,7 +176,7 @@ def weight_of(message: Message, weighted_by: str, largest: float) -> tuple[str, 
     Raises:
         PacketError: If it does not hold one usable weight.
     """
-    records = message.content.metric_records
+    records = metrics_in(message.content)
     weighted = [name for name, record in records.items() if weighted_by in record]
     if len(weighted) != 1:
         _refuse(
@@ -185,7 +192,7 @@ def weight_of(message: Message, weighted_by: str, largest: float) -> tuple[str, 
 
 def _model_of(message: Message, terms: Terms) -> str:
     """Return the name of a reply's ArrayRecord that holds the model or a packet."""
-    records = message.content.array_records
+    records = arrays_in(message.content)
     found = model_among(records, terms.record, lambda record: packet_of(record) is not None)
     if found is None:
         _refuse(

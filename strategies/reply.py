@@ -18,6 +18,7 @@ from fl_darex.compression.update import Update
 from fl_darex.compression.weighted_sum import Part
 from fl_darex.errors import DIVERGED, PacketError, Reason, one_line
 from fl_darex.flower.private import as_error
+from fl_darex.flower.records import metrics_in
 
 from .sent import Asked, Sent
 
@@ -101,7 +102,7 @@ class Reply:
     @property
     def names(self) -> Names:
         """What Flower wants to be the same in all replies."""
-        metrics = self.message.content.metric_records[self.metrics]
+        metrics = metrics_in(self.message.content)[self.metrics]
         return Names.of(metrics, self.metrics, self.model)
 
     def arrays(self) -> Arrays:

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from fl_darex.errors import DeltaError
-from fl_darex.flower.records import to_arrays, to_record, view_arrays
+from fl_darex.flower.records import metrics_in, to_arrays, to_record, view_arrays
 
 from .forms import PRIVATE, form_for, layers, own_methods
 from .remembered import remembered, remind
@@ -184,8 +184,8 @@ class Wrapped:
             if name == reply.model:
                 content[name] = arrays
             elif name == reply.metrics and self.private:
-                content[name] = MetricRecord(dict(reply.message.content.metric_records[name]))
-                content.metric_records[name][self.weighted_by] = 1.0
+                content[name] = MetricRecord(dict(metrics_in(reply.message.content)[name]))
+                metrics_in(content)[name][self.weighted_by] = 1.0
             elif name == reply.metrics or self._aggregates:
                 content[name] = record
         message.content = content
@@ -272,7 +272,7 @@ def explodes(record: ArrayRecord, before: Mapping[str, Any]) -> str:
 
 
 def _metrics(reply: Reply) -> RecordDict:
-    return RecordDict({reply.metrics: reply.message.content.metric_records[reply.metrics]})
+    return RecordDict({reply.metrics: metrics_in(reply.message.content)[reply.metrics]})
 
 
 def _without_arrays(content: RecordDict) -> RecordDict:

@@ -129,11 +129,25 @@ def test_a_version_that_is_gone_is_not_held(cache):
     assert cache.held_by(5) is None
 
 
-@pytest.mark.parametrize("text", ["", "xyz", "01", "é", "0" * 16])
+@pytest.mark.parametrize("text", ["", "\n5", "\n5 1", "\n5 x\n", "\n5 é\n", "\n55 1\n", "5 1\n"])
 def test_a_damaged_note_is_no_note(cache, text):
-    cache.store(ONE, MODEL)
-    (cache.folder / "5.held").write_text(text)
+    cache.store(ONE, MODEL), cache.store(TWO, MODEL)
+    (cache.folder / f"{ONE.hex()}.held").write_text(text)
+    (cache.folder / "nonsense.held").write_text("\n5 1\n")
     assert cache.held_by(5) is None
+    cache.hold(5, ONE)
+    assert cache.held_by(5) == ONE
+
+
+def test_the_last_note_counts_and_those_of_other_clients_stand_beside_it(cache):
+    cache.store(ONE, MODEL), cache.store(TWO, MODEL)
+    for node in (5, 15, 5, 151):
+        cache.hold(node, ONE)
+    for node in (15, 5):
+        cache.hold(node, TWO)
+    cache.hold(5, ONE)  # a server that went back
+    assert [cache.held_by(node) for node in (5, 15, 151, 1)] == [ONE, TWO, ONE, None]
+    assert len(list(cache.folder.glob("*.held"))) == 2
 
 
 @pytest.mark.parametrize("run", ["", "../../etc", "0" * 15, "0" * 17, "ABCDEF0123456789", "/" * 16])
@@ -249,14 +263,13 @@ def test_a_pipe_or_a_folder_in_a_files_place_is_an_error_and_nobody_waits(cache,
     cache.store(TWO, MODEL)
     cache.hold(7, TWO)
     make(cache._path(ONE))
-    make(cache.folder / "5.held")
+    make(cache.folder / f"{ONE.hex()}.held")
     assert cache.load(ONE) is None and cache.held_by(5) is None
     with pytest.raises(OSError, match=r"\.model' is there and is no file; remove it"):
         cache.store(ONE, MODEL)
-    with pytest.raises(OSError, match=r"5\.held' is there and is no file; remove it"):
-        cache.hold(5, TWO)
-    (cache.folder / "7.held").write_text(ONE.hex())
-    assert cache.held_by(7) is None  # there is something, but no model
+    with pytest.raises(OSError, match=r"\.held' is there and is no file; remove it"):
+        cache.hold(5, ONE)
+    assert cache.held_by(7) == TWO and cache.held_by(5) is None
     assert same(cache.load(TWO), MODEL)
 
 

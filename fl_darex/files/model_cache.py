@@ -104,15 +104,20 @@ class ModelCache:
         remove_unfinished(self.folder)
         for old in sorted(self.folder.glob("*.model"), key=_modified)[:-KEPT]:
             old.unlink(missing_ok=True)
+            old.with_suffix(".held").unlink(missing_ok=True)
 
     def held_by(self, node: int) -> bytes | None:
-        """Return the version that a client was brought to last, if it is still here."""
-        path = self.folder / f"{node}.held"
-        try:
-            version = bytes.fromhex(path.read_text("ascii")) if path.is_file() else b""
-        except (OSError, ValueError):
-            return None
-        return version if version and self._path(version).is_file() else None
+        """Return the version that a client was brought to last, of those that are still here."""
+        found: list[tuple[int, bytes]] = []
+        for path in self.folder.glob("*.held"):
+            with suppress(OSError, ValueError):
+                version = bytes.fromhex(path.stem)
+                if path.is_file() and self._path(version).is_file():
+                    lines = path.read_bytes()
+                    start = lines.rindex(f"\n{node} ".encode()) + 1
+                    _, when = lines[start : lines.index(b"\n", start)].split()
+                    found.append((int(when), version))
+        return max(found)[1] if found else None
 
     def hold(self, node: int, version: bytes) -> None:
         """Remember which version a client was brought to.
@@ -120,9 +125,16 @@ class ModelCache:
         Raises:
             OSError: If it cannot be written.
         """
-        path = self.folder / f"{node}.held"
+        path = self.folder / f"{version.hex()}.held"
         self._check(path)
-        write_atomically(path, [version.hex().encode()], PRIVATE)
+        # Thousands of clients on a machine are brought to a version: a line each, in one file. A
+        # line is written whole, whoever writes beside it; half of one, after a full disk, is none.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        file = os.open(path, flags, PRIVATE)
+        try:
+            os.write(file, f"\n{node} {time.time_ns()}\n".encode())
+        finally:
+            os.close(file)
 
     def remove(self) -> None:
         """Remove everything of this run that can be removed; never an error."""

@@ -72,7 +72,7 @@ def exchange(
             waiting |= more
             tried |= more.keys()
             end = max(end, min(time.monotonic() + timeout / 2, start + 1.5 * timeout))
-        elif waiting and not arrived:
+        elif waiting and not arrived and pause:
             time.sleep(pause)
     return replies, set(waiting)
 

@@ -19,7 +19,7 @@ from fl_darex.errors import PacketError
 from fl_darex.flower.grids import GridView, exchange, stranger
 from fl_darex.flower.model_note import MISSING, ModelNote
 from fl_darex.flower.private import ErrorCode, SType, with_content
-from fl_darex.flower.records import PACKET_STYPE, SEALED_STYPE, packet_of
+from fl_darex.flower.records import PACKET_STYPE, SEALED_STYPE, arrays_in, configs_in, packet_of
 from fl_darex.flower.roster import HANDSHAKE, is_handshake
 from fl_darex.flower.sizes import (
     ArrayInfo,
@@ -193,7 +193,7 @@ class LedgerGrid(GridView):
         entry.up_bytes = message_bytes(reply)
         entry.dense_up_bytes = 0 if entry.kind == SECURE else entry.up_bytes
         if reply.has_content():
-            if any(map(_stands_for_model, reply.content.array_records.values())):
+            if any(map(_stands_for_model, arrays_in(reply.content).values())):
                 entry.dense_up_bytes = message_bytes(reply, _whole(reply.content, sent_dense))
             if MISSING in reply.content:
                 entry.kind, entry.dense_up_bytes, entry.dense_down_bytes = LACKING, 0, 0
@@ -207,7 +207,7 @@ class LedgerGrid(GridView):
     def _describe(self, content: RecordDict) -> dict[str, tuple[RecordInfo, RecordInfo]]:
         """Return each array record as it is, and as it would come back whole after training."""
         found = {}
-        for name, record in content.array_records.items():
+        for name, record in arrays_in(content).items():
             if id(record) not in self._described:
                 info = describe(record, self._chunks)
                 self._described[id(record)] = (record, info, trained_info(record, info))
@@ -217,18 +217,18 @@ class LedgerGrid(GridView):
 
 def _kind_of(message: Message) -> str:
     kind, content = message.metadata.message_type, message.content
-    if not content.array_records and any(SECURE_KEY in c for c in content.config_records.values()):
+    if not arrays_in(content) and any(SECURE_KEY in c for c in configs_in(content).values()):
         return SECURE
     return HANDSHAKE if is_handshake(message) else kind
 
 
 def _held(content: RecordDict) -> str:
     """Return the name of the ArrayRecord whose model the client holds already; empty: none."""
-    for config in content.config_records.values():
+    for config in configs_in(content).values():
         with suppress(PacketError):  # a grid may have changed it on the way
             note = ModelNote.detach(dict(config))
             if note is not None and note.start == note.model:
-                return note.record or next(iter(content.array_records), "")
+                return note.record or next(iter(arrays_in(content)), "")
     return ""
 
 
@@ -240,7 +240,7 @@ def _whole(content: RecordDict, sent: dict[str, RecordInfo]) -> list[RecordInfo]
     """Return a reply's records with the model, as it would come back, in the packet's place."""
     chunks, first = Chunks(), next(iter(sent.values()), None)
     found = []
-    for name, record in content.array_records.items():
+    for name, record in arrays_in(content).items():
         whole = sent.get(name, first) if _stands_for_model(record) else None
         found.append(whole or describe(record, chunks))
     return found
@@ -279,7 +279,7 @@ def _stays_equal(array: Array) -> bool:
 
 
 def _round_of(content: RecordDict) -> int:
-    for config in content.config_records.values():
+    for config in configs_in(content).values():
         if isinstance(value := config.get(ROUND_KEY), int):
             return value
     return 0

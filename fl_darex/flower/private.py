@@ -7,9 +7,9 @@ processes; an engine of ours has to do the same. Ids of messages are given by Su
 
 from __future__ import annotations
 
-import copy
+from typing import TypeVar
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 from flwr.common.constant import SUPERLINK_NODE_ID as SERVER_NODE_ID
 from flwr.common.constant import ErrorCode, SType
@@ -21,6 +21,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fl_darex.seeds import derive
+
+Plain = TypeVar("Plain", Message, Metadata)
 
 # The constants and types say what crosses the network; Flower has them nowhere else.
 __all__ = [
@@ -76,23 +78,30 @@ def number(message: Message, message_id: str) -> None:
 
 def with_content(message: Message, content: RecordDict) -> Message:
     """Return a message with another content, and metadata of its own."""
-    other = copy.copy(message)
-    other.__dict__ |= {"_content": content, "_metadata": copy.copy(message.metadata)}
+    other = _copy(message)
+    other.__dict__ |= {"_content": content, "_metadata": _copy(message.metadata)}
     return other
 
 
 def answering(reply: Message, message_id: str) -> Message:
     """Return a reply as if it answered the message of that id; the content is shared."""
-    other = copy.copy(reply)
-    other.__dict__["_metadata"] = metadata = copy.copy(reply.metadata)
+    other = _copy(reply)
+    other.__dict__["_metadata"] = metadata = _copy(reply.metadata)
     metadata.__dict__["_reply_to_message_id"] = message_id
     return other
 
 
 def as_error(reply: Message, reason: str) -> Message:
     """Return a reply with an error in place of its content."""
-    other = copy.copy(reply)
+    other = _copy(reply)
     other.__dict__ |= {"_content": None, "_error": Error(ErrorCode.UNKNOWN, reason)}
+    return other
+
+
+def _copy(plain: Plain) -> Plain:
+    """Return what `copy.copy` does of an object that is no more than its attributes, faster."""
+    other: Plain = object.__new__(type(plain))
+    other.__dict__.update(plain.__dict__)
     return other
 
 

@@ -15,6 +15,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fl_darex.flower.model_note import GREETING_KEY, Greeting
+from fl_darex.flower.records import arrays_in, configs_in
 
 HANDSHAKE = "handshake"
 PARTITION_KEY = "partition-id"
@@ -42,8 +43,8 @@ def is_handshake(message: Message) -> bool:
     if message.metadata.message_type == MESSAGE_TYPE:
         return True
     content = message.content
-    return not content.array_records and any(
-        GREETING_KEY in config for config in content.config_records.values()
+    return not arrays_in(content) and any(
+        GREETING_KEY in config for config in configs_in(content).values()
     )
 
 
@@ -161,7 +162,7 @@ class Roster:
             node = reply.metadata.src_node_id
             if not reply.has_content():
                 continue
-            for config in reply.content.config_records.values():
+            for config in configs_in(reply.content).values():
                 if (partition := _partition(config.get(PARTITION_KEY))) is not None:
                     told[node] = partition
                 if self._heard is not None:

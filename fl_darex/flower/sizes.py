@@ -19,9 +19,12 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from fl_darex.flower.private import CHUNK_BYTES, answering, with_content
+from fl_darex.flower.records import arrays_in
 
 _ID = "0" * 64  # a SHA-256 in hexadecimal
 _LEAF = 2 + len(_ID)  # bytes of an object tree without children
+_ENVELOPES: dict[Hashable, int] = {}
+_MOST_ENVELOPES = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +139,7 @@ def message_bytes(message: Message, arrays: Sequence[RecordInfo] | None = None) 
     content = message.content
     if arrays is None:
         chunks = Chunks()
-        arrays = [describe(record, chunks) for record in content.array_records.values()]
+        arrays = [describe(record, chunks) for record in arrays_in(content).values()]
     objects: dict[Hashable, int] = {}
     trees: dict[Hashable, int] = {}  # of the unique records
     for info in arrays:
@@ -152,11 +155,30 @@ def message_bytes(message: Message, arrays: Sequence[RecordInfo] | None = None) 
 
 
 def _envelope_bytes(message: Message) -> int:
-    # An engine may use shorter ids than a deployment, whose ids are SHA-256 hashes.
-    envelope = answering(message, _ID) if message.metadata.reply_to_message_id else message
-    if message.has_content():
-        envelope = with_content(envelope, RecordDict())
-    return len(envelope.deflate())
+    """Return the bytes of a message's metadata, and of its error if it has one.
+
+    They follow from what is told apart here, so that one message of a round stands for all: of
+    numbers that a protocol buffer writes in as many bytes as they need, how many those are.
+    """
+    data = message.metadata
+    error = (message.error.code, message.error.reason) if message.has_error() else None
+    varints = (data.run_id, data.src_node_id, data.dst_node_id, data.src_task_id, data.dst_task_id)
+    doubles = (data.ttl, data.created_at)
+    key = (
+        *(None if number is None else _varint(number) if number else 0 for number in varints),
+        *(number == 0 for number in doubles),
+        *(data.group_id, data.message_type, bool(data.reply_to_message_id)),
+        *(message.has_content(), error),
+    )
+    if (known := _ENVELOPES.get(key)) is None:
+        if len(_ENVELOPES) == _MOST_ENVELOPES:  # errors' reasons are strangers' texts
+            _ENVELOPES.clear()
+        # An engine may use shorter ids than a deployment, whose ids are SHA-256 hashes.
+        envelope = answering(message, _ID) if data.reply_to_message_id else message
+        if message.has_content():
+            envelope = with_content(envelope, RecordDict())
+        known = _ENVELOPES[key] = len(envelope.deflate())
+    return known
 
 
 def _glance(view: memoryview) -> tuple[int, bytes]:

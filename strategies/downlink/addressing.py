@@ -14,6 +14,7 @@ from flwr.common.logger import log
 from fl_darex.errors import PacketError
 from fl_darex.flower.ledger import without_settings
 from fl_darex.flower.model_note import DELIVERY_KEY, GREETING_KEY, ModelNote
+from fl_darex.flower.records import arrays_in, configs_in
 
 from ..sent import same
 from .broadcast import Broadcast
@@ -99,17 +100,17 @@ class Addressing:
     def plain(self, content: RecordDict) -> RecordDict:
         """Return what a content would be without fl-darex: the model, no settings of ours."""
         plain = without_settings(content)
-        if any(DELIVERY_KEY in config for config in content.config_records.values()):
-            plain[_record_of(content) or next(iter(content.array_records))] = self.model
+        if any(DELIVERY_KEY in config for config in configs_in(content).values()):
+            plain[_record_of(content) or next(iter(arrays_in(content)))] = self.model
         return plain
 
     def place(self, content: RecordDict) -> str | None:
         """Return which ArrayRecord of a content is the model, ours or the only one; None: none."""
-        places, records = self._places(content), list(content.array_records)
+        places, records = self._places(content), list(arrays_in(content))
         return next(iter([*places, *records[:1]]), None) if places or len(records) == 1 else None
 
     def _places(self, content: RecordDict) -> list[str]:
-        records = content.array_records
+        records = arrays_in(content)
         found = [name for name, record in records.items() if self.is_model(record)]
         # Others may hold the same numbers, such as zeros: the record itself comes first.
         return sorted(found, key=lambda name: (records[name] is not self.model, name != "arrays"))
@@ -126,13 +127,13 @@ class Addressing:
         places = self._places(content)
         if note is not None and places:
             copied[places[0]] = carried
-            note = replace(note, record=places[0] if len(content.array_records) > 1 else "")
+            note = replace(note, record=places[0] if len(arrays_in(content)) > 1 else "")
         else:
             note = None  # another model than ours goes as it is
         settings = [*([] if note is None else [note]), *asked]
         if settings:
-            name = next(iter(content.config_records), "config")
-            config = ConfigRecord(dict(content.config_records.get(name, ConfigRecord())))
+            name = next(iter(configs_in(content)), "config")
+            config = ConfigRecord(dict(configs_in(content).get(name, ConfigRecord())))
             for one in settings:
                 one.attach(config)
             copied[name] = config
@@ -141,7 +142,7 @@ class Addressing:
 
 def _record_of(content: RecordDict) -> str:
     """Return which ArrayRecord a note says that it stands for; empty: the only one."""
-    for config in content.config_records.values():
+    for config in configs_in(content).values():
         with suppress(PacketError):  # a grid may have changed it on the way
             if (note := ModelNote.detach(dict(config))) is not None:
                 return note.record
