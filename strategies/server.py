@@ -13,6 +13,7 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fl_darex.compression.downlink import POLICIES
+from fl_darex.errors import DarexError
 from fl_darex.flower.ledger import Entry
 from fl_darex.flower.records import view_arrays
 from fl_darex.flower.roster import HANDSHAKE
@@ -125,9 +126,23 @@ class Server:
             entries = self.strategy.ledger.of_round(round_)
             for observer in self.observers:
                 observer.round_closed(report, entries, self.session.save_model)
+            self._check_replies(report)
         self._clock = time.monotonic()
         self._train, self._scores = MetricRecord(), {}
         return MetricRecord({**scores}) if scores else None
+
+    def _check_replies(self, report: RoundReport) -> None:
+        """End a run of which too few clients are left.
+
+        Raises:
+            DarexError: If fewer replies counted than ``federation.min-replies``.
+        """
+        counted, least = report.clients - report.failures, self.config.federation.min_replies
+        if counted < least:
+            raise DarexError(
+                f"round {report.round}: {counted} of {report.clients} clients' replies counted, "
+                f"federation.min-replies = {least}; the log says for each other one why"
+            )
 
     def validate(self, arrays: Mapping[str, NDArray[Any]]) -> float:
         """Return a model's loss on the examples that are held out for choosing q."""

@@ -125,6 +125,8 @@ def configs(draw: Any) -> RunConfig:
     clients = values.get("federation.clients", 10)
     values["federation.clients-per-round"] = draw(st.integers(0, clients))
     values["federation.min-clients"] = draw(st.integers(0, clients))
+    asked = values["federation.clients-per-round"] or clients
+    values["federation.min-replies"] = draw(st.integers(0, asked))
     if values.get("federation.partition") == "natural":
         values["federation.partition-column"] = "owner"
     if draw(st.booleans()):
@@ -210,6 +212,7 @@ def test_every_value_of_every_key_is_written_and_read_back(key, data, tmp_path):
     value = data.draw(values_of(key))
     partners = {
         "federation.clients": {"federation.clients-per-round": 0, "federation.min-clients": 0},
+        "federation.min-replies": {"federation.clients": 1_000_000},
         "federation.clients-per-round": {"federation.clients": 1_000_000},
         "federation.min-clients": {"federation.clients": 1_000_000},
         "federation.partition": {"federation.partition-column": "owner"},
@@ -220,7 +223,8 @@ def test_every_value_of_every_key_is_written_and_read_back(key, data, tmp_path):
         "compress.scale": {"compress.values": "eden2"},
         "train.adapter": {"train.lora-rank": 0},
     }.get(key, {})
-    if key in ("federation.clients-per-round", "federation.min-clients") and value > 1_000_000:
+    few = ("federation.clients-per-round", "federation.min-clients", "federation.min-replies")
+    if key in few and value > 1_000_000:
         return
     config = make_config({key: value} | partners)
     assert config.flat()[key] == value
@@ -457,6 +461,8 @@ def test_more_clients_a_round_than_there_are_is_refused(clients, sample):
 
 
 def test_a_round_cannot_wait_for_more_clients_than_there_are():
+    message = refused({"federation.clients-per-round": 3, "federation.min-replies": 4})
+    assert "federation.min-replies = 4, but 3 clients train in a round; allowed: 0" in message
     message = refused({"federation.clients": 3, "federation.min-clients": 4})
     assert message == (
         "federation.min-clients = 4 is more than federation.clients = 3; allowed: 0 (all) to 3"

@@ -130,6 +130,9 @@ class FederationConfig(Section):
     min_clients: int = Field(
         0, ge=0, description="connected clients that a round waits for; 0 = all clients"
     )
+    min_replies: int = Field(
+        0, ge=0, description="replies of a round that have to count, or the run ends; 0 = any"
+    )
     rounds: int = Field(10, ge=1, le=1_000_000)
     partition: Literal["iid", "dirichlet", "pathological", "natural"] = "iid"
     alpha: float = Field(0.3, gt=0.0, le=1e6, description="Dirichlet: smaller = more skew")
@@ -160,6 +163,11 @@ class FederationConfig(Section):
             raise ValueError(
                 f"federation.min-clients = {self.min_clients} is more than federation.clients = "
                 f"{self.clients}; allowed: 0 (all) to {self.clients}"
+            )
+        if self.min_replies > self.sample_size:
+            raise ValueError(
+                f"federation.min-replies = {self.min_replies}, but {self.sample_size} clients "
+                f"train in a round; allowed: 0 (any) to {self.sample_size}"
             )
         return self
 
