@@ -14,15 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import WARNING
+from typing import Any
 
 import ray
 from flwr.common.logger import log
 
 from fl_darex import checks
 from fl_darex.errors import ConfigError, EngineError
+from fl_darex.simulation.watchdog import Watchdog
 
 _ANSWER_SECONDS = 5.0
 _RAY_ADDRESS = "RAY_ADDRESS"
+_watchdogs: list[Watchdog] = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ def connect(resources: Resources) -> bool:
     try:
         with warnings.catch_warnings(), _own_sigterm():
             warnings.simplefilter("ignore", FutureWarning)
-            ray.init(
+            context: Any = ray.init(
                 # Without an address, Ray joins whatever cluster it finds, somebody else's too.
                 address=resources.ray_address or "local",
                 include_dashboard=None if resources.ray_address else False,
@@ -81,7 +84,16 @@ def connect(resources: Resources) -> bool:
     except Exception as error:
         where = resources.ray_address or "a local Ray"
         raise EngineError(f"cannot connect to {where}: {error}") from error
+    if not resources.ray_address:
+        _watchdogs.append(Watchdog(context.address_info["session_dir"]))
     return True
+
+
+def disconnect() -> None:
+    """Leave Ray, and stop it where `connect` started it."""
+    ray.shutdown()
+    while _watchdogs:
+        _watchdogs.pop().goodbye()
 
 
 def _say_what_is_ignored(address: str) -> None:

@@ -16,7 +16,7 @@ from flwr.serverapp import ServerApp
 
 from fl_darex import checks
 from fl_darex.simulation.calls import Calls
-from fl_darex.simulation.cluster import Resources, capacity, connect
+from fl_darex.simulation.cluster import Resources, capacity, connect, disconnect
 from fl_darex.simulation.grid import SimulatedGrid, check_app
 from fl_darex.simulation.worker import Setting
 from fl_darex.simulation.workers import Workers
@@ -101,7 +101,7 @@ class RayGrid(SimulatedGrid):
             self._workers.stop()
         if self._owns_ray:
             self._owns_ray = False
-            ray.shutdown()
+            disconnect()
 
     def forget(self, message_ids: Iterable[str]) -> None:
         """Give up messages that nobody waits for; workers that are still at them are replaced.
