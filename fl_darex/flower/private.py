@@ -17,6 +17,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
+from flwr.supercore.constant import NodeStatus
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -30,6 +31,7 @@ __all__ = [
     "SERVER_NODE_ID",
     "ErrorCode",
     "NodeInfo",
+    "NodeStatus",
     "Run",
     "SType",
     "adopt_run",

@@ -18,6 +18,8 @@ from fl_darex import checks
 from fl_darex.flower.grids import exchange
 from fl_darex.flower.private import (
     SERVER_NODE_ID,
+    NodeInfo,
+    NodeStatus,
     Run,
     adopt_run,
     from_bytes,
@@ -99,7 +101,12 @@ class SimulatedGrid(Grid):
         self._set_states({nodes[p]: from_bytes(data) for p, data in state["states"].items()})
 
     def set_run(self, run: Run) -> None:
-        """See `Grid.set_run`."""
+        """See `Grid.set_run`.
+
+        Raises:
+            TypeError: If it is no run of Flower's.
+        """
+        checks.instance("run", run, Run, "a Run")
         self._run = run
 
     @property
@@ -121,6 +128,10 @@ class SimulatedGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all simulated nodes."""
         return list(self.partitions)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Return all simulated nodes; they are online."""
+        return [NodeInfo(node_id=node, status=NodeStatus.ONLINE) for node in self.partitions]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Hand messages to the clients and return their ids.
