@@ -190,7 +190,7 @@ def _compressed(
     if not reply.has_content() or (stage is None and not arrays_in(reply.content)):
         return reply
     name = _model_of(reply.content, name, "reply", before)
-    arrays = to_arrays(arrays_in(reply.content)[name])
+    arrays = view_arrays(arrays_in(reply.content)[name])  # read, never written
     if stage is None and (odd := restructured(arrays, before)):
         log(WARNING, "the app answers with other tensors than it was sent, %s; they go whole", odd)
         return reply
