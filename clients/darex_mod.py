@@ -30,7 +30,6 @@ from fl_darex.flower.records import (
     configs_in,
     model_among,
     packet_record,
-    to_arrays,
     view_arrays,
 )
 from fl_darex.secagg.messages import MASKED, SECURE_KEY, Stage

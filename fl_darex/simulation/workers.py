@@ -14,7 +14,9 @@ from fl_darex.simulation.cluster import Resources
 from fl_darex.simulation.worker import Setting, Worker
 
 _BESIDE = "beside"
-_FALSE_STARTS = 3  # workers in a row that die before they have loaded the app
+# Workers in a row that die before they have loaded the app. Where none ever loaded it, the app is
+# to blame; where one did, somebody kills them.
+_FALSE_STARTS, _BAD_LUCK = 3, 20
 
 
 class Workers:
@@ -39,7 +41,7 @@ class Workers:
         self._options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
         self._kind = ray.remote(concurrency_groups={_BESIDE: 1})(Worker)  # type: ignore[call-overload]
         self._all: list[ActorHandle[Any]] = []
-        self._false_starts = 0
+        self._false_starts, self._most_false_starts = 0, _FALSE_STARTS
         self.idle: list[ActorHandle[Any]] = []
         self.starting: dict[ObjectRef[Any], ActorHandle[Any]] = {}
         for _ in range(count):
@@ -52,22 +54,21 @@ class Workers:
         """Hear that a worker is there, or that it will not be.
 
         Raises:
-            EngineError: If it cannot load the app, or the third one in a row died of trying.
+            EngineError: If it cannot load the app, or one after the other dies before it has.
         """
         worker = self.starting.pop(reference)
         try:
             trouble = ray.get(reference)
         except ray.exceptions.RayError as error:
             self._false_starts += 1
-            if self._false_starts == _FALSE_STARTS:
-                raise EngineError(
-                    f"{_FALSE_STARTS} workers died while they loaded {self._name}: {cause(error)}"
-                ) from None
+            if self._false_starts == self._most_false_starts:
+                died = f"{self._false_starts} workers died while they loaded {self._name}"
+                raise EngineError(f"{died}: {cause(error)}") from None
             self.replace(worker)
             return
         if trouble:
             raise EngineError(f"no worker can load {self._name}: {trouble}")
-        self._false_starts = 0
+        self._false_starts, self._most_false_starts = 0, _BAD_LUCK
         self.idle.append(worker)
 
     def replace(self, worker: ActorHandle[Any]) -> None:
