@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALWAYS = """
 task.name task.model task.train-examples task.text-columns task.label-column
 federation.clients federation.clients-per-round federation.rounds federation.partition
-federation.seed federation.evaluate
+federation.seed federation.evaluate federation.checkpoint-every
 train.optimizer train.lr train.local-steps train.local-epochs train.batch-size train.precision
 train.grad-accumulation train.gradient-checkpointing train.max-grad-norm train.warmup
 train.schedule train.threads train.adapter

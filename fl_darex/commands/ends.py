@@ -21,7 +21,8 @@ from fl_darex.commands.messages import BAD_CONFIG, FAILED, plain_console
 from fl_darex.commands.messages import say as say_it
 from fl_darex.errors import ConfigError, DarexError
 from fl_darex.observers.display import Display
-from fl_darex.observers.run_folder import TRACEBACK, RunFolder, reason_of
+from fl_darex.observers.files import TRACEBACK
+from fl_darex.observers.run_folder import RunFolder, reason_of
 
 _ONE_STOP_SECONDS = 2.0
 
