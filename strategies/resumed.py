@@ -238,8 +238,8 @@ class Resumed:
         refuse_foreign(path, facts["run"], self._facts)
         if isinstance(rounds, int) and rounds < round_:
             raise ConfigError(
-                f"num_rounds = {rounds}, and the checkpoint {str(path)!r} is of round {round_}; "
-                f"ask for {round_} rounds or more, or name another folder"
+                f"{rounds} rounds are asked for, and the checkpoint {str(path)!r} is of round "
+                f"{round_}; ask for more of them, or name another folder"
             )
         if self._forgetful:
             raise ConfigError(

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fl_darex.compression.downlink import POLICIES
 from fl_darex.config.going_on import identity
+from fl_darex.errors import ConfigError
 from fl_darex.flower.ledger import Entry
 from fl_darex.flower.records import view_arrays
 from fl_darex.flower.roster import HANDSHAKE
@@ -169,8 +170,16 @@ class Server:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, and tell the observers that the run has started."""
+        """Go on from `state`, and tell the observers that the run has started.
+
+        Raises:
+            ConfigError: If no round is left to do.
+        """
         self._round, self.counted = state["round"], state["counted"]
+        if self._round >= (rounds := self.config.federation.rounds):
+            raise ConfigError(
+                f"federation.rounds = {rounds}, and round {self._round} is over; set it higher"
+            )
         self._initial = state["initial"]
         self.average.restore(state["average"])
         for observer, known in zip(self._saved, state["observers"], strict=True):

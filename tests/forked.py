@@ -17,10 +17,12 @@ from typing import Any, Self
 
 SERVER = """
 import json, os, sys, traceback
-import sklearn.datasets
+import datasets, sklearn.datasets, sklearn.metrics, sklearn.model_selection
 from transformers import ViTForImageClassification
-import fl_darex.cli, fl_darex.clients.client_app, fl_darex.strategies.server_app, fl_darex.study.plots
+import fl_darex.cli, fl_darex.clients.client_app, fl_darex.strategies.server_app
 import fl_darex.simulation.in_process, fl_darex.tasks.digits.task
+
+sys.modules["fl_darex.study.plots"] = None  # drawing takes longer than a run
 
 def run(asked):
     os.setsid()
