@@ -20,6 +20,7 @@ import fl_darex.strategies.resumed as resumed_module
 from fl_darex.clients import DarexMod
 from fl_darex.errors import ConfigError
 from fl_darex.files.model_cache import ModelCache
+from fl_darex.flower.grids import GridView
 from fl_darex.flower.records import to_record
 from fl_darex.simulation.in_process import InProcessGrid
 from fl_darex.strategies import Average, Checkpoints, DarexStrategy
@@ -151,6 +152,40 @@ def test_what_else_later_rounds_depend_on_is_kept_beside_it(tmp_path: Path) -> N
     with pytest.raises(Power):
         averaged(Dying(14), checkpoint=True)
     assert averaged(Dying(), checkpoint=True) == expected
+
+
+def supernodes(clients: Dying) -> GridView:
+    """Clients that outlive the server's process, and keep their states to themselves."""
+    return GridView(clients)
+
+
+def test_clients_that_are_ahead_of_the_checkpoint_go_on_from_what_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = told(run(MAKE["clients remember"]()))
+    clients = Dying(4 * 2 + 3)
+    with pytest.raises(Power):
+        run(MAKE["clients remember"](checkpoint=tmp_path), supernodes(clients))
+    clients._dies = 0  # two have trained round 3, and the server knows nothing of it
+    assert told(run(MAKE["clients remember"](checkpoint=tmp_path), supernodes(clients))) == expected
+    clients, settings = Dying(4 * 3 + 3), Checkpoints(tmp_path, every=2)
+    with pytest.raises(Power):
+        run(MAKE["clients remember"](checkpoint=settings), supernodes(clients))
+    clients._dies = 0  # it is two rounds behind some of them
+    with listening(caplog):
+        again = run(MAKE["clients remember"](checkpoint=settings), supernodes(clients))
+    assert len(again.train_metrics_clientapp) == ROUNDS
+    assert "what was kept then is not here; it begins with nothing kept" in caplog.text
+
+
+def test_on_ray_the_states_of_clients_come_back_too(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from fl_darex.simulation import RayGrid, Resources
+
+    expected = told(run(MAKE["clients remember"]()))
+    die(MAKE["clients remember"], tmp_path, 10)
+    with RayGrid("residual_clients:app", CLIENTS, Resources(actors=1)) as grid:
+        assert told(run(MAKE["clients remember"](checkpoint=tmp_path), grid)) == expected
 
 
 class Adventure(FedAvg):
