@@ -153,6 +153,7 @@ ROWS = [
 ]
 ON_ENGINES = [
     ("federation.min-clients", "ray", "deployment"),
+    ("federation.resume", "local", "deployment"),
     ("federation.timeout", "local", "ray"),
     ("resources.num-cpus", "local", "flower"),
     ("resources.actors", "flower", "ray"),
@@ -262,6 +263,7 @@ OTHER = {
     "compress.downlink-p": 0.3,
     "compress.dense-below": 500,
     "federation.partition-column": "who",
+    "federation.resume": "runs/1",
 }
 REFUSED = {
     *("task.dataset", "task.subset", "task.holdout", "train.weight-decay", "compress.lora"),
