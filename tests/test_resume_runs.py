@@ -118,6 +118,7 @@ def test_a_run_that_is_killed_anywhere_and_resumed_ends_with_the_same_bits_and_l
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("arm", ARMS)
 def test_ten_kills_at_random_points_change_nothing(arm: str, commands: Commands, cwd: Path) -> None:
     expected = whole(commands, cwd, ARMS[arm], 15)
@@ -273,6 +274,7 @@ def open_lines(cwd: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("engine", ["ray", "flower"])
 def test_a_killed_run_on_other_engines_goes_on_there_or_here(engine: str, cwd: Path) -> None:
     arguments = ["run", "small.toml", "federation.rounds=6"]
@@ -285,7 +287,7 @@ def test_a_killed_run_on_other_engines_goes_on_there_or_here(engine: str, cwd: P
     finally:
         process.kill()
         process.wait()
-    done = fl_darex("run", "--resume", "out", cwd=cwd)
+    done = fl_darex("run", "--resume", "out", cwd=cwd, timeout=600)
     assert done.returncode == 0, done.stderr
     found = summary(cwd / "out")
     assert (found["engine"], found["status"], found["resumed"]) == (engine, "finished", 1)
