@@ -3,6 +3,7 @@
 from fl_darex.secagg import SecureAggregation
 
 from .averaging import Average
+from .checkpoints import Checkpoints
 from .darex_strategy import DarexStrategy
 
-__all__ = ["Average", "DarexStrategy", "SecureAggregation"]
+__all__ = ["Average", "Checkpoints", "DarexStrategy", "SecureAggregation"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
 from logging import INFO, WARNING
+from os import PathLike
 from typing import Any, Literal
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -31,6 +32,7 @@ from fl_darex.secagg import SecureAggregation
 from fl_darex.wire.codings import Coding, Scale
 
 from .check import Check, check
+from .checkpoints import Checkpoints, checkpoints_for
 from .downlink import broadcast_for
 from .expected import Downlink
 from .forms import FormChoice, check_form
@@ -126,6 +128,11 @@ class DarexStrategy(PackedRounds):
             model.
         uplink: Everything about the way up in one value, in place of p, q, values, mask, count,
             method, seed, dense, dense_below and options.
+        checkpoint: A folder for this run's checkpoints, or `Checkpoints` with settings of them. A
+            `start` that finds one there, left by a process that is gone, goes on after its round,
+            on CPU to the same bits: nobody is asked in the rounds before, which are told again to
+            the wrapped strategy's own `start`, so that its result is that of the whole run. One of
+            another run, or a damaged one, is refused. After the last round it is removed.
         options: The method's own settings: ``scope`` of magnitude and WANDA (among which entries
             the largest are chosen: ``"layer"``, ``"row"``, ``"global"``), ``columns`` of structured
             pruning (fraction of the input columns that is kept).
@@ -167,6 +174,7 @@ class DarexStrategy(PackedRounds):
         on_reply: Callable[[Entry], None] | None = None,
         handshake: bool = True,
         uplink: Uplink | None = None,
+        checkpoint: str | PathLike[str] | Checkpoints | None = None,
         **options: Scalar,
     ) -> None:
         _check_strategy(strategy)
@@ -187,16 +195,19 @@ class DarexStrategy(PackedRounds):
         wrapped = Wrapped(strategy, replies)
         check_form(uplink, wrapped.form, strategy)
         broadcast = broadcast_for(downlink, uplink, downlink_p, downlink_values, base_held)
-        clip = tightest(clip, wrapped.clipping_norm)
-        super().__init__(wrapped, uplink, broadcast, clip, max_weight, secure, validate, on_reply)
-        self._roster.asks = checks.flag("handshake", handshake)
-        self._asks_for_sum = secure
-        self._downlink = Downlink(
+        down = Downlink(
             policy=_named(downlink) or "",
             keep=uplink.keep if downlink_p is None else keep_threshold(downlink_p),
             values=_named(downlink_values) or uplink.values,
             held=base_held,
         )
+        clip = tightest(clip, wrapped.clipping_norm)
+        kept = checkpoints_for(checkpoint, uplink, down, dict(clip=clip, secure=repr(secure)))
+        most = max_weight
+        super().__init__(wrapped, uplink, broadcast, clip, most, secure, validate, on_reply, kept)
+        self._roster.asks = checks.flag("handshake", handshake)
+        self._asks_for_sum = secure
+        self._downlink = down
         self._checked = False
 
     def check(self, initial_arrays: ArrayRecord, clients: int | None = None) -> Check:

@@ -23,6 +23,22 @@ def remembered(strategy: Strategy) -> dict[str, Any]:
     return {name: value for name, value in packed.items() if value is not _NO_STATE}
 
 
+def settings(strategy: Strategy) -> dict[str, Any]:
+    """Return the numbers and texts among a strategy's attributes, each as it is now."""
+    return {n: v for n, v in vars(strategy).items() if isinstance(v, int | float | str)}
+
+
+def forgotten(strategy: Strategy) -> list[str]:
+    """Return what `remembered` leaves out, each with its kind; not functions and strategies."""
+    if isinstance(strategy, Saveable):
+        return []
+    return [
+        f"{type(strategy).__name__}.{name} ({type(value).__name__})"
+        for name, value in vars(strategy).items()
+        if not (callable(value) or isinstance(value, Strategy)) and _packed(value) is _NO_STATE
+    ]
+
+
 def remind(strategy: Strategy, state: dict[str, Any]) -> None:
     """Let a strategy remember what `remembered` said of one like it."""
     if isinstance(strategy, Saveable):
@@ -34,7 +50,7 @@ def remind(strategy: Strategy, state: dict[str, Any]) -> None:
 def _packed(value: Any) -> Any:
     """Return a value as plain ones; `_NO_STATE` where it is none, such as a function."""
     if isinstance(value, ArrayRecord):
-        return _Arrays(to_arrays(value))
+        return {_RECORD: to_arrays(value)}
     if isinstance(value, np.ndarray):
         return value.copy()
     if isinstance(value, _CONTAINERS):
@@ -46,8 +62,8 @@ def _packed(value: Any) -> Any:
 
 
 def _unpacked(value: Any) -> Any:
-    if isinstance(value, _Arrays):
-        return to_record(value)
+    if type(value) is dict and value.keys() == {_RECORD}:
+        return to_record(value[_RECORD])
     return _each(value, _unpacked) if isinstance(value, _CONTAINERS) else value
 
 
@@ -64,9 +80,8 @@ def _each(value: Any, change: Callable[[Any], Any]) -> Any:
     return same
 
 
-class _Arrays(dict[str, Any]):
-    """Arrays of a record, told apart from a dictionary of arrays."""
-
+_RECORD = "flwr.app.ArrayRecord"
+"""Key of the arrays of a record, which tells them from a dictionary of arrays."""
 
 _CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 

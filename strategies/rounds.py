@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from inspect import signature
 from logging import INFO, WARNING
 from typing import Any
 
@@ -27,6 +26,7 @@ from fl_darex.seeds import derive
 
 from .aggregation import RoundResult, average, stepped
 from .asking import Asking
+from .checkpoints import Checkpoints
 from .corrections import Corrections
 from .downlink.addressing import Addressing, Setting
 from .downlink.broadcast import Broadcast
@@ -53,10 +53,12 @@ class PackedRounds(Front):
         secure: Settings of sums of which no part is seen; None: updates come in the clear.
         validate: Returns the loss by which the server chooses q; None: it does not.
         on_reply: Called with the ledger's entry as each reply arrives.
+        checkpoints: Where the run is kept, and goes on from; None: nowhere.
 
     Attributes:
         ledger: The bytes of every message of the run.
         counted: Replies that entered the average of the last round.
+        remembers: Whether clients keep something for the next round.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class PackedRounds(Front):
         secure: SecureAggregation | None,
         validate: Validate | None,
         on_reply: Callable[[Entry], None] | None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         if (validate is None) == (uplink.q in SERVER_RULES):
             rules = " or ".join(map(repr, SERVER_RULES))
@@ -78,14 +81,14 @@ class PackedRounds(Front):
             uplink = replace(uplink, values="fp32")
         self.strategy, self._uplink = wrapped.strategy, uplink
         self._broadcast, self._addressing = broadcast, Addressing(broadcast)
-        self._on_reply = on_reply
+        self._on_reply, self._checkpoints = on_reply, checkpoints
         self._corrections = Corrections(uplink, validate, self._send_whole)
         self._masks = Masks(uplink)
         self.ledger = ledger = Ledger()
         known, equal = ledger.partition_of, wrapped.private
         self._intake = Intake(known, lambda: wrapped.weighted_by, max_weight, clip, equal)
         self._roster = Roster(ledger.partition_of, broadcast.heard)
-        self.counted = 0
+        self.counted, self.remembers = 0, uplink.how.remembers
         self._counted: dict[int, int] = {}  # by partition: the last round in which it counted
         self._running, self._timeout, self._settings = False, 3600.0, ConfigRecord()
         self._asked: dict[int, Asked] = {}
@@ -102,13 +105,9 @@ class PackedRounds(Front):
             strategy.summary()
 
     def start(self, grid: Grid, initial_arrays: ArrayRecord, *more: Any, **named: Any) -> Result:
-        """Run the wrapped strategy's own `start`, with its arguments; its rounds are ours."""
-        self._counted = {}  # rounds are numbered anew
-        bound = signature(self.strategy.start).bind(grid, initial_arrays, *more, **named).arguments
-        asked = bound | named  # its own **keywords would hide some
-        timeout, settings = asked.get("timeout") or 3600.0, asked.get("train_config")
-        with self.running(grid, timeout, settings) as counted, self._wrapped.hooked(self):
-            return self.strategy.start(counted, initial_arrays, *more, **named)
+        """See `Front.start`; rounds are numbered anew."""
+        self._counted = {}
+        return super().start(grid, initial_arrays, *more, **named)
 
     @contextmanager
     def running(
@@ -117,7 +116,7 @@ class PackedRounds(Front):
         """Yield the grid over which rounds go, for whoever drives them one by one.
 
         Every message over it is counted, and what clients on this machine kept of the run is
-        removed at the end.
+        removed at the end; where a checkpoint may go on, only after an end without an error.
 
         Args:
             grid: Any Flower Grid.
@@ -126,12 +125,14 @@ class PackedRounds(Front):
         """
         self._timeout, self._settings, self._running = timeout, train_config or ConfigRecord(), True
         counted = LedgerGrid(grid, self.ledger, self._on_reply, self._addressing.plain)
+        again, ended = self._addressing.again, self._checkpoints is None
         try:
-            again = self._addressing.again
             yield FallbackGrid(counted, lambda m: again(m, self._slot_of(m), self._settings_of(m)))
+            ended = True
         finally:
             self._running = False
-            self._broadcast.end()
+            if ended:
+                self._broadcast.end()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -142,8 +143,7 @@ class PackedRounds(Front):
                 "DarexStrategy is called by another strategy, but has to be the outermost: write "
                 "DarexStrategy(Other(FedAvg(...))), not Other(DarexStrategy(FedAvg(...)))"
             )
-        if arrays is not self._addressing.model:
-            self._wrapped.start_from(arrays)
+        self._wrapped.start_from(arrays)
         self._addressing.present(arrays)
         view = self._view(grid)
         seed = derive(self._uplink.seed, "sample", server_round)

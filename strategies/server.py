@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,22 +14,30 @@ from flwr.serverapp.strategy import Strategy
 from numpy.typing import NDArray
 
 from fl_darex.compression.downlink import POLICIES
-from fl_darex.errors import DarexError
+from fl_darex.config.going_on import identity
+from fl_darex.errors import ConfigError, DarexError
 from fl_darex.flower.ledger import Entry
 from fl_darex.flower.records import view_arrays
 from fl_darex.flower.roster import HANDSHAKE
 from fl_darex.observers import Observer, RoundReport, RunStart
 from fl_darex.observers.guarded import Guarded
 from fl_darex.rescaling.rules import SERVER_RULES
+from fl_darex.saveable import Saveable
 from fl_darex.training.evaluation import evaluate, mean_loss
 from fl_darex.training.session import Session
 
 from .averaging import Average
+from .checkpoints import Checkpoints
 from .darex_strategy import DarexStrategy
 
 
 class Server:
-    """Evaluates after each round and tells the observers.
+    """Evaluates after each round and tells the observers; a `fl_darex.saveable.Saveable`.
+
+    Args:
+        session: Model, data and configuration.
+        observers: Who is told of the run; what they remember is kept with it.
+        checkpoint: The folder for checkpoints; None: there are none.
 
     Attributes:
         strategy: The run's.
@@ -36,11 +45,16 @@ class Server:
         average: What becomes of the models after each round.
     """
 
-    def __init__(self, session: Session, observers: Sequence[Observer]) -> None:
+    def __init__(
+        self, session: Session, observers: Sequence[Observer], checkpoint: Path | None = None
+    ) -> None:
         self.session = session
         self.config = session.config
         self.observers = [Guarded(observer) for observer in observers]
-        self.counted = 0
+        self._saved = [observer for observer in observers if isinstance(observer, Saveable)]
+        self._checkpoint = checkpoint
+        self.counted = self._round = 0
+        self._initial: float | None = None
         self._train: MetricRecord = MetricRecord()
         self._scores: dict[str, float] = {}
         self._clock, self._starting = time.monotonic(), True
@@ -67,10 +81,23 @@ class Server:
             downlink_values=compress.server_values,
             validate=self.validate if asked.q in SERVER_RULES else None,
             on_reply=self.replied,
+            checkpoint=self._checkpoints(),
         )
 
-    def start(self, initial_metric: float | None) -> RunStart:
-        """Return what is known before round 1."""
+    def _checkpoints(self) -> Checkpoints | None:
+        every = self.config.federation.checkpoint_every
+        if self._checkpoint is None or not every:
+            return None
+        also, facts = {"server": self}, identity(self.config)
+        return Checkpoints(self._checkpoint, every, also=also, facts=facts, keep=True)
+
+    def start(self, initial_metric: float | None, done: int = 0) -> RunStart:
+        """Return what is known before the first round of this process.
+
+        Args:
+            initial_metric: The metric of the model before round 1; None: it was not measured.
+            done: Rounds that another process has done.
+        """
         task = self.session.task
         return RunStart(
             config=self.config,
@@ -81,6 +108,7 @@ class Server:
             examples=len(task.train),
             evaluation_examples=len(task.evaluation),
             classes=task.classes,
+            done=done,
         )
 
     def flower_strategy(self) -> Strategy:
@@ -116,8 +144,9 @@ class Server:
         """
         self.session.write(view_arrays(self.average.after(round_, arrays)))
         scores = self._evaluate(round_)
-        metric = scores.get(self.session.task.metric_name)
+        metric, self._round = scores.get(self.session.task.metric_name), round_
         if round_ == 0:
+            self._initial = metric
             for observer in self.observers:
                 observer.started(self.start(metric))
         else:
@@ -143,6 +172,34 @@ class Server:
                 f"round {report.round}: {counted} of {report.clients} clients' replies counted, "
                 f"federation.min-replies = {least}; the log says for each other one why"
             )
+
+    def state(self) -> dict[str, Any]:
+        """Return what the run came to so far, for the server and its observers."""
+        return {
+            "round": self._round,
+            "counted": self.counted,
+            "initial": self._initial,
+            "average": self.average.state(),
+            "observers": [one.state() for one in self._saved],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, and tell the observers that the run has started.
+
+        Raises:
+            ConfigError: If no round is left to do.
+        """
+        self._round, self.counted = state["round"], state["counted"]
+        if self._round >= (rounds := self.config.federation.rounds):
+            raise ConfigError(
+                f"federation.rounds = {rounds}, and round {self._round} is over; set it higher"
+            )
+        self._initial = state["initial"]
+        self.average.restore(state["average"])
+        for observer, known in zip(self._saved, state["observers"], strict=True):
+            observer.restore(known)
+        for one in self.observers:
+            one.started(self.start(self._initial, self._round))
 
     def validate(self, arrays: Mapping[str, NDArray[Any]]) -> float:
         """Return a model's loss on the examples that are held out for choosing q."""

@@ -18,6 +18,7 @@ from fl_darex.errors import ConfigError, DarexError
 from fl_darex.flower.private import is_simulated
 from fl_darex.flower.records import to_record
 from fl_darex.observers import Observer, RunStart
+from fl_darex.observers.files import CHECKPOINT, CONFIG
 from fl_darex.observers.run_folder import RunFolder
 from fl_darex.training.session import session as session_for
 from fl_darex.training.session import settled
@@ -38,30 +39,61 @@ def main(grid: Grid, context: Context) -> None:
     for remark in idle_remarks(config):
         log(WARNING, "%s", remark)
     check_simulated_nodes(grid, config.federation.needed)
-    with RunFolder(Path("runs") / str(context.run_id)) as folder:
-        serve(grid, config, [folder])
+    with run_folder(config, context.run_id) as folder:
+        federation = config.federation.model_copy(update={"resume": ""})  # the folder knows by now
+        config = config.model_copy(update={"federation": federation})
+        serve(grid, config, [folder], folder.path / CHECKPOINT)
 
 
-def make_app(config: RunConfig, observers: Sequence[Observer]) -> ServerApp:
-    """Return a ServerApp that runs one configuration and reports to observers."""
+def run_folder(config: RunConfig, run_id: int) -> RunFolder:
+    """Return the folder of a run of ``flwr run``, which may have been begun by another one.
+
+    Raises:
+        ConfigError: If it cannot be had.
+    """
+    folder = RunFolder(Path(config.federation.resume or Path("runs") / str(run_id)).expanduser())
+    folder.engine = "flwr"
+    if config.federation.resume or (folder.path / CONFIG).exists():
+        folder.resume(config)
+        log(WARNING, "the run in %r goes on", str(folder.path))
+    else:
+        folder.reserve(config)
+    return folder
+
+
+def make_app(
+    config: RunConfig, observers: Sequence[Observer], checkpoint: Path | None = None
+) -> ServerApp:
+    """Return a ServerApp that runs one configuration; the arguments are those of `serve`."""
     made = ServerApp()
 
     @made.main()
     def run(grid: Grid, context: Context) -> None:
-        serve(grid, config, observers)
+        serve(grid, config, observers, checkpoint)
 
     return made
 
 
-def serve(grid: Grid, config: RunConfig, observers: Sequence[Observer]) -> None:
-    """Run all rounds of a configuration on a grid.
+def serve(
+    grid: Grid,
+    config: RunConfig,
+    observers: Sequence[Observer],
+    checkpoint: Path | None = None,
+) -> None:
+    """Run all rounds of a configuration on a grid, or those that are left of them.
+
+    Args:
+        grid: Where the clients are.
+        config: The run's configuration.
+        observers: Who is told of the run.
+        checkpoint: The folder for checkpoints, as often as the configuration says; None: none.
 
     Raises:
-        ConfigError: If the task's model or data cannot be used.
+        ConfigError: If the task's model or data cannot be used, or a checkpoint cannot.
         DarexError: If no client's reply counted in any round: the model is what it was.
     """
     config = settled(config)
-    server = Server(session_for(config), observers)
+    server = Server(session_for(config), observers, checkpoint)
     for note in server.session.notes:
         log(WARNING, "%s", note)
     strategy = server.strategy

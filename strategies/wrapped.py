@@ -18,7 +18,7 @@ from fl_darex.errors import DeltaError
 from fl_darex.flower.records import metrics_in, to_arrays, to_record, view_arrays
 
 from .forms import PRIVATE, form_for, layers, own_methods
-from .remembered import remembered, remind
+from .remembered import forgotten, remembered, remind, settings
 from .reply import Reply
 from .sent import Sent, structure
 
@@ -78,8 +78,8 @@ class Wrapped:
     # --- its own start ----------------------------------------------------------------------------
 
     @contextmanager
-    def hooked(self, by: Strategy) -> Iterator[None]:
-        """Let the strategy's own `start` call the rounds of another one in place of its own."""
+    def hooked(self, by: Any) -> Iterator[None]:
+        """Let the strategy's own `start` call the `HOOKS` of something in place of its own."""
         self._own = {name: vars(self.strategy).get(name) for name in HOOKS}
         try:
             with _replaced(self.strategy, {name: getattr(by, name) for name in HOOKS}):
@@ -117,6 +117,18 @@ class Wrapped:
         are taken that are numbers, texts, arrays, records of arrays or containers of these.
         """
         return {"layers": [remembered(one) for one in self.layers]}
+
+    def settings(self) -> dict[str, Any]:
+        """Return numbers and texts among the strategies' attributes, by ``Class.attribute``."""
+        return {
+            f"{type(one).__name__}.{name}": value
+            for one in reversed(self.layers)
+            for name, value in settings(one).items()
+        }
+
+    def forgotten(self) -> list[str]:
+        """Return which attributes of the strategies are not in `state`, each with its kind."""
+        return [name for one in self.layers for name in forgotten(one)]
 
     def restore(self, state: dict[str, Any]) -> None:
         """Let the strategies remember what `state` said."""

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ALWAYS = """
 task.name task.model task.train-examples task.text-columns task.label-column
 federation.clients federation.clients-per-round federation.rounds federation.partition
-federation.seed federation.evaluate federation.min-replies
+federation.seed federation.evaluate federation.min-replies federation.checkpoint-every
 train.optimizer train.lr train.local-steps train.local-epochs train.batch-size train.precision
 train.grad-accumulation train.gradient-checkpointing train.max-grad-norm train.warmup
 train.schedule train.threads train.adapter
@@ -153,6 +153,7 @@ ROWS = [
 ]
 ON_ENGINES = [
     ("federation.min-clients", "ray", "deployment"),
+    ("federation.resume", "local", "deployment"),
     ("federation.timeout", "local", "ray"),
     ("resources.num-cpus", "local", "flower"),
     ("resources.actors", "flower", "ray"),
@@ -262,6 +263,7 @@ OTHER = {
     "compress.downlink-p": 0.3,
     "compress.dense-below": 500,
     "federation.partition-column": "who",
+    "federation.resume": "runs/1",
 }
 REFUSED = {
     *("task.dataset", "task.subset", "task.holdout", "train.weight-decay", "compress.lora"),

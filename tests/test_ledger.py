@@ -504,3 +504,19 @@ def test_the_grid_itself_shows_through():
     run = adopt_run("another")
     ledger_grid.set_run(run)
     assert grid.run is run
+
+
+def test_entries_come_back_from_columns_as_they_were() -> None:
+    entries = [
+        Entry(round=1, client=2**64 - 1, kind="handshake", down_bytes=2**40, up_bytes=3),
+        Entry(round=2, client=0, kind="train", down_bytes=5, held_bytes=7, failed=False),
+    ]
+    ledger = Ledger(entries=list(entries))
+    other = Ledger()
+    other.restore(ledger.state())
+    assert other.entries == entries
+    assert [type(value) for value in vars(other.entries[0]).values()] == [
+        type(value) for value in vars(entries[0]).values()
+    ]
+    other.restore(Ledger().state())
+    assert other.entries == []

@@ -186,7 +186,8 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 def test_help_explains_both_arguments_with_an_example_on_one_line(name: str, columns: int) -> None:
     done = CliRunner().invoke(command, [name, "--help"], env={"COLUMNS": str(columns)})
     said = " ".join(done.output.split())
-    assert f"{name} [OPTIONS] CONFIG [OVERRIDES]..." in said
+    config = "[CONFIG]" if name == "run" else "CONFIG"  # --resume takes its place
+    assert f"{name} [OPTIONS] {config} [OVERRIDES]..." in said
     assert "CONFIG is a TOML file with the settings of a run" in said
     assert "OVERRIDES: settings to change for this time, each as SECTION.KEY=VALUE" in said
     example = f"fl-darex {name} configs/quickstart.toml compress.p=0.999 federation.rounds=5"

@@ -80,17 +80,33 @@ def private() -> Strategy:
     return DifferentialPrivacyServerSideFixedClipping(fedavg(), 1e-9, 1.0, PICKED)
 
 
-MAKE = {
-    "average": lambda: DarexStrategy(fedavg(), p=0.9, seed=3),
-    "adam": lambda: DarexStrategy(fedavg(FedAdam), p=0.9, seed=3, values="int8"),
-    "momentum": lambda: DarexStrategy(fedavg(FedAvgM, server_momentum=0.9), p=0.9, seed=3),
-    "largest entries down": lambda: DarexStrategy(fedavg(), p=0.9, seed=3, downlink="server"),
-    "everything down": lambda: DarexStrategy(fedavg(FedAdam), p=0.9, seed=3, downlink="dense"),
-    "clients remember": lambda: DarexStrategy(fedavg(), method=Residual(), seed=3, dense_below=0),
-    "masks side by side": lambda: DarexStrategy(fedavg(), p=0.5, mask="disjoint", seed=3),
-    "a mask that is chosen": lambda: DarexStrategy(fedavg(), p=0.5, mask="auto", seed=3),
-    "compared": lambda: DarexStrategy(fedavg(FedMedian), p=0.5, mask="round", seed=3),
-    "a wrapper inside": lambda: DarexStrategy(fedavg(FedAvgM), p=0.9, seed=3, clip=0.5),
+MAKE: dict[str, Any] = {
+    "average": lambda **more: DarexStrategy(fedavg(), p=0.9, seed=3, **more),
+    "adam": lambda **more: DarexStrategy(fedavg(FedAdam), p=0.9, seed=3, values="int8", **more),
+    "momentum": lambda **more: DarexStrategy(
+        fedavg(FedAvgM, server_momentum=0.9), p=0.9, seed=3, **more
+    ),
+    "largest entries down": lambda **more: DarexStrategy(
+        fedavg(), p=0.9, seed=3, downlink="server", **more
+    ),
+    "everything down": lambda **more: DarexStrategy(
+        fedavg(FedAdam), p=0.9, seed=3, downlink="dense", **more
+    ),
+    "clients remember": lambda **more: DarexStrategy(
+        fedavg(), method=Residual(), seed=3, dense_below=0, **more
+    ),
+    "masks side by side": lambda **more: DarexStrategy(
+        fedavg(), p=0.5, mask="disjoint", seed=3, **more
+    ),
+    "a mask that is chosen": lambda **more: DarexStrategy(
+        fedavg(), p=0.5, mask="auto", seed=3, **more
+    ),
+    "compared": lambda **more: DarexStrategy(
+        fedavg(FedMedian), p=0.5, mask="round", seed=3, **more
+    ),
+    "a wrapper inside": lambda **more: DarexStrategy(
+        fedavg(FedAvgM), p=0.9, seed=3, clip=0.5, **more
+    ),
 }
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from federations import listening
 from flwr.app import Context, Message
 
 from fl_darex.clients.client_app import app
 from fl_darex.config import make_config
-from fl_darex.errors import DarexError
+from fl_darex.errors import ConfigError, DarexError
 from fl_darex.observers.run_folder import RunFolder
 from fl_darex.simulation import simulate_in_process
+from fl_darex.simulation.in_process import InProcessGrid
+from fl_darex.strategies.server_app import app as server_app
 from fl_darex.strategies.server_app import make_app
 
 SMALL = {"federation.clients": 2, "federation.rounds": 2, "train.local-steps": 2}
@@ -65,3 +69,51 @@ def test_a_round_with_fewer_replies_than_are_asked_for_ends_the_run(
     assert folder.status == ("finished" if least == 1 else "failed")
     rounds = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
     assert [json.loads(line)["failures"] for line in rounds] == [1] * (3 - least)
+
+
+class Cut(InProcessGrid):
+    """Clients of ``flwr run`` in a process that ends in a round, if any."""
+
+    def __init__(self, values: dict[str, object], at: int = 0) -> None:
+        super().__init__(app, 2, values)
+        self._at = at
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        listed = list(messages)
+        for message in listed:
+            for config in message.content.config_records.values():
+                if self._at and config.get("server-round") == self._at:
+                    raise SystemExit("the power is gone")
+        return super().push_messages(listed)
+
+
+def test_a_server_app_that_starts_again_goes_on_in_the_folder_of_its_run_or_of_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = run(tmp_path / "whole", **{"federation.rounds": 4})
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    values: dict[str, object] = {**SMALL, "federation.rounds": 4}
+    with pytest.raises(SystemExit):
+        Cut(values, 3).serve(server_app)
+    (folder,) = (tmp_path / "here" / "runs").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["rounds"], summary["engine"]) == ("failed", 2, "flwr")
+    with listening(caplog), pytest.raises(SystemExit):  # the same run id
+        Cut(values, 4).serve(server_app)
+    assert f"the run in '{folder.relative_to(tmp_path / 'here')}' goes on" in caplog.text
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    Cut(values | {"federation.resume": str(folder)}).serve(server_app)
+    assert (folder / "model" / "model.safetensors").read_bytes() == expected
+    assert list((tmp_path / "there").iterdir()) == []
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["status"], summary["rounds"], summary["resumed"]) == ("finished", 4, 2)
+    assert 'resume = ""' in (folder / "config.toml").read_text()
+
+
+def test_a_folder_that_cannot_be_gone_on_with_is_refused_by_flwr_run_too(tmp_path: Path) -> None:
+    values: dict[str, object] = {**SMALL, "federation.rounds": 4}
+    nowhere = str(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"nowhere' is no run folder: it has no config\.toml"):
+        Cut(values | {"federation.resume": nowhere}).serve(server_app)

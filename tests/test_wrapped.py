@@ -334,3 +334,22 @@ def test_two_records_of_which_none_is_the_model_are_an_error_of_that_client(capl
     assert "client 1 does not count this round: DeltaError: the reply holds 2" in caplog.text
     with pytest.raises(DeltaError, match="which one is the model"):
         run(DarexStrategy(made(LINEAR["FedAvg"]), 0.9), mods=[DarexMod(), rename])
+
+
+class CountsFromItsModel(flower.FedAvgM):
+    """FedAvgM that says whether it counts its steps from the model that it is given."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.seen: list[bool] = []
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, *more: Any) -> Any:
+        now = self.current_arrays or arrays
+        self.seen.append(all(now[name].data == arrays[name].data for name in arrays))
+        return super().configure_train(server_round, arrays, *more)
+
+
+def test_in_every_round_fedavgm_counts_from_the_rounded_model_that_clients_hold():
+    inner = made(partial(CountsFromItsModel, server_momentum=0.9))
+    run(DarexStrategy(inner, p=0.9, downlink_values="int8"), 4)
+    assert inner.seen == [True] * 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -21,7 +22,8 @@ from fl_darex.commands.messages import BAD_CONFIG, FAILED, plain_console
 from fl_darex.commands.messages import say as say_it
 from fl_darex.errors import ConfigError, DarexError
 from fl_darex.observers.display import Display
-from fl_darex.observers.run_folder import TRACEBACK, RunFolder, reason_of
+from fl_darex.observers.files import TRACEBACK, has_checkpoint
+from fl_darex.observers.run_folder import RunFolder, reason_of
 
 _ONE_STOP_SECONDS = 2.0
 
@@ -54,6 +56,8 @@ def ended(folder: RunFolder, console: Console) -> Iterator[None]:
                 say(console, f"the run had finished; run folder: {folder.path}")
                 return
             left = f"what was done so far is in {folder.path}" if folder.status else "nothing began"
+            if folder.status and has_checkpoint(folder.path):
+                left += f"; fl-darex run --resume {shlex.quote(str(folder.path))} goes on"
             say(console, f"stopped; {left}")
             _leave_threads_behind()
             raise typer.Exit(INTERRUPTED) from None

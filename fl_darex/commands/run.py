@@ -15,10 +15,10 @@ from rich.console import Console
 
 from fl_darex.commands.beforehand import check_calibration, check_folders, check_machine
 from fl_darex.commands.ends import ended, shown, unheard
+from fl_darex.commands.going_on import is_over, stopped_run
 from fl_darex.commands.loading import load_session
 from fl_darex.commands.messages import plain_console, say
 from fl_darex.commands.settings import (
-    ConfigPath,
     Engine,
     Overrides,
     quiet,
@@ -27,8 +27,10 @@ from fl_darex.commands.settings import (
 )
 from fl_darex.compression.methods import METHODS
 from fl_darex.config import RunConfig
+from fl_darex.errors import ConfigError
 from fl_darex.flower.optimizers import OPTIMIZERS
 from fl_darex.observers.display import Display
+from fl_darex.observers.files import CHECKPOINT
 from fl_darex.observers.phases import Phases
 from fl_darex.observers.run_folder import RunFolder, reason_of
 from fl_darex.observers.totals import summary_table
@@ -52,48 +54,71 @@ def own_keys() -> str:
 
 
 def run(
-    config: ConfigPath,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", hidden=True)] = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="run folder; default runs/NAME-TIME", show_default=False)
     ] = None,
     engine: Annotated[
-        Engine,
+        Engine | None,
         typer.Option(
             help="what runs clients; local: this process; default ray", show_default=False
         ),
-    ] = (Engine.ray),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="run folder of a stopped run that is to go on, in place of CONFIG",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run a federation and write its run folder."""
     console = plain_console()
-    folder = RunFolder(out or _unnamed(config), numbered=out is None)
+    words = [*([] if config is None else [str(config)]), *(overrides or [])]
+    folder = RunFolder(resume or out or _unnamed(config), numbered=not (resume or out))
     with ended(folder, console):
-        settings, remarks = read_settings(config, overrides or [], engine)
+        if resume is not None:
+            settings, engine, remarks = stopped_run(resume, words, engine, out)
+            if is_over(resume, settings):
+                say(console, f"the run in {str(resume)!r} has finished; nothing is left to do")
+                return
+            folder.resume(settings)
+        elif config is None:
+            raise ConfigError("name a CONFIG.toml, or --resume with a run folder")
+        else:
+            engine = engine or Engine.ray
+            settings, remarks = read_settings(config, overrides or [], engine)
         for remark in remarks:
             say(console, remark, "note:", "yellow")
-        _run(resolved(settings), folder, engine, console)
+        _run(resolved(settings), folder, engine, console, resume is not None)
 
 
-def _run(config: RunConfig, folder: RunFolder, engine: Engine, console: Console) -> None:
+def _run(
+    config: RunConfig, folder: RunFolder, engine: Engine, console: Console, resumed: bool
+) -> None:
     quiet()
     check_machine(config.resources)
     check_folders(config.task)
     with folder, shown(Display(console)) as display:
-        folder.reserve(config)
+        folder.engine = engine.value
+        if not resumed:
+            folder.reserve(config)
         # What is wrong with model or data comes to light before Ray starts.
         session = load_session(config, display.phases)
         check_calibration(session)
-        _execute(session.config, engine, [folder, display], display.phases)
+        _execute(session.config, engine, folder, display)
     _plot(folder)
     with unheard():
         console.print(summary_table(folder.summary()))
         say(console, f"run folder: {folder.path}")
 
 
-def _execute(config: RunConfig, engine: Engine, observers: list[Any], phases: Phases) -> None:
+def _execute(config: RunConfig, engine: Engine, folder: RunFolder, display: Display) -> None:
     from fl_darex import simulation  # what it has is loaded where it is used: Ray takes long
 
-    app, clients = load(SERVER, "app")(config, observers), config.federation.clients
+    phases, clients = display.phases, config.federation.clients
+    app = load(SERVER, "app")(config, [folder, display], folder.path / CHECKPOINT)
     server_app = _announced(app, config, phases)
     if engine is Engine.local:
         # Server and clients now share this process's session and its one model. They never need it
@@ -137,5 +162,5 @@ def _plot(folder: RunFolder) -> None:
         log(WARNING, "no plots in %r: %s", str(folder.path), reason_of(error))
 
 
-def _unnamed(config: Path) -> Path:
-    return Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _unnamed(config: Path | None) -> Path:
+    return Path("runs") / f"{config.stem if config else 'run'}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -13,6 +13,7 @@ SIMULATED = ("ray", "flower", "local")
 
 ENGINES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "federation.min-clients": ((), "deployments (flwr run): simulated clients are all there"),
+    "federation.resume": ((), "flwr run; 'fl-darex run --resume DIR' is the same here"),
     "federation.timeout": (("ray", "flower"), "other engines than 'local', which waits for nobody"),
     "resources.num-cpus": (("ray", "flower"), "the engines 'ray' and 'flower'"),
     "resources.actors": (("ray",), "the engine 'ray'"),

@@ -142,6 +142,10 @@ class FederationConfig(Section):
     evaluate: Literal["server", "clients", "none"] = "server"
     evaluate_every: int = Field(1, ge=1, description="rounds; the last one always counts")
     timeout: float = Field(3600.0, gt=0.0, description="seconds to wait for a round's replies")
+    checkpoint_every: int = Field(
+        1, ge=0, le=1_000_000, description="rounds from one checkpoint to the next; 0 = none"
+    )
+    resume: str = Field("", description="flwr run: the run folder of a run that is to go on")
 
     @model_validator(mode="after")
     def _sample_fits(self) -> FederationConfig:

@@ -43,7 +43,7 @@ def cache_root() -> Path:
 
 
 @contextmanager
-def open_atomically(path: Path, mode: int = 0o666) -> Iterator[IO[Any]]:
+def open_atomically(path: Path, mode: int = 0o666, *, durable: bool = False) -> Iterator[IO[Any]]:
     """Open a file for writing that others see whole, when the block is left, or not at all.
 
     Until then they see the old one, and for ever if the block raises. Of several writers the last
@@ -53,6 +53,8 @@ def open_atomically(path: Path, mode: int = 0o666) -> Iterator[IO[Any]]:
     Args:
         path: The file; its folder must exist.
         mode: Who may do what with it, as `os.open` takes it: the process's umask is subtracted.
+        durable: Whether it is whole, the old or the new one, even after the power fails; to wait
+            for the disk takes time.
 
     Raises:
         OSError: If it cannot be written, or a folder, a pipe or a device is in its place; nothing
@@ -63,12 +65,27 @@ def open_atomically(path: Path, mode: int = 0o666) -> Iterator[IO[Any]]:
     try:
         with open(fresh, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(fresh, path)
+        if durable:
+            _keep_names(path.parent)
     except BaseException:
         with suppress(OSError):  # what went wrong first is what has to be told
             fresh.unlink(missing_ok=True)
         raise
     remove_unfinished(path.parent, path.name)
+
+
+def _keep_names(folder: Path) -> None:
+    """Wait until the disk has the names in a folder; some systems cannot be asked to."""
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def refuse_no_file(path: Path) -> None:

@@ -45,6 +45,26 @@ def append_line(path: Path, text: str) -> None:
         os.close(file)
 
 
+def kept_size(path: Path) -> int:
+    """Return the bytes of a file, once the disk has them all."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def cut(path: Path, size: int) -> None:
+    """Take away what a file has beyond a size, at once; it is made if nothing is to be kept.
+
+    Raises:
+        OSError: If it is shorter, or cannot be written.
+    """
+    if not size:
+        path.touch()
+    if (found := path.stat().st_size) < size:
+        raise OSError(f"{str(path)!r} has {found} bytes, and had {size}")
+    os.truncate(path, size)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}

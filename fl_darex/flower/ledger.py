@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
@@ -16,6 +16,8 @@ from flwr.serverapp import Grid
 
 from fl_darex.compression.terms import CONFIG_KEY
 from fl_darex.errors import PacketError
+from fl_darex.flower.entry import Entry as Entry
+from fl_darex.flower.entry import from_columns, to_columns
 from fl_darex.flower.grids import GridView, exchange, stranger
 from fl_darex.flower.model_note import MISSING, ModelNote
 from fl_darex.flower.private import ErrorCode, SType, with_content
@@ -45,39 +47,6 @@ _NOBODY_SENT = {
 
 
 @dataclass
-class Entry:
-    """The bytes of one exchange with one client.
-
-    Attributes:
-        round: The federated round; 0 before the first.
-        client: The client's partition, or its node id where no handshake told the partition.
-        kind: ``train``, ``evaluate``, ``query`` or ``handshake``; ``lacking`` where a client did
-            not hold what the message built on, so that it was asked again; ``secure`` for the short
-            messages of secure aggregation.
-        down_bytes: Server to client, as a deployment would serialise the message.
-        up_bytes: Client to server; 0 while there is no reply, or only SuperLink's word that
-            there will be none.
-        dense_down_bytes: The same message with the whole model and nothing of fl-darex in it; 0
-            for ``lacking`` and ``secure``, which only happen with fl-darex.
-        dense_up_bytes: The same reply with every tensor in full, in its own dtype; tensors that
-            were sent equal count once if they are tied or counters.
-        held_bytes: Those of `dense_down_bytes` that are the model before round 1, where the client
-            holds it: whoever trusts in that need not send it without fl-darex either.
-        failed: Whether the reply is an error or never came.
-    """
-
-    round: int
-    client: int
-    kind: str
-    down_bytes: int
-    up_bytes: int = 0
-    dense_down_bytes: int = 0
-    dense_up_bytes: int = 0
-    held_bytes: int = 0
-    failed: bool = True
-
-
-@dataclass
 class Ledger:
     """All exchanges of a run, in the order in which they were started."""
 
@@ -93,12 +62,12 @@ class Ledger:
                 entry.client = self.partition_of.get(entry.client, entry.client)
 
     def state(self) -> dict[str, Any]:
-        """Return all entries; who is which partition is the roster's."""
-        return {"entries": [asdict(entry) for entry in self.entries]}
+        """Return all entries, by column; who is which partition is the roster's."""
+        return to_columns(self.entries)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Hold the entries that `state` said."""
-        self.entries[:] = [Entry(**fields) for fields in state["entries"]]
+        self.entries[:] = from_columns(state)
 
     def of_round(self, round_: int) -> list[Entry]:
         """Return the exchanges of one round (0: before the first)."""

@@ -51,10 +51,13 @@ class Display:
         self._console.print(header(start))
         if start.initial_metric is not None:
             self._console.print(f"before round 1: {start.metric_name} {start.initial_metric:.4f}")
+        if start.done:
+            self._console.print(f"goes on after round {start.done} of {federation.rounds}")
         self._line = self._progress.add_task(
             "",
             total=federation.rounds * federation.sample_size,
-            round=1,
+            completed=start.done * federation.sample_size,
+            round=start.done + 1,
             rounds=federation.rounds,
             done=0,
             asked=federation.sample_size,

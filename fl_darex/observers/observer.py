@@ -70,6 +70,7 @@ class RunStart:
         examples: Training examples of all clients.
         evaluation_examples: Those that the metric is measured on.
         classes: Number of classes; 0 = none, or the task does not say.
+        done: Rounds that were done before by a process that was stopped.
     """
 
     config: RunConfig
@@ -80,6 +81,7 @@ class RunStart:
     examples: int = 0
     evaluation_examples: int = 0
     classes: int = 0
+    done: int = 0
 
 
 class Observer(Protocol):

@@ -1,14 +1,13 @@
 """The run folder: everything that a run leaves behind, readable at every moment.
 
 ``config.toml``, ``rounds.jsonl`` (a line a round), ``clients.jsonl`` (a line an exchange),
-``summary.json``, ``model/``, and ``traceback.txt`` of a run that failed. Lines are written whole as
-rounds close, the summary is replaced atomically and its ``status`` says what became of the run:
-``running``, ``finished``, ``interrupted`` or ``failed``.
+``summary.json``, ``model/``, ``checkpoint/``, and ``traceback.txt`` of a run that failed. Lines
+are written whole as rounds close, the summary is replaced atomically and its ``status`` says what
+became of the run: ``running``, ``finished``, ``interrupted`` or ``failed``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import threading
@@ -29,18 +28,13 @@ from fl_darex.config import RunConfig
 from fl_darex.errors import ConfigError, DarexError, one_line
 from fl_darex.files.atomic import write_text_anyway, write_text_atomically
 from fl_darex.files.lines import append_line, strict_json
+from fl_darex.files.lock import Lock
 from fl_darex.files.reservation import give_back, reserve
 from fl_darex.flower.ledger import Entry
 from fl_darex.flower.roster import HANDSHAKE
+from fl_darex.observers import files
 from fl_darex.observers.observer import RoundReport, RunStart, SaveModel
 from fl_darex.observers.summary import summarise, versions
-
-TRACEBACK = "traceback.txt"
-"""Where in the folder of a failed run the whole error is."""
-
-_CONFIG, _SUMMARY = "config.toml", "summary.json"
-_ROUNDS, _CLIENTS = "rounds.jsonl", "clients.jsonl"
-_MODEL, _UNFINISHED_MODEL = "model", "model.part"
 
 
 class RunFolder:
@@ -58,13 +52,14 @@ class RunFolder:
     Attributes:
         path: The folder; with ``numbered``, the one that was taken.
         status: What its summary says; empty: there is no folder of this run.
+        engine: What runs the clients, for the summary; empty: it does not say.
         signal: Name of the signal that stops the run; libraries raise a `KeyboardInterrupt` of
             their own that does not say it.
     """
 
     def __init__(self, path: Path, numbered: bool = False) -> None:
         self.path = path
-        self.status = self.signal = ""
+        self.status = self.signal = self.engine = ""
         self._numbered = numbered
         self._config: RunConfig | None = None
         self._made: list[Path] = []
@@ -73,6 +68,9 @@ class RunFolder:
         self._handshake: list[Entry] = []
         self._written = 0  # of the handshakes: a node may come late
         self._clock = time.monotonic()
+        self._resumed = 0  # how often the run went on after a stop
+        self._kept: dict[str, Any] = {}  # what a checkpoint knew of the files
+        self._lock = Lock(path / files.ROUNDS)
         self._ending = threading.RLock()  # Flower's engine runs the server in another thread
 
     def __enter__(self) -> Self:
@@ -105,7 +103,7 @@ class RunFolder:
         for number in count(1):
             path = self.path if number == 1 else self.path.with_name(f"{self.path.name}-{number}")
             try:
-                made = reserve(path, _CONFIG, config.to_toml())
+                made = reserve(path, files.CONFIG, config.to_toml())
             except OSError as error:
                 reason = error.strerror or error
                 raise ConfigError(
@@ -116,24 +114,62 @@ class RunFolder:
                 self.path, self._made, self._config = path, made, config
                 break
             if not self._numbered:
-                raise ConfigError(_taken(path))
+                raise ConfigError(files.taken(path))
         try:
-            for name in (_ROUNDS, _CLIENTS):
+            for name in (files.ROUNDS, files.CLIENTS):
                 (self.path / name).touch()
+            self._lock = Lock(self.path / files.ROUNDS)
+            self._lock.take()
             self._write_summary("running")
         except OSError as error:
             self._give_back()
             raise ConfigError(f"cannot write to {str(self.path)!r}: {error.strerror}") from None
 
+    def resume(self, config: RunConfig) -> None:
+        """Take the folder of a run that was stopped, to go on with it.
+
+        Nothing in it changes before the run has started.
+
+        Raises:
+            ConfigError: If there is no run in it, or one that has finished or still goes on.
+        """
+        files.check_run(self.path)
+        summary = files.check_stopped(self.path, config)
+        try:
+            free = self._lock.take()
+        except OSError as error:
+            raise ConfigError(f"cannot write to {str(self.path)!r}: {error.strerror}") from None
+        if not free:
+            raise ConfigError(f"the run in {str(self.path)!r} still goes on, in another process")
+        self._config, self._resumed = config, int(summary.get("resumed", 0)) + 1
+
+    def state(self) -> dict[str, Any]:
+        """Return what was reported so far, and how long the files are that the disk has."""
+        return {
+            "reports": [asdict(report) for report in self._reports],
+            "handshake": [asdict(entry) for entry in self._handshake],
+            "written": self._written,
+            "sizes": files.sizes(self.path),
+            "seconds": time.monotonic() - self._clock,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Know what `state` said; what the files have beyond it is taken away by `started`."""
+        self._reports = [RoundReport(**fields) for fields in state["reports"]]
+        self._handshake = [Entry(**fields) for fields in state["handshake"]]
+        self._written, self._kept = state["written"], state
+
     def started(self, start: RunStart) -> None:
         """Take the folder, unless it is taken, and write what is known before the first round."""
         if self._config is None:
             self.reserve(start.config)
-        self._start, self._clock = start, time.monotonic()
+        self._start, self._clock = start, time.monotonic() - self._kept.get("seconds", 0.0)
         with self._writing():
-            if start.config != self._config:  # a budget has become a p
+            if self._resumed:
+                files.cut_back(self.path, self._kept.get("sizes", {}))
+            if self._resumed or start.config != self._config:  # a budget has become a p
                 self._config = start.config
-                write_text_atomically(self.path / _CONFIG, start.config.to_toml())
+                write_text_atomically(self.path / files.CONFIG, start.config.to_toml())
             self._write_summary("running")
 
     def replied(self, entry: Entry) -> None:
@@ -152,9 +188,9 @@ class RunFolder:
         with self._writing():
             before, self._written = self._handshake[self._written :], len(self._handshake)
             for entry in (*before, *entries):
-                append_line(self.path / _CLIENTS, strict_json(asdict(entry)))
+                append_line(self.path / files.CLIENTS, strict_json(asdict(entry)))
             self._reports.append(report)
-            append_line(self.path / _ROUNDS, strict_json(asdict(report)))
+            append_line(self.path / files.ROUNDS, strict_json(asdict(report)))
             last = self._config is not None and report.round == self._config.federation.rounds
             if last:
                 self._save(save_model)
@@ -166,7 +202,7 @@ class RunFolder:
         Args:
             reason: By what, such as a signal's name.
         """
-        if self.status == "running" and (self.path / _MODEL).is_dir():
+        if self.status == "running" and (self.path / files.MODEL).is_dir():
             self._end("finished", "")  # the signal came between the last model and the summary
         elif self.status == "running":
             self._end("interrupted", reason or self.signal)
@@ -177,14 +213,12 @@ class RunFolder:
             return
         text = "".join(traceback.format_exception(error))
         with suppress(OSError):  # the summary is what matters
-            write_text_atomically(self.path / TRACEBACK, text)
+            write_text_atomically(self.path / files.TRACEBACK, text)
         self._end("failed", reason_of(error))
 
     def summary(self) -> dict[str, Any]:
         """Return the summary as it was written last; empty where there is none."""
-        path = self.path / _SUMMARY
-        found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        return found
+        return files.read_summary(self.path)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -202,10 +236,10 @@ class RunFolder:
 
     def _save(self, save_model: SaveModel) -> None:
         """Save the model whole or not at all; half of one would only fill the disk."""
-        unfinished = self.path / _UNFINISHED_MODEL
+        unfinished = self.path / files.UNFINISHED_MODEL
         try:
             save_model(unfinished)
-            os.replace(unfinished, self.path / _MODEL)
+            os.replace(unfinished, self.path / files.MODEL)
         except Exception as error:  # each library has its own for a full disk
             raise DarexError(
                 f"the model cannot be saved in {str(self.path)!r}: {reason_of(error)}; what was "
@@ -218,7 +252,7 @@ class RunFolder:
         with self._ending:
             # A signal may have come between a round and its line.
             with suppress(OSError):
-                lines = (self.path / _ROUNDS).read_bytes().count(b"\n")
+                lines = (self.path / files.ROUNDS).read_bytes().count(b"\n")
                 del self._reports[lines:]
             try:
                 self._write_summary(status, reason or None)
@@ -227,7 +261,7 @@ class RunFolder:
                 log(
                     WARNING,
                     "%r cannot be written (%s): the run is %s, whatever it says",
-                    str(self.path / _SUMMARY),
+                    str(self.path / files.SUMMARY),
                     error.strerror or error,
                     status,
                 )
@@ -236,16 +270,23 @@ class RunFolder:
         if self._config is None:
             return
         totals = summarise(self._config, self._start, self._reports, self._handshake)
-        summary = {"status": status, "reason": reason, **totals}
+        summary = {"status": status, "reason": reason, **totals, "engine": self.engine or None}
+        summary["resumed"] = self._resumed
         summary["seconds"] = time.monotonic() - self._clock
         summary["versions"] = versions()
         write = write_text_atomically if status in ("running", "finished") else write_text_anyway
-        write(self.path / _SUMMARY, strict_json(summary, indent=2) + "\n")
+        write(self.path / files.SUMMARY, strict_json(summary, indent=2) + "\n")
         self.status = status
+        if status != "running":
+            self._lock.give_back()
 
     def _give_back(self) -> None:
-        if self._config is not None:
-            give_back(self.path, (_CONFIG, _ROUNDS, _CLIENTS, _SUMMARY), self._made)
+        self._lock.give_back()
+        if self._config is not None and not self._resumed:
+            shutil.rmtree(self.path / files.CHECKPOINT, ignore_errors=True)
+            give_back(
+                self.path, (files.CONFIG, files.ROUNDS, files.CLIENTS, files.SUMMARY), self._made
+            )
             self._config, self.status = None, ""
 
 
@@ -253,10 +294,3 @@ def reason_of(error: BaseException) -> str:
     """Return an error as one line; ours say all in their message, others' need their type."""
     name = "" if isinstance(error, DarexError) else f"{type(error).__name__}: "
     return one_line(" ".join(f"{name}{error}".split()))
-
-
-def _taken(path: Path) -> str:
-    way_out = "choose another name with --out, or remove it"
-    if (path / _CONFIG).is_file():
-        return f"--out {str(path)!r} holds a run already; {way_out}"
-    return f"--out {str(path)!r} exists and is not an empty folder; {way_out}"
