@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,6 +27,8 @@ from fl_darex.flower.private import (
 class SimulatedGrid(Grid):
     """A Grid whose nodes are simulated by this process or its workers.
 
+    Threads may share it, as Flower's older strategies do with one for each client.
+
     Args:
         clients: Number of simulated nodes; node i has partition i.
         run_config: What clients and server see as ``context.run_config``.
@@ -38,7 +41,8 @@ class SimulatedGrid(Grid):
         ValueError: If there is not even one client.
     """
 
-    pull_interval = 0.0  # pull_messages waits itself where there is something to wait for
+    # pull_messages waits itself where there is something to wait for; here other threads come in.
+    pull_interval = 0.001
 
     def __init__(self, clients: int, run_config: Mapping[str, Any] | None = None) -> None:
         clients = checks.whole("clients", clients, "1 or more", lambda number: number >= 1)
@@ -48,6 +52,7 @@ class SimulatedGrid(Grid):
         self._run = adopt_run("simulation")
         self._run_config = dict(run_config or {})
         self._sent = 0
+        self._one = threading.RLock()
         self._done: dict[str, Message] = {}
 
     def serve(self, server_app: ServerApp) -> Context:
@@ -122,13 +127,14 @@ class SimulatedGrid(Grid):
             ValueError: If a message is for a node that is not there.
         """
         listed = list(messages)
-        for message in listed:
-            if message.metadata.dst_node_id not in self.partitions:
-                raise ValueError(f"no such node: {message.metadata.dst_node_id}")
-            self._sent += 1
-            # As wide as a deployment's ids, which are SHA-256 hashes.
-            number(message, f"{self._sent:064x}")
-        self._hand_out(listed)
+        with self._one:
+            for message in listed:
+                if message.metadata.dst_node_id not in self.partitions:
+                    raise ValueError(f"no such node: {message.metadata.dst_node_id}")
+                self._sent += 1
+                # As wide as a deployment's ids, which are SHA-256 hashes.
+                number(message, f"{self._sent:064x}")
+            self._hand_out(listed)
         return [message.metadata.message_id for message in listed]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -136,9 +142,10 @@ class SimulatedGrid(Grid):
 
         Where some are on their way, it waits for 0.05 s at most.
         """
-        self._collect()
         wanted = set(message_ids)
-        return [self._done.pop(key) for key in list(self._done) if key in wanted]
+        with self._one:
+            self._collect()
+            return [self._done.pop(key) for key in list(self._done) if key in wanted]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
