@@ -13,6 +13,7 @@ from flwr.serverapp import ServerApp
 from fl_darex.registry import load
 from fl_darex.simulation.client import answer, detached
 from fl_darex.simulation.grid import SimulatedGrid, check_app
+from fl_darex.simulation.what_to_run import AppFolder, asked_for
 
 
 class InProcessGrid(SimulatedGrid):
@@ -66,11 +67,12 @@ class InProcessGrid(SimulatedGrid):
 
 
 def simulate_in_process(
-    server_app: ServerApp,
-    client_app: ClientAppCallable | str,
+    server_app: ServerApp | AppFolder,
+    client_app: ClientAppCallable | str | None = None,
     *,
-    clients: int,
+    clients: int | None = None,
     run_config: Mapping[str, Any] | None = None,
 ) -> Context:
     """Run a federation in this process; see `fl_darex.simulation.simulate` for the arguments."""
-    return InProcessGrid(client_app, clients, run_config).serve(server_app)
+    with asked_for(server_app, client_app, clients=clients, run_config=run_config) as it:
+        return InProcessGrid(it.client_app, it.clients, it.run_config).serve(it.server_app)

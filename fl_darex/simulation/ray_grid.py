@@ -23,6 +23,7 @@ from fl_darex.flower.private import ErrorCode, with_content
 from fl_darex.simulation.client import failure
 from fl_darex.simulation.cluster import Resources, capacity, connect
 from fl_darex.simulation.grid import SimulatedGrid, check_app
+from fl_darex.simulation.what_to_run import AppFolder, asked_for
 from fl_darex.simulation.worker import Worker
 
 _POLL_SECONDS = 0.05
@@ -62,8 +63,6 @@ class RayGrid(SimulatedGrid):
         ConfigError: If not even one client fits into the cluster.
         EngineError: If Ray cannot be started.
     """
-
-    pull_interval = 0.0  # pull_messages itself waits a little
 
     def __init__(
         self,
@@ -183,29 +182,35 @@ class RayGrid(SimulatedGrid):
 
 
 def simulate(
-    server_app: ServerApp,
-    client_app: ClientAppCallable | str,
+    server_app: ServerApp | AppFolder,
+    client_app: ClientAppCallable | str | None = None,
     *,
-    clients: int,
+    clients: int | None = None,
     resources: Resources | None = None,
     run_config: Mapping[str, Any] | None = None,
 ) -> Context:
     """Run a whole federation with Ray and return the server's context.
 
     Args:
-        server_app: Any Flower ServerApp.
-        client_app: Any Flower ClientApp, or ``"module:attribute"``.
-        clients: Number of simulated nodes; node i has ``node_config["partition-id"] == i``.
-        resources: What one client may use; default one core, no GPU.
-        run_config: What both apps see as ``context.run_config``.
+        server_app: Any Flower ServerApp; or the folder of a Flower app, whose ``pyproject.toml``
+            says what ``flwr run`` would run.
+        client_app: Any Flower ClientApp, or ``"module:attribute"``; an app's folder has its own.
+        clients: Number of simulated nodes; node i has ``node_config["partition-id"] == i``. May be
+            left out where an app's file says it (``[tool.flwr.federations]``).
+        resources: What one client may use; default what an app's file says, or one core, no GPU.
+        run_config: What both apps see as ``context.run_config``; with an app's folder, settings
+            that replace those of its file, which must have them.
 
     Raises:
         TypeError: If an argument is of another kind, such as a class in place of an app.
-        ConfigError: If not even one client fits into the cluster.
+        ConfigError: If not even one client fits into the cluster, or the folder has no app that
+            can be loaded.
+        EngineError: If another thread runs an app from its folder.
     """
-    check_app("server_app", server_app, ServerApp)
-    with RayGrid(client_app, clients, resources, run_config) as grid:
-        return grid.serve(server_app)
+    with asked_for(server_app, client_app, clients=clients, run_config=run_config) as it:
+        own = resources or Resources(**it.per_client)
+        with RayGrid(it.client_app, it.clients, own, it.run_config) as grid:
+            return grid.serve(it.server_app)
 
 
 def _share(message: Message, put: dict[int, tuple[ArrayRecord, ObjectRef[Any]]]) -> _Task:
