@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from apps import remembering_app
 from example_apps import prepare
+from flwr.app import Message, RecordDict
 
 from fl_darex.flower.private import ErrorCode
-from fl_darex.simulation import simulate, simulate_in_process
+from fl_darex.observers.live import Workload
+from fl_darex.simulation import RayGrid, Resources, simulate, simulate_in_process
 from fl_darex.simulation.own_modules import imported_from
 
 HERE = Path(__file__).resolve().parent
@@ -27,7 +30,7 @@ RUNS = {"ray": simulate, "local": simulate_in_process}
 @pytest.fixture(scope="module", autouse=True)
 def two_cores() -> Iterator[None]:
     """One Ray for the module, which knows nothing of the apps' folders."""
-    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     ray.init(
         num_cpus=2,
         include_dashboard=False,
@@ -201,3 +204,16 @@ def test_a_jax_app_learns_a_line_on_both_engines(tmp_path: Path) -> None:
     for name, run in RUNS.items():
         weight, bias = said(HERE / "jax_app", run, tmp_path / f"{name}.json", clients=3)
         assert (weight, bias) == pytest.approx((2.0, -1.0), abs=0.01)
+
+
+def test_the_engine_on_ray_says_who_is_at_work_and_who_waits() -> None:
+    with RayGrid(remembering_app(), 5, Resources(num_cpus=1)) as grid:
+        assert isinstance(grid, Workload)
+        assert (grid.running, grid.waiting) == (0, 0)
+        messages = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
+        ids = set(grid.push_messages(messages))
+        assert (grid.running, grid.waiting) == (2, 3)
+        came = 0
+        while came < 5:
+            came += len(list(grid.pull_messages(ids)))
+            assert grid.running + grid.waiting + came == 5

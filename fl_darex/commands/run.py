@@ -29,7 +29,6 @@ from fl_darex.compression.methods import METHODS
 from fl_darex.config import RunConfig
 from fl_darex.flower.optimizers import OPTIMIZERS
 from fl_darex.observers.display import Display
-from fl_darex.observers.phases import Phases
 from fl_darex.observers.run_folder import RunFolder, reason_of
 from fl_darex.observers.totals import summary_table
 from fl_darex.registry import load
@@ -83,18 +82,18 @@ def _run(config: RunConfig, folder: RunFolder, engine: Engine, console: Console)
         # What is wrong with model or data comes to light before Ray starts.
         session = load_session(config, display.phases)
         check_calibration(session)
-        _execute(session.config, engine, [folder, display], display.phases)
+        _execute(session.config, engine, folder, display)
     _plot(folder)
     with unheard():
         console.print(summary_table(folder.summary()))
         say(console, f"run folder: {folder.path}")
 
 
-def _execute(config: RunConfig, engine: Engine, observers: list[Any], phases: Phases) -> None:
+def _execute(config: RunConfig, engine: Engine, folder: RunFolder, display: Display) -> None:
     from fl_darex import simulation  # what it has is loaded where it is used: Ray takes long
 
-    app, clients = load(SERVER, "app")(config, observers), config.federation.clients
-    server_app = _announced(app, config, phases)
+    app = load(SERVER, "app")(config, [folder, display])
+    server_app, clients = _announced(app, config, display), config.federation.clients
     if engine is Engine.local:
         # Server and clients now share this process's session and its one model. They never need it
         # at once, for there is one thread, and each writes all exchanged tensors before it reads,
@@ -102,7 +101,7 @@ def _execute(config: RunConfig, engine: Engine, observers: list[Any], phases: Ph
         # (`pretrained`, `base`) and the examples are never written to.
         simulation.simulate_in_process(server_app, CLIENT, clients=clients)
         return
-    phases.begin("starting Ray")  # Flower's engine runs on it, too
+    display.phases.begin("starting Ray")  # Flower's engine runs on it, too
     resources = simulation.Resources(**config.resources.model_dump())
     if engine is Engine.ray:
         simulation.simulate(server_app, CLIENT, clients=clients, resources=resources)
@@ -112,15 +111,16 @@ def _execute(config: RunConfig, engine: Engine, observers: list[Any], phases: Ph
     simulate_with_flower(server_app, load(CLIENT, "app"), clients=clients, resources=resources)
 
 
-def _announced(app: ServerApp, config: RunConfig, phases: Phases) -> ServerApp:
+def _announced(app: ServerApp, config: RunConfig, display: Display) -> ServerApp:
     """Return a ServerApp that says when the engine has started, and what comes then."""
     made = ServerApp()
 
     @made.main()
     def main(grid: Grid, context: Context) -> None:
-        phases.end()
+        display.watch(grid)
+        display.phases.end()
         if config.federation.evaluate == "server":
-            phases.begin("measuring the first model")
+            display.phases.begin("measuring the first model")
         app(grid, context)
 
     return made

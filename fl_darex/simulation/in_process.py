@@ -32,6 +32,10 @@ class InProcessGrid(SimulatedGrid):
     Raises:
         TypeError: If an argument is of another kind, such as a class in place of an app.
         ValueError: If there is not even one client.
+
+    Attributes:
+        running: Clients at work: one, while messages are pushed.
+        waiting: Messages of the same push that come after it.
     """
 
     def __init__(
@@ -44,10 +48,13 @@ class InProcessGrid(SimulatedGrid):
         self._app = load(client_app, "ClientApp") if isinstance(client_app, str) else client_app
         check_app("client_app", self._app, ClientApp)
         self._left: dict[int, RecordDict] = {}
+        self.running = self.waiting = 0
 
     def _hand_out(self, messages: list[Message]) -> None:
-        for message in messages:
+        for place, message in enumerate(messages, start=1):
+            self.running, self.waiting = 1, len(messages) - place
             self._done[message.metadata.message_id] = self._reply(message)
+        self.running = 0
 
     def _reply(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

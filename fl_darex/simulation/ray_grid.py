@@ -102,6 +102,16 @@ class RayGrid(SimulatedGrid):
         except Exception as trouble:  # what the run came to, or failed of, is what matters
             log(WARNING, "Ray could not be left in order: %s", trouble)
 
+    @property
+    def running(self) -> int:
+        """Clients at work."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for a worker, or for their client to end its work."""
+        return len(self._waiting)
+
     def close(self) -> None:
         """Stop the workers, and Ray if this grid started it. May be called twice."""
         busy = [running.worker for running in self._running.values()]
