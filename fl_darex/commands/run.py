@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from logging import WARNING
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +32,7 @@ from fl_darex.flower.optimizers import OPTIMIZERS
 from fl_darex.observers.display import Display
 from fl_darex.observers.run_folder import RunFolder, reason_of
 from fl_darex.observers.totals import summary_table
+from fl_darex.observers.trackers import check_trackers, tracker
 from fl_darex.registry import load
 
 # Named, not imported: the library must not depend on its two halves.
@@ -62,6 +64,13 @@ def run(
             help="what runs clients; local: this process; default ray", show_default=False
         ),
     ] = (Engine.ray),
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="record the run in tensorboard, mlflow, wandb or trackio too; may be repeated",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run a federation and write its run folder."""
     console = plain_console()
@@ -70,29 +79,34 @@ def run(
         settings, remarks = read_settings(config, overrides or [], engine)
         for remark in remarks:
             say(console, remark, "note:", "yellow")
-        _run(resolved(settings), folder, engine, console)
+        trackers = list(dict.fromkeys(track or []))
+        check_trackers(trackers)
+        _run(resolved(settings), folder, engine, trackers, console)
 
 
-def _run(config: RunConfig, folder: RunFolder, engine: Engine, console: Console) -> None:
+def _run(
+    config: RunConfig, folder: RunFolder, engine: Engine, track: list[str], console: Console
+) -> None:
     quiet()
     check_machine(config.resources)
     check_folders(config.task)
-    with folder, shown(Display(console)) as display:
+    with folder, shown(Display(console)) as display, ExitStack() as stack:
         folder.reserve(config)
+        trackers = [stack.enter_context(tracker(name, folder.path)) for name in track]
         # What is wrong with model or data comes to light before Ray starts.
         session = load_session(config, display.phases)
         check_calibration(session)
-        _execute(session.config, engine, folder, display)
+        _execute(session.config, engine, [folder, display, *trackers], display)
     _plot(folder)
     with unheard():
         console.print(summary_table(folder.summary()))
         say(console, f"run folder: {folder.path}")
 
 
-def _execute(config: RunConfig, engine: Engine, folder: RunFolder, display: Display) -> None:
+def _execute(config: RunConfig, engine: Engine, observers: list[Any], display: Display) -> None:
     from fl_darex import simulation  # what it has is loaded where it is used: Ray takes long
 
-    app = load(SERVER, "app")(config, [folder, display])
+    app = load(SERVER, "app")(config, observers)
     server_app, clients = _announced(app, config, display), config.federation.clients
     if engine is Engine.local:
         # Server and clients now share this process's session and its one model. They never need it
