@@ -24,7 +24,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +35,7 @@ from rich.console import Console
 from runs import RESULTS, ROOT, load, save
 
 from fl_darex.observers.summary import versions
+from fl_darex.simulation.project import read
 
 # What DarexStrategy is given; None: the app as it is.
 VARIANTS = {
@@ -89,8 +89,8 @@ def prepare(
     """Copy an app, with the two lines if there are arguments; return what is to be run."""
     copy = folder / name
     shutil.copytree(source / "examples" / name, copy)
-    settings = tomllib.loads((copy / "pyproject.toml").read_text("utf-8"))["tool"]["flwr"]["app"]
-    halves = settings["components"]
+    project = read(copy)
+    halves = dict(project.components)
     if arguments is not None:
         client, server = (
             copy / (halves[half].partition(":")[0].replace(".", "/") + ".py")
@@ -98,7 +98,7 @@ def prepare(
         )
         put_into(client, server, arguments)
     app.prepare(copy)
-    config = {**settings.get("config", {}), **app.settings}
+    config = project.run_config(app.settings)
     job = {"folder": str(copy), "config": config, "clients": app.clients, "examples": app.examples}
     return {**job, **halves}
 

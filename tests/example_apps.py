@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, RecordDict
-from flwr.supercore.object_ref import load_app
 
 from fl_darex.flower.ledger import Ledger, LedgerGrid
 from fl_darex.simulation import InProcessGrid
+from fl_darex.simulation.project import read
+from fl_darex.simulation.what_to_run import asked_for
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -43,23 +42,13 @@ def run_direct(app: Path, clients: int, **overrides: Any) -> tuple[Ledger, Path]
         clients: How many there are, with a partition each.
         overrides: Of the app's own settings.
     """
-    settings = tomllib.loads((app / "pyproject.toml").read_text("utf-8"))["tool"]["flwr"]["app"]
-    out = app / str(settings["config"]["out"])
-    config = {**settings["config"], "out": str(out), **overrides}
-    forget(app)
-    server, client = (
-        load_app(settings["components"][half], ImportError, app)
-        for half in ("serverapp", "clientapp")
-    )
-    grid = InProcessGrid(client, clients, config)
+    out = app / str(read(app).config["out"])
+    settings = {"out": str(out), **overrides}
     ledger = Ledger()
-    server(LedgerGrid(grid, ledger), Context(grid.run.run_id, 1, {}, RecordDict(), config))
+    with asked_for(app, None, clients=clients, run_config=settings) as it:
+        grid = InProcessGrid(it.client_app, it.clients, it.run_config)
+        config = dict(it.run_config or {})
+        it.server_app(
+            LedgerGrid(grid, ledger), Context(grid.run.run_id, 1, {}, RecordDict(), config)
+        )
     return ledger, out
-
-
-def forget(app: Path) -> None:
-    """Let Python import an app's modules from its folder, and no other copy's."""
-    package = app.name.replace("-", "_")
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
-        del sys.modules[name]
-    sys.path[:] = [str(app), *(path for path in sys.path if Path(path).name != app.name)]

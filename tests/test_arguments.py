@@ -226,10 +226,15 @@ def test_arguments_of_a_grid_say_what_they_want(
         InProcessGrid(app, clients, config)
 
 
-@pytest.mark.parametrize("app", [ServerApp, numpy_app(), None, "apps:server"])
+@pytest.mark.parametrize("app", [ServerApp, numpy_app(), None])
 def test_what_is_no_server_app_is_not_served(app: Any) -> None:
     with pytest.raises(TypeError, match="server_app must be a ServerApp, got"):
         simulate_in_process(app, numpy_app(), clients=2)
+
+
+def test_a_text_is_the_folder_of_an_app_and_not_its_name() -> None:
+    with pytest.raises(ConfigError, match="apps:server' is no Flower app: no such folder; give"):
+        simulate_in_process("apps:server", clients=2)
 
 
 @pytest.mark.parametrize("timeout", [-1, math.nan, "60", True])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def lines(path: Path) -> list[dict[str, object]]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "small.toml").write_text(SMALL)
-    done = fl_darex("run", "small.toml", "--out", "out", cwd=folder)
+    track = ["--track=tensorboard"] * 2 if find_spec("tensorboard") else []
+    done = fl_darex("run", "small.toml", "--out", "out", *track, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "out", done.stdout
 
@@ -66,6 +68,21 @@ def test_a_run_prints_progress_and_a_table(finished: tuple[Path, str]) -> None:
     assert "round 1: clients 3/3  accuracy" in printed
     assert "accuracy, final" in printed
     assert "up " in printed and "ratio" in printed
+
+
+def test_a_tracked_run_is_in_tensorboard_with_the_bytes_of_its_summary(
+    finished: tuple[Path, str],
+) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished[0] / "tensorboard"))
+    events.Reload()
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    assert events.Scalars("bytes/total_so_far")[-1].value == summary["total_bytes"]
+    assert [event.step for event in events.Scalars("accuracy")] == [0, 1, 2]
+    (text,) = events.Tensors("summary/text_summary")
+    assert b"| status | finished |" in text.tensor_proto.string_val[0]
 
 
 def test_the_run_folder_holds_what_the_contract_says(finished: tuple[Path, str]) -> None:

@@ -36,6 +36,12 @@ config = BertConfig(
 model = BertForSequenceClassification(config).eval()
 """
 GIVEN = {
+    "docs/simulation.md": f"""
+import shutil
+from pathlib import Path
+
+shutil.copytree({str(ROOT / "tests" / "plain_app")!r}, Path("~/my-app").expanduser())
+""",
     "docs/library.md": TINY_MODEL
     + """
 base = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}

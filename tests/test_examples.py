@@ -13,6 +13,8 @@ from example_apps import EXAMPLES, ROOT, prepare, run_direct
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
 
+from fl_darex.simulation.own_modules import imported_from
+
 APPS = ("torch-app", "sklearn-app")
 FEW_STEPS = {"num-server-rounds": 2, "batch-size": 360}  # one mini-batch of each client's half
 
@@ -75,12 +77,6 @@ def test_flower_bundles_an_example_and_finds_nothing_to_complain_about(name, pat
     assert warnings == []
 
 
-@pytest.fixture
-def _own_modules(monkeypatch):
-    """Leave ``sys.path`` as it was; an example puts its folder there."""
-    monkeypatch.setattr(sys, "path", [*sys.path])
-
-
 def torch_tensors(file: Path) -> dict[str, np.ndarray]:
     import torch
 
@@ -92,16 +88,17 @@ def share_changed(found: dict[str, np.ndarray], start: dict[str, np.ndarray]) ->
     return moved / sum(array.size for array in start.values())
 
 
-@pytest.mark.usefixtures("_own_modules")
 def test_the_torch_app_runs_before_and_after_and_sends_less(tmp_path):
     dense, out = run_direct(prepare("torch-app", tmp_path / "0"), 2, **FEW_STEPS)
     plain = torch_tensors(out)
     app = prepare("torch-app", tmp_path / "1", "darex.patch")
     sent, out = run_direct(app, 2, **FEW_STEPS)
     pruned = torch_tensors(out)
-    from torch_app.task import initial_model
+    with imported_from(app):
+        from torch_app.task import initial_model
 
-    start = {name: tensor.numpy() for name, tensor in initial_model().state_dict().items()}
+        model = initial_model()
+    start = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     assert sum(array.size for array in start.values()) > 5_000_000
     # Two clients in two rounds keep 1 % each; entries without a gradient do not move.
     assert 0.01 < share_changed(pruned, start) < 1 - 0.99**4 + 0.002

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from logging import WARNING
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,9 +32,9 @@ from fl_darex.errors import ConfigError
 from fl_darex.flower.optimizers import OPTIMIZERS
 from fl_darex.observers.display import Display
 from fl_darex.observers.files import CHECKPOINT
-from fl_darex.observers.phases import Phases
 from fl_darex.observers.run_folder import RunFolder, reason_of
 from fl_darex.observers.totals import summary_table
+from fl_darex.observers.trackers import check_trackers, tracker
 from fl_darex.registry import load
 
 # Named, not imported: the library must not depend on its two halves.
@@ -72,6 +73,13 @@ def run(
             show_default=False,
         ),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="record the run in tensorboard, mlflow, wandb or trackio too; may be repeated",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run a federation and write its run folder."""
     console = plain_console()
@@ -91,35 +99,49 @@ def run(
             settings, remarks = read_settings(config, overrides or [], engine)
         for remark in remarks:
             say(console, remark, "note:", "yellow")
-        _run(resolved(settings), folder, engine, console, resume is not None)
+        trackers = list(dict.fromkeys(track or []))
+        check_trackers(trackers)
+        _run(resolved(settings), folder, engine, trackers, console, resume is not None)
 
 
 def _run(
-    config: RunConfig, folder: RunFolder, engine: Engine, console: Console, resumed: bool
+    config: RunConfig,
+    folder: RunFolder,
+    engine: Engine,
+    track: list[str],
+    console: Console,
+    resumed: bool,
 ) -> None:
     quiet()
     check_machine(config.resources)
     check_folders(config.task)
-    with folder, shown(Display(console)) as display:
+    with folder, shown(Display(console)) as display, ExitStack() as stack:
         folder.engine = engine.value
         if not resumed:
             folder.reserve(config)
+        trackers = [stack.enter_context(tracker(name, folder.path)) for name in track]
         # What is wrong with model or data comes to light before Ray starts.
         session = load_session(config, display.phases)
         check_calibration(session)
-        _execute(session.config, engine, folder, display)
+        checkpoints = folder.path / CHECKPOINT
+        _execute(session.config, engine, [folder, display, *trackers], checkpoints, display)
     _plot(folder)
     with unheard():
         console.print(summary_table(folder.summary()))
         say(console, f"run folder: {folder.path}")
 
 
-def _execute(config: RunConfig, engine: Engine, folder: RunFolder, display: Display) -> None:
+def _execute(
+    config: RunConfig,
+    engine: Engine,
+    observers: list[Any],
+    checkpoints: Path,
+    display: Display,
+) -> None:
     from fl_darex import simulation  # what it has is loaded where it is used: Ray takes long
 
-    phases, clients = display.phases, config.federation.clients
-    app = load(SERVER, "app")(config, [folder, display], folder.path / CHECKPOINT)
-    server_app = _announced(app, config, phases)
+    app = load(SERVER, "app")(config, observers, checkpoints)
+    server_app, clients = _announced(app, config, display), config.federation.clients
     if engine is Engine.local:
         # Server and clients now share this process's session and its one model. They never need it
         # at once, for there is one thread, and each writes all exchanged tensors before it reads,
@@ -127,7 +149,7 @@ def _execute(config: RunConfig, engine: Engine, folder: RunFolder, display: Disp
         # (`pretrained`, `base`) and the examples are never written to.
         simulation.simulate_in_process(server_app, CLIENT, clients=clients)
         return
-    phases.begin("starting Ray")  # Flower's engine runs on it, too
+    display.phases.begin("starting Ray")  # Flower's engine runs on it, too
     resources = simulation.Resources(**config.resources.model_dump())
     if engine is Engine.ray:
         simulation.simulate(server_app, CLIENT, clients=clients, resources=resources)
@@ -137,15 +159,16 @@ def _execute(config: RunConfig, engine: Engine, folder: RunFolder, display: Disp
     simulate_with_flower(server_app, load(CLIENT, "app"), clients=clients, resources=resources)
 
 
-def _announced(app: ServerApp, config: RunConfig, phases: Phases) -> ServerApp:
+def _announced(app: ServerApp, config: RunConfig, display: Display) -> ServerApp:
     """Return a ServerApp that says when the engine has started, and what comes then."""
     made = ServerApp()
 
     @made.main()
     def main(grid: Grid, context: Context) -> None:
-        phases.end()
+        display.watch(grid)
+        display.phases.end()
         if config.federation.evaluate == "server":
-            phases.begin("measuring the first model")
+            display.phases.begin("measuring the first model")
         app(grid, context)
 
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -68,9 +69,25 @@ def resolved(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"task": task.model_copy(update=paths)})
 
 
+class _StderrNow:
+    """Writes to what ``sys.stderr`` is at the moment: live lines put themselves below it."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def quiet() -> None:
     """Leave the terminal to our own display; warnings of Flower and of our own still show."""
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    logger = logging.getLogger("flwr")
+    logger.setLevel(logging.WARNING)
+    for handler in logger.handlers:
+        # In a file they stay apart from what the display writes.
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
+            if sys.stderr.isatty():
+                handler.setStream(_StderrNow())
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

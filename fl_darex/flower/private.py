@@ -2,12 +2,15 @@
 
 ``Message(...)`` on the driver reads `TaskIdentity`, which Flower's own engines set for their
 processes; an engine of ours has to do the same. Ids of messages are given by SuperLink, so a
-`Message` has no public way to set them, nor to be looked at with another content.
+`Message` has no public way to set them, nor to be looked at with another content. The rules of an
+app's file are those of Flower's command, which has them to itself.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
@@ -37,10 +40,12 @@ __all__ = [
     "adopt_run",
     "answering",
     "as_error",
+    "flattened",
     "from_bytes",
     "is_simulated",
     "node_id_of",
     "number",
+    "read_project",
     "to_bytes",
     "with_content",
 ]
@@ -71,6 +76,30 @@ def is_simulated(grid: Grid) -> bool:
     from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
     return isinstance(grid, InMemoryGrid)
+
+
+def read_project(folder: Path) -> dict[str, Any]:
+    """Return an app's ``pyproject.toml``, checked as ``flwr run`` does.
+
+    Raises:
+        OSError: If there is none, or it cannot be read.
+        ValueError: If it is no TOML, or lacks what Flower wants in it.
+    """
+    from flwr.common.config import get_project_config  # takes a fifth of a second
+
+    found: dict[str, Any] = get_project_config(folder)
+    return found
+
+
+def flattened(settings: Mapping[str, Any]) -> dict[str, bool | float | int | str]:
+    """Return nested settings as ``flwr run`` does: ``{"a": {"b": 1}}`` is ``{"a.b": 1}``.
+
+    Raises:
+        ValueError: If a value is neither text nor number nor truth value.
+    """
+    from flwr.common.config import flatten_dict
+
+    return dict(flatten_dict(dict(settings)))
 
 
 def number(message: Message, message_id: str) -> None:

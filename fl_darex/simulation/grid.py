@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ _REPLY = 1 << 255  # the highest bit of an id: the reply to the message of the o
 class SimulatedGrid(Grid):
     """A Grid whose nodes are simulated by this process or its workers.
 
+    Threads may share it, as Flower's older strategies do with one for each client.
+
     Args:
         clients: Number of simulated nodes; node i has partition i.
         run_config: What clients and server see as ``context.run_config``.
@@ -46,7 +49,8 @@ class SimulatedGrid(Grid):
         ValueError: If there is not even one client.
     """
 
-    pull_interval = 0.0  # pull_messages waits itself where there is something to wait for
+    # pull_messages waits itself where there is something to wait for; here other threads come in.
+    pull_interval = 0.001
 
     def __init__(self, clients: int, run_config: Mapping[str, Any] | None = None) -> None:
         clients = checks.whole("clients", clients, "1 or more", lambda number: number >= 1)
@@ -56,6 +60,7 @@ class SimulatedGrid(Grid):
         self._run = adopt_run("simulation")
         self._run_config = dict(run_config or {})
         self._sent = 0
+        self._one = threading.RLock()
         self._done: dict[str, Message] = {}
 
     def serve(self, server_app: ServerApp) -> Context:
@@ -146,28 +151,31 @@ class SimulatedGrid(Grid):
         for message in listed:
             self._check(message)
         known = [m for m in listed if m.metadata.dst_node_id in self.partitions]
-        for message in known:
-            self._sent += 1
-            # As wide as a deployment's ids, which are SHA-256 hashes.
-            number(message, f"{self._sent:064x}")
         if unknown := {m.metadata.dst_node_id for m in listed} - self.partitions.keys():
             log(ERROR, "messages to nodes that are not there are not sent: %s", sorted(unknown))
-        self._hand_out(known)
-        return [m.metadata.message_id for m in listed if m.metadata.dst_node_id in self.partitions]
+        with self._one:
+            for message in known:
+                self._sent += 1
+                # As wide as a deployment's ids, which are SHA-256 hashes.
+                number(message, f"{self._sent:064x}")
+            self._hand_out(known)
+        return [message.metadata.message_id for message in known]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the replies to these messages that have come, in the order in which they came.
 
         Where some are on their way, it waits for 0.05 s at most.
         """
-        self._collect()
         wanted = message_ids if isinstance(message_ids, Set) else set(message_ids)
-        return [self._done.pop(key) for key in list(self._done) if key in wanted]
+        with self._one:
+            self._collect()
+            return [self._done.pop(key) for key in list(self._done) if key in wanted]
 
     def forget(self, message_ids: Iterable[str]) -> None:
         """Keep no replies to these messages, and have no client work on them any more."""
-        for key in message_ids:
-            self._done.pop(key, None)
+        with self._one:
+            for key in message_ids:
+                self._done.pop(key, None)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

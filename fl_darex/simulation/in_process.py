@@ -13,6 +13,7 @@ from flwr.serverapp import ServerApp
 from fl_darex.registry import load
 from fl_darex.simulation.client import answer, detached
 from fl_darex.simulation.grid import SimulatedGrid, check_app
+from fl_darex.simulation.what_to_run import AppFolder, asked_for
 
 
 class InProcessGrid(SimulatedGrid):
@@ -31,6 +32,10 @@ class InProcessGrid(SimulatedGrid):
     Raises:
         TypeError: If an argument is of another kind, such as a class in place of an app.
         ValueError: If there is not even one client.
+
+    Attributes:
+        running: Clients at work: one, while messages are pushed.
+        waiting: Messages of the same push that come after it.
     """
 
     def __init__(
@@ -43,10 +48,13 @@ class InProcessGrid(SimulatedGrid):
         self._app = load(client_app, "ClientApp") if isinstance(client_app, str) else client_app
         check_app("client_app", self._app, ClientApp)
         self._left: dict[int, RecordDict] = {}
+        self.running = self.waiting = 0
 
     def _hand_out(self, messages: list[Message]) -> None:
-        for message in messages:
+        for place, message in enumerate(messages, start=1):
+            self.running, self.waiting = 1, len(messages) - place
             self._answer(message, self._reply(message))
+        self.running = 0
 
     def _reply(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
@@ -66,11 +74,12 @@ class InProcessGrid(SimulatedGrid):
 
 
 def simulate_in_process(
-    server_app: ServerApp,
-    client_app: ClientAppCallable | str,
+    server_app: ServerApp | AppFolder,
+    client_app: ClientAppCallable | str | None = None,
     *,
-    clients: int,
+    clients: int | None = None,
     run_config: Mapping[str, Any] | None = None,
 ) -> Context:
     """Run a federation in this process; see `fl_darex.simulation.simulate` for the arguments."""
-    return InProcessGrid(client_app, clients, run_config).serve(server_app)
+    with asked_for(server_app, client_app, clients=clients, run_config=run_config) as it:
+        return InProcessGrid(it.client_app, it.clients, it.run_config).serve(it.server_app)

@@ -18,6 +18,7 @@ from fl_darex import checks
 from fl_darex.simulation.calls import Calls
 from fl_darex.simulation.cluster import Resources, capacity, connect, disconnect
 from fl_darex.simulation.grid import SimulatedGrid, check_app
+from fl_darex.simulation.what_to_run import AppFolder, asked_for
 from fl_darex.simulation.worker import Setting
 from fl_darex.simulation.workers import Workers
 
@@ -109,7 +110,8 @@ class RayGrid(SimulatedGrid):
         The clients' states stay what they were before these messages.
         """
         super().forget(keys := set(message_ids))
-        no_turn, late = self._calls.forget(keys)
+        with self._one:
+            no_turn, late = self._calls.forget(keys)
         if no_turn or late:
             partitions = sorted(self.partitions[job.node] for job in late)
             log(
@@ -133,26 +135,32 @@ class RayGrid(SimulatedGrid):
 
 
 def simulate(
-    server_app: ServerApp,
-    client_app: ClientAppCallable | str,
+    server_app: ServerApp | AppFolder,
+    client_app: ClientAppCallable | str | None = None,
     *,
-    clients: int,
+    clients: int | None = None,
     resources: Resources | None = None,
     run_config: Mapping[str, Any] | None = None,
 ) -> Context:
     """Run a whole federation with Ray and return the server's context.
 
     Args:
-        server_app: Any Flower ServerApp.
-        client_app: Any Flower ClientApp, or ``"module:attribute"``.
-        clients: Number of simulated nodes; node i has ``node_config["partition-id"] == i``.
-        resources: What one client may use; default one core, no GPU.
-        run_config: What both apps see as ``context.run_config``.
+        server_app: Any Flower ServerApp; or the folder of a Flower app, whose ``pyproject.toml``
+            says what ``flwr run`` would run.
+        client_app: Any Flower ClientApp, or ``"module:attribute"``; an app's folder has its own.
+        clients: Number of simulated nodes; node i has ``node_config["partition-id"] == i``. May be
+            left out where an app's file says it (``[tool.flwr.federations]``).
+        resources: What one client may use; default what an app's file says, or one core, no GPU.
+        run_config: What both apps see as ``context.run_config``; with an app's folder, settings
+            that replace those of its file, which must have them.
 
     Raises:
         TypeError: If an argument is of another kind, such as a class in place of an app.
-        ConfigError: If not even one client fits into the cluster.
+        ConfigError: If not even one client fits into the cluster, or the folder has no app that
+            can be loaded.
+        EngineError: If another thread runs an app from its folder.
     """
-    check_app("server_app", server_app, ServerApp)
-    with RayGrid(client_app, clients, resources, run_config) as grid:
-        return grid.serve(server_app)
+    with asked_for(server_app, client_app, clients=clients, run_config=run_config) as it:
+        own = resources or Resources(**it.per_client)
+        with RayGrid(it.client_app, it.clients, own, it.run_config) as grid:
+            return grid.serve(it.server_app)
