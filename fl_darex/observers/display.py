@@ -48,7 +48,7 @@ class Display:
             self._console.print(f"before round 1: {start.metric_name} {start.initial_metric:.4f}")
         if start.done:
             self._console.print(f"goes on after round {start.done} of {federation.rounds}")
-        self._numbers.closed = start.done
+        self._numbers.closed = self._numbers.before = start.done
         self._numbers.rounds, self._numbers.asked = federation.rounds, federation.sample_size
         self._waits_for = federation.clients
         self.phases.begin("starting the clients")

@@ -16,6 +16,7 @@ class Numbers:
         rounds: Of the whole run.
         asked: Clients that train in a round.
         closed: Rounds that are over.
+        before: Rounds that were over when this process went on with the run.
         done: Clients whose reply to this round's training is there.
         pending: Clients that run or wait for a worker, where the engine says it; else 0.
         replies: Of all rounds, those to evaluations too.
@@ -28,6 +29,7 @@ class Numbers:
     rounds: int = 0
     asked: int = 0
     closed: int = 0
+    before: int = 0
     done: int = 0
     pending: int = 0
     replies: int = 0
@@ -58,7 +60,8 @@ class Numbers:
 
     def left(self, now: float) -> float | None:
         """Return the seconds that the rest takes at the speed so far; None: nothing is done yet."""
-        return self.seconds(now) * (1 - self.share) / self.share if self.share else None
+        done = self.share - (self.before / self.rounds if self.rounds else 0.0)
+        return self.seconds(now) * (1 - self.share) / done if done > 0 else None
 
 
 def span(seconds: float | None) -> str:
