@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -222,10 +221,13 @@ def screen(data: str) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 def test_ctrl_c_leaves_the_terminal_in_order_and_logs_stand_above_the_lines(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent
+    pty, termios = (pytest.importorskip(name) for name in ("pty", "termios"))
     ours, theirs = pty.openpty()
+    settings = termios.tcgetattr(theirs)
+    settings[3] &= ~termios.ISIG  # ^C is shown; as a signal it would also throw output away
+    termios.tcsetattr(theirs, termios.TCSANOW, settings)
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(root), str(root.parent), str(tmp_path / "out")],
         env=os.environ | {"TERM": "xterm", "COLUMNS": "90", "LINES": "30"},
@@ -236,13 +238,14 @@ def test_ctrl_c_leaves_the_terminal_in_order_and_logs_stand_above_the_lines(tmp_
     os.close(theirs)
     watch = threading.Timer(120, process.kill)
     watch.start()
-    data, sent = "", False
+    data, shows, stops = "", False, False
     with suppress(OSError):  # how Linux says that the other end is gone
         while chunk := os.read(ours, 65536):
             data += chunk.decode("utf-8", "replace")
-            if "READY" in data and not sent:
-                sent = True
-                os.write(ours, b"\x03")  # the terminal shows it as ^C
+            if "READY" in data and not shows:
+                shows = os.write(ours, b"\x03") == 1
+            elif "^C" in data and not stops:
+                stops = True
                 process.send_signal(signal.SIGINT)
     watch.cancel()
     os.close(ours)
