@@ -20,7 +20,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from fl_darex import __version__
-from fl_darex.errors import ConfigError, one_line
+from fl_darex.errors import ConfigError, DarexError, one_line
 from fl_darex.files.checkpoint import Checkpoint, refuse_foreign
 from fl_darex.files.states import Packed
 from fl_darex.flower.private import is_simulated
@@ -248,14 +248,26 @@ class Resumed:
                 "'local'"
             )
         self._say(facts)
+        try:
+            self._restore(state)
+        except DarexError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"the checkpoint {str(path)!r} of fl-darex {facts['fl-darex']} means nothing to "
+                f"this one, {__version__} ({type(error).__name__}: {error}); go on with the "
+                "version that wrote it, or remove it, and the run begins anew"
+            ) from error
+        self._over = self._last = round_
+        log(INFO, "the run goes on after round %s, from %r", round_, str(path))
+
+    def _restore(self, state: dict[str, Any]) -> None:
         self._rounds.restore(state["rounds"])
         self._history.restore(state["history"])
         if self._clients and state["clients"] is not None:
             self._clients.restore(state["clients"])
         for name, holder in self._settings.also.items():
             holder.restore(state["also"][name])
-        self._over = self._last = round_
-        log(INFO, "the run goes on after round %s, from %r", round_, str(path))
 
     def _say(self, facts: dict[str, Any]) -> None:
         """Say what differs from the run before, and does not make it another one."""

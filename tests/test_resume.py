@@ -19,6 +19,7 @@ from test_saveable import CLIENTS, MAKE, Pair, Residual, bits, fedavg
 import fl_darex.strategies.resumed as resumed_module
 from fl_darex.clients import DarexMod
 from fl_darex.errors import ConfigError
+from fl_darex.files.checkpoint import Checkpoint
 from fl_darex.files.model_cache import ModelCache
 from fl_darex.flower.grids import GridView
 from fl_darex.flower.records import to_record
@@ -262,6 +263,17 @@ def test_a_torn_checkpoint_is_refused_and_nobody_is_asked(tmp_path: Path) -> Non
     assert grid.trained == 0
     path.unlink()
     assert told(run(MAKE["average"](checkpoint=tmp_path))) == told(run(MAKE["average"]()))
+
+
+def test_a_sound_checkpoint_of_other_parts_is_refused_in_a_line(tmp_path: Path) -> None:
+    die(MAKE["average"], tmp_path, 10)
+    file = Checkpoint(tmp_path)
+    facts, state = file.load() or ({}, {})
+    del state["rounds"]["ledger"]["kinds"]
+    file.save(facts, state)
+    said = r"means nothing to this one, .* \(KeyError: 'kinds'\); go on with the version"
+    with pytest.raises(ConfigError, match=said):
+        run(MAKE["average"](checkpoint=tmp_path))
 
 
 def test_more_rounds_than_before_go_on_as_one_longer_run(tmp_path: Path) -> None:
