@@ -161,6 +161,7 @@ for name in ADAPTERS:
 """
 
 
+@pytest.mark.slow
 def test_processes_of_any_number_of_threads_have_the_same_numbers_trained_and_frozen() -> None:
     here = str(Path(__file__).parent)
     one, two = (

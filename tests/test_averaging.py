@@ -137,6 +137,7 @@ def run(folder: Path, count: int, **settings: Any) -> tuple[dict[str, Any], dict
     return saved, json.loads((folder / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_what_a_run_evaluates_and_saves_is_the_mean_of_what_it_trained(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

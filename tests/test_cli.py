@@ -295,6 +295,7 @@ def test_runs_that_are_started_at_once_have_three_right_folders(config: Path) ->
         assert f"\nseed = {summary['seed']}\n" in (folder / "config.toml").read_text()
 
 
+@pytest.mark.slow
 def test_a_reader_who_leaves_does_not_stop_the_run(config: Path) -> None:
     out = config.parent / "out"
     process = subprocess.Popen(
@@ -324,9 +325,10 @@ def test_help_is_there(arguments: list[str], tmp_path: Path) -> None:
     "number",
     [
         pytest.param(signal.SIGINT, id="SIGINT"),
-        pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
     ],
 )
+@pytest.mark.slow
 def test_a_signal_leaves_a_readable_folder_and_no_worker(
     number: signal.Signals, config: Path
 ) -> None:

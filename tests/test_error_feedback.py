@@ -132,6 +132,7 @@ def test_nothing_is_lost_over_twenty_rounds() -> None:
     check_states(seen)
 
 
+@pytest.mark.slow
 def test_where_few_clients_take_part_nothing_is_lost_but_the_round_whose_reply_is() -> None:
     seen, grid = watched(10, 4, loses=3)
     assert len(seen) == 80 and {one["client"] for one in seen} == set(range(10))

@@ -157,6 +157,7 @@ assert "torch" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_the_scikit_learn_app_runs_before_and_after_where_torch_is_not_installed(tmp_path):
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(

@@ -326,6 +326,7 @@ def test_a_tokenizer_with_more_tokens_than_rows_is_refused_with_the_way_out(tmp_
         session(model, ROWS)
 
 
+@pytest.mark.slow
 def test_the_log_of_a_run_says_what_became_of_the_head(tmp_path: Path) -> None:
     perfect(tmp_path / "bert", SAYS)
     write(tmp_path / "data" / "train.jsonl", texts_of(("good", "bad"), (0, 1)))

@@ -37,6 +37,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_with_a_fresh_head_is_trained_and_saved(folder: Path) -> None:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 

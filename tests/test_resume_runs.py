@@ -107,7 +107,14 @@ def check(found: Path, expected: Path) -> None:
     assert (found / "config.toml").read_text() == (expected / "config.toml").read_text()
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    "arm",
+    [
+        "dare with AdamR",
+        "a residual",
+        *(pytest.param(arm, marks=pytest.mark.slow) for arm in ("server downlink", "FedAdam")),
+    ],
+)
 def test_a_run_that_is_killed_anywhere_and_resumed_ends_with_the_same_bits_and_logs(
     arm: str, commands: Commands, cwd: Path
 ) -> None:

@@ -35,12 +35,15 @@ def run(folder: Path, **settings: object) -> bytes:
     [
         {},
         {"train.lora-rank": 2},
-        {"train.lora-rank": 2, "compress.lora": "product"},
-        {"compress.q": "server-validation"},
-        {"compress.q": "layer-q-e"},
+        pytest.param({"train.lora-rank": 2, "compress.lora": "product"}, marks=pytest.mark.slow),
+        pytest.param({"compress.q": "server-validation"}, marks=pytest.mark.slow),
+        pytest.param({"compress.q": "layer-q-e"}, marks=pytest.mark.slow),
         {"compress.q": "curvature"},
-        {"compress.q": "group-server-validation", "server.validation-examples": 20},
-        {"compress.method": "wanda", "compress.scope": "row"},
+        pytest.param(
+            {"compress.q": "group-server-validation", "server.validation-examples": 20},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"compress.method": "wanda", "compress.scope": "row"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -206,6 +206,7 @@ def test_a_head_that_fits_is_kept_and_one_for_other_classes_is_drawn_anew(tmp_pa
         assert [kept[label] for label in task.train["label"]] == paths
 
 
+@pytest.mark.slow
 def test_another_process_gets_the_same_bits(model, data):
     code = (
         "import sys; from fl_darex.config import make_config\n"

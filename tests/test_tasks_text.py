@@ -173,6 +173,7 @@ def test_the_head_comes_from_the_seed_of_the_run_and_the_rest_from_the_checkpoin
     assert torch.equal(states[0][name], states[2][name])
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_head(model, data):
     code = (
         "import sys; from fl_darex.config import make_config\n"

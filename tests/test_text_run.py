@@ -40,9 +40,10 @@ def folder(tmp_path: Path) -> Path:
     ("labels", "metric"),
     [
         ((0, 1), "accuracy"),
-        pytest.param((0.5, 3.25, 4.0), "pearson-spearman", marks=pytest.mark.slow),
+        ((0.5, 3.25, 4.0), "pearson-spearman"),
     ],
 )
+@pytest.mark.slow
 def test_a_text_model_with_a_fresh_head_is_trained_and_saved(
     folder: Path, labels: tuple[float, ...], metric: str
 ) -> None:
