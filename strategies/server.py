@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from fl_darex.compression.downlink import POLICIES
 from fl_darex.config.going_on import identity
 from fl_darex.errors import ConfigError, DarexError
-from fl_darex.flower.ledger import Entry
+from fl_darex.flower.entry import Entry, from_columns, to_columns
 from fl_darex.flower.records import view_arrays
 from fl_darex.flower.roster import HANDSHAKE
 from fl_darex.observers import Observer, RoundReport, RunStart
@@ -55,6 +56,8 @@ class Server:
         self._checkpoint = checkpoint
         self.counted = self._round = 0
         self._initial: float | None = None
+        self._reports: list[RoundReport] = []
+        self._handshake: list[Entry] = []
         self._train: MetricRecord = MetricRecord()
         self._scores: dict[str, float] = {}
         self._clock, self._starting = time.monotonic(), True
@@ -91,12 +94,11 @@ class Server:
         also, facts = {"server": self}, identity(self.config)
         return Checkpoints(self._checkpoint, every, also=also, facts=facts, keep=True)
 
-    def start(self, initial_metric: float | None, done: int = 0) -> RunStart:
+    def start(self, initial_metric: float | None) -> RunStart:
         """Return what is known before the first round of this process.
 
         Args:
             initial_metric: The metric of the model before round 1; None: it was not measured.
-            done: Rounds that another process has done.
         """
         task = self.session.task
         return RunStart(
@@ -108,7 +110,8 @@ class Server:
             examples=len(task.train),
             evaluation_examples=len(task.evaluation),
             classes=task.classes,
-            done=done,
+            reports=tuple(self._reports),
+            handshake=tuple(self._handshake),
         )
 
     def flower_strategy(self) -> Strategy:
@@ -133,6 +136,8 @@ class Server:
         self._starting = self._starting and entry.kind == HANDSHAKE
         if self._starting:  # the engine's workers, and loading what they need, are no round's time
             self._clock = time.monotonic()
+        if entry.kind == HANDSHAKE:
+            self._handshake.append(entry)
         for observer in self.observers:
             observer.replied(entry)
 
@@ -152,6 +157,7 @@ class Server:
         else:
             self.counted += self.strategy.counted
             report = self._report(round_, metric, scores.get("loss"))
+            self._reports.append(report)
             entries = self.strategy.ledger.of_round(round_)
             for observer in self.observers:
                 observer.round_closed(report, entries, self.session.save_model)
@@ -179,6 +185,8 @@ class Server:
             "round": self._round,
             "counted": self.counted,
             "initial": self._initial,
+            "reports": [asdict(report) for report in self._reports],
+            "handshake": to_columns(self._handshake),
             "average": self.average.state(),
             "observers": [one.state() for one in self._saved],
         }
@@ -195,11 +203,13 @@ class Server:
                 f"federation.rounds = {rounds}, and round {self._round} is over; set it higher"
             )
         self._initial = state["initial"]
+        self._reports = [RoundReport(**fields) for fields in state["reports"]]
+        self._handshake = from_columns(state["handshake"])
         self.average.restore(state["average"])
         for observer, known in zip(self._saved, state["observers"], strict=True):
             observer.restore(known)
         for one in self.observers:
-            one.started(self.start(self._initial, self._round))
+            one.started(self.start(self._initial))
 
     def validate(self, arrays: Mapping[str, NDArray[Any]]) -> float:
         """Return a model's loss on the examples that are held out for choosing q."""

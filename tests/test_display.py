@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,19 @@ def test_speed_and_time_left_follow_from_what_is_done() -> None:
     assert numbers.trained == 2
     numbers.closed, numbers.done = 10, 4
     assert (numbers.share, numbers.left(120.0)) == (1.0, 0.0)
+
+
+def test_a_run_that_goes_on_shows_the_bytes_and_failures_of_the_whole_run() -> None:
+    out = io.StringIO()
+    display = Display(Console(file=out))
+    asked = (Entry(round=0, client=0, kind=HANDSHAKE, down_bytes=1, up_bytes=2),)
+    display.started(replace(START, reports=(report(1),), handshake=asked))
+    assert "goes on after round 1 of 2" in out.getvalue()
+    numbers = display._numbers
+    assert (numbers.closed, numbers.before, numbers.failed) == (1, 1, 1)
+    assert (numbers.up_bytes, numbers.down_bytes) == (2_000_002, 3_000_001)
+    numbers.began, numbers.asked, numbers.done = 100.0, 4, 2
+    assert numbers.left(110.0) == pytest.approx(10.0)  # of the second half, half took 10 seconds
 
 
 def test_times_and_sizes_are_written_as_people_read_them() -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import ray
 from apps import remembering_app
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.run import Run
+from own_ray import own_ray
 
 from fl_darex.simulation import InProcessGrid, RayGrid
 from fl_darex.simulation.grid import SimulatedGrid
@@ -19,11 +18,8 @@ from fl_darex.simulation.grid import SimulatedGrid
 
 @pytest.fixture(scope="module", autouse=True)
 def one_ray() -> Iterator[None]:
-    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
-    env = {"env_vars": {"PYTHONPATH": path}}
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env=env)
-    yield
-    ray.shutdown()
+    with own_ray(1):
+        yield
 
 
 @pytest.fixture(scope="module", params=[InProcessGrid, RayGrid], ids=lambda kind: kind.__name__)

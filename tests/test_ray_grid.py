@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+from own_ray import own_ray
 
 from fl_darex.clients import DarexMod
 from fl_darex.errors import ConfigError, EngineError
@@ -28,15 +29,8 @@ from fl_darex.strategies import DarexStrategy, SecureAggregation
 @pytest.fixture(scope="module", autouse=True)
 def two_cores() -> Iterator[None]:
     """One Ray for the module; grids must neither need their own nor stop this one."""
-    path = os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    yield
-    ray.shutdown()
+    with own_ray(2):
+        yield
 
 
 def reporting_app() -> ClientApp:
@@ -372,12 +366,10 @@ def test_workers_that_are_killed_from_outside_cost_no_reply() -> None:
     sleep = RecordDict({"sleep": ConfigRecord({str(client): 0.4 for client in range(8)})})
     with RayGrid(sleeping_app(), 8) as grid:
         all_there(grid)
+        workers = pids(ask(grid))
         messages = [Message(sleep, node, "query") for node in grid.get_node_ids()]
         waiting = set(grid.push_messages(messages))
-        for pid in {
-            ray.get(call.worker.process.options(concurrency_group="beside").remote())
-            for call in grid._calls._calls.values()
-        }:
+        for pid in workers:
             os.kill(pid, signal.SIGKILL)
         replies: list[Message] = []
         while len(replies) < 8:

@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,21 @@ def test_a_tracker_is_told_settings_rounds_with_totals_and_the_summary() -> None
     assert summary["total_bytes"] == 1020 and summary["handshake_bytes"] == 20
     assert summary["total_ratio"] == pytest.approx(8000 / 1020)
     assert summary["failures"] == 1
+
+
+def test_a_run_that_goes_on_is_recorded_with_what_was_sent_before_and_ends_as_finished() -> None:
+    kept = Kept()
+    first, second = reports()
+    asked = tuple(
+        Entry(0, one, HANDSHAKE, down_bytes=4, up_bytes=6, failed=False) for one in (0, 1)
+    )
+    with Tracker("kept", kept.begin) as observer:
+        observer.started(replace(START, reports=(first,), handshake=asked))
+        observer.round_closed(second, [], lambda folder: None)
+    _, (_, step, numbers), (_, status, reason, summary) = kept.told
+    assert (step, numbers) == (2, pytest.approx(ROUNDS[2]))
+    assert (status, reason) == ("finished", "")
+    assert summary["total_bytes"] == 1020 and summary["rounds"] == 2
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from apps import remembering_app
 from example_apps import prepare
 from flwr.app import Message, RecordDict
+from own_ray import own_ray
 
 from fl_darex.flower.private import ErrorCode
 from fl_darex.observers.live import Workload
@@ -30,15 +29,8 @@ RUNS = {"ray": simulate, "local": simulate_in_process}
 @pytest.fixture(scope="module", autouse=True)
 def two_cores() -> Iterator[None]:
     """One Ray for the module, which knows nothing of the apps' folders."""
-    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    yield
-    ray.shutdown()
+    with own_ray(2, HERE, HERE.parent):
+        yield
 
 
 def said(app: Path, run: Any, out: Path, **options: Any) -> Any:

@@ -46,10 +46,16 @@ class Display:
         self._console.print(header(start))
         if start.initial_metric is not None:
             self._console.print(f"before round 1: {start.metric_name} {start.initial_metric:.4f}")
-        if start.done:
-            self._console.print(f"goes on after round {start.done} of {federation.rounds}")
-        self._numbers.closed = self._numbers.before = start.done
-        self._numbers.rounds, self._numbers.asked = federation.rounds, federation.sample_size
+        numbers, before = self._numbers, len(start.reports)
+        if before:
+            self._console.print(f"goes on after round {before} of {federation.rounds}")
+        numbers.closed = numbers.before = before
+        numbers.failed = sum(report.failures for report in start.reports)
+        sent: list[RoundReport | Entry] = [*start.reports, *start.handshake]
+        for one in sent:
+            numbers.up_bytes += one.up_bytes
+            numbers.down_bytes += one.down_bytes
+        numbers.rounds, numbers.asked = federation.rounds, federation.sample_size
         self._waits_for = federation.clients
         self.phases.begin("starting the clients")
 

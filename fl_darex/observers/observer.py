@@ -70,7 +70,8 @@ class RunStart:
         examples: Training examples of all clients.
         evaluation_examples: Those that the metric is measured on.
         classes: Number of classes; 0 = none, or the task does not say.
-        done: Rounds that were done before by a process that was stopped.
+        reports: The rounds that another process did, which was stopped.
+        handshake: What it and the clients told each other before the first of them.
     """
 
     config: RunConfig
@@ -81,7 +82,8 @@ class RunStart:
     examples: int = 0
     evaluation_examples: int = 0
     classes: int = 0
-    done: int = 0
+    reports: tuple[RoundReport, ...] = ()
+    handshake: tuple[Entry, ...] = ()
 
 
 class Observer(Protocol):

@@ -144,10 +144,8 @@ class RunFolder:
         self._config, self._resumed = config, int(summary.get("resumed", 0)) + 1
 
     def state(self) -> dict[str, Any]:
-        """Return what was reported so far, and how long the files are that the disk has."""
+        """Return how long the files are that the disk has, and what they took."""
         return {
-            "reports": [asdict(report) for report in self._reports],
-            "handshake": [asdict(entry) for entry in self._handshake],
             "written": self._written,
             "sizes": files.sizes(self.path),
             "seconds": time.monotonic() - self._clock,
@@ -155,14 +153,14 @@ class RunFolder:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Know what `state` said; what the files have beyond it is taken away by `started`."""
-        self._reports = [RoundReport(**fields) for fields in state["reports"]]
-        self._handshake = [Entry(**fields) for fields in state["handshake"]]
         self._written, self._kept = state["written"], state
 
     def started(self, start: RunStart) -> None:
         """Take the folder, unless it is taken, and write what is known before the first round."""
         if self._config is None:
             self.reserve(start.config)
+        if start.reports:
+            self._reports, self._handshake = [*start.reports], [*start.handshake]
         self._start, self._clock = start, time.monotonic() - self._kept.get("seconds", 0.0)
         with self._writing():
             if self._resumed:

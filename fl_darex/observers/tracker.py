@@ -81,9 +81,10 @@ class Tracker:
     def started(self, start: RunStart) -> None:
         """Begin to record, with all settings."""
         self._start = start
+        self._reports, self._handshake = [*start.reports], [*start.handshake]
         settings = flattened(tomllib.loads(start.config.to_toml()))
         self._recording = self._tell(lambda: self._begin(settings))
-        if start.initial_metric is not None:
+        if start.initial_metric is not None and not start.reports:
             self._log({start.metric_name: start.initial_metric}, 0)
 
     def replied(self, entry: Entry) -> None:

@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 
 from fl_darex.flower.private import ErrorCode, with_content
 from fl_darex.simulation.client import failure
-from fl_darex.simulation.parcels import Parcel, pack, unpack
+from fl_darex.simulation.parcels import LARGE, Parcel, pack, unpack
 from fl_darex.simulation.waiting import Job, Waiting
 from fl_darex.simulation.worker import (
     ASIDE,
@@ -31,7 +31,6 @@ from fl_darex.simulation.worker import (
 )
 from fl_darex.simulation.workers import Workers, cause
 
-_LARGE = 1 << 16  # bytes of a record from which on it goes through the object store
 _WAIT_SECONDS = 0.05
 _PATIENCE = 1.0, 10.0  # seconds, and times what was expected, until work is taken back
 _LIVES = 2  # workers that may die of one message
@@ -193,6 +192,8 @@ class Calls:
             return
         for answered in found:
             self._answered(call, answered)
+        for asked in [key for key, one in self._taken_back.items() if one is call]:
+            self._returned(asked)  # at once: who was given back must not be forgotten meanwhile
         del self._calls[reference]
         self._pool.idle.append(call.worker)
 
@@ -224,14 +225,16 @@ class Calls:
         # An error inside the worker leaves it alive; and it is nothing that comes by chance.
         lives = isinstance(error, ray.exceptions.RayTaskError)
         if lives:
+            trouble = "the worker failed"
             self._pool.idle.append(call.worker)
         else:
+            trouble = "the worker died"
             self._pool.replace(call.worker)
         again = []
         for job in jobs:
             job.deaths += len(jobs) == 1
             if job.deaths >= (1 if lives else _LIVES):
-                reason = f"the worker died: {cause(error)}"
+                reason = f"{trouble}: {cause(error)}"
                 self._answer(job.message, failure(job.message, reason, ErrorCode.UNKNOWN))
             else:
                 job.alone = True
@@ -239,8 +242,8 @@ class Calls:
         if again:
             log(
                 WARNING,
-                "a worker died (%s); the clients %s that it had are run again, each alone",
-                *(cause(error), sorted(self._partitions[job.node] for job in again)),
+                "%s (%s); the clients %s that it had are run again, each alone",
+                *(trouble, cause(error), sorted(self._partitions[job.node] for job in again)),
             )
         self.waiting.add(again)
 
@@ -276,7 +279,7 @@ def _job(message: Message, run_id: int, records: _Records) -> Job:
     """Return what a message asks, its large records moved to the object store."""
     small, models = RecordDict(), {}
     for name, record in message.content.items():
-        if isinstance(record, ArrayRecord) and record.count_bytes() >= _LARGE:
+        if isinstance(record, ArrayRecord) and record.count_bytes() >= LARGE:
             models[name] = records.reference(record)
             record = ArrayRecord()  # holds the place
         small[name] = record

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fl_darex.errors import EngineError
-from fl_darex.simulation.cluster import Resources, capacity, connect
+from fl_darex.simulation.cluster import Resources, capacity, connect, disconnect
 
 
 def simulate_with_flower(
@@ -39,7 +39,7 @@ def simulate_with_flower(
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from flwr.simulation import run_simulation
 
-    connect(resources)
+    owns_ray = connect(resources)
     capacity(resources)  # a clear error before Flower's own
     client: Any = {"num_cpus": math.ceil(resources.num_cpus), "num_gpus": resources.num_gpus}
     logger, quiet = logging.getLogger("flwr"), _NoDeprecation()
@@ -58,6 +58,8 @@ def simulate_with_flower(
         raise EngineError(f"Flower's engine failed: {cause}") from error
     finally:
         logger.removeFilter(quiet)
+        if owns_ray:
+            disconnect()
 
 
 class _NoDeprecation(logging.Filter):

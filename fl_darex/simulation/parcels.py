@@ -10,7 +10,8 @@ from typing import Any
 
 from flwr.app import Array
 
-_ASIDE = 1 << 16  # bytes of an array from which on it travels beside the pickle
+LARGE = 1 << 16
+"""Bytes from which on arrays travel beside the pickle, records and states outside the driver."""
 
 Parcel = tuple[bytes, Sequence[PickleBuffer]]
 """A pickle, and the bytes of large arrays, which Ray puts into its store as they are."""
@@ -21,7 +22,7 @@ class _Pickler(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         """Return how an array is made anew; leave everything else to its own way."""
-        if type(value) is Array and len(value.data) >= _ASIDE:
+        if type(value) is Array and len(value.data) >= LARGE:
             parts = (value.dtype, value.shape, value.stype, PickleBuffer(value.data))
             return _array, parts
         return NotImplemented

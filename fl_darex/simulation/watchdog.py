@@ -36,7 +36,7 @@ class Watchdog:
 
     def goodbye(self) -> None:
         """Hear that Ray was left in order."""
-        with suppress(OSError):
+        with suppress(OSError, subprocess.TimeoutExpired):
             self._process.communicate(_GOODBYE, timeout=_PATIENCE)
 
 

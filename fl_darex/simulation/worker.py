@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import threading
 import time
 from collections import OrderedDict, deque
@@ -20,11 +19,10 @@ from ray import ObjectRef
 from fl_darex.errors import one_line
 from fl_darex.registry import load
 from fl_darex.simulation.client import answer, failure
-from fl_darex.simulation.parcels import Parcel, pack, size, unpack
+from fl_darex.simulation.parcels import LARGE, Parcel, pack, size, unpack
 
 # The model of the current round and of the one before: a client may still be on its way.
 _KEPT_MODELS = 2
-_LARGE_STATE = 1 << 16  # bytes of a client's state that stay out of the driver
 
 Boxed = list[ObjectRef[Any]]
 """One reference. In a list, Ray passes it on and does not resolve it for each call."""
@@ -136,10 +134,6 @@ class Worker:
         gc.freeze()
         return ""
 
-    def process(self) -> int:
-        """Return the process id."""
-        return os.getpid()
-
     def run(
         self, call: int, packed: Parcel, models: Sequence[Boxed], states: Sequence[State]
     ) -> tuple[list[Answered], dict[int, Parcel]]:
@@ -231,7 +225,7 @@ class Worker:
         if not len(state):
             return None
         packed = pack(state)
-        if size(packed) < _LARGE_STATE:
+        if size(packed) < LARGE:
             return packed
         self._aside[place] = packed
         return ASIDE
