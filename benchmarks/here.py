@@ -34,15 +34,18 @@ class Enough(DarexError):
 
 @dataclass
 class Until:
-    """An observer that ends a run at a metric.
+    """An observer that ends a run at a metric, or where it has sent too much to matter.
 
     Attributes:
         metric: At which it may end.
         rounds: Before which it may not.
+        sent: Bytes, both ways, from which on it ends whatever its metric.
     """
 
     metric: float
     rounds: int
+    sent: float = math.inf
+    _so_far: int = 0
 
     def started(self, start: RunStart) -> None:
         """Do nothing: the first model is no result."""
@@ -53,8 +56,10 @@ class Until:
     def round_closed(
         self, report: RoundReport, entries: Sequence[Entry], save_model: SaveModel
     ) -> None:
-        """End the run where both are reached."""
-        if report.round >= self.rounds and (report.metric or -math.inf) >= self.metric:
+        """End the run where it has had its rounds and one of the others is reached."""
+        self._so_far += report.up_bytes + report.down_bytes
+        reached = (report.metric or -math.inf) >= self.metric or self._so_far >= self.sent
+        if report.round >= self.rounds and reached:
             raise Enough
 
 
