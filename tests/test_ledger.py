@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import astuple
 from typing import Any
 
 import numpy as np
@@ -511,12 +513,40 @@ def test_entries_come_back_from_columns_as_they_were() -> None:
         Entry(round=1, client=2**64 - 1, kind="handshake", down_bytes=2**40, up_bytes=3),
         Entry(round=2, client=0, kind="train", down_bytes=5, held_bytes=7, failed=False),
     ]
-    ledger = Ledger(entries=list(entries))
-    other = Ledger()
+    ledger, other = Ledger(), Ledger()
+    for entry in entries:
+        ledger.add(entry)
     other.restore(ledger.state())
     assert other.entries == entries
-    assert [type(value) for value in vars(other.entries[0]).values()] == [
-        type(value) for value in vars(entries[0]).values()
-    ]
+    assert [*map(type, astuple(other.entries[0]))] == [*map(type, astuple(entries[0]))]
     other.restore(Ledger().state())
     assert other.entries == []
+
+
+def test_rounds_that_are_over_are_kept_as_numbers_and_told_as_entries():
+    ledger_grid, grid, ledger = counted(client_app(DarexMod()))
+    before = len(gc_entries())
+    for round_ in (1, 2, 3):
+        list(ledger_grid.send_and_receive(orders(grid, round_), timeout=10))
+        assert len(ledger.of_round(round_)) == 3
+        assert len(gc_entries()) == before + 3
+    assert [entry.round for entry in ledger.entries] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert [entry.up_bytes > 0 and not entry.failed for entry in ledger.of_round(1)] == [True] * 3
+    other = Ledger()
+    other.restore(ledger.state())
+    assert other.entries == ledger.entries
+    assert repr(ledger) == repr(other) == "Ledger(<9 entries>)"
+
+
+def test_a_reply_that_may_still_come_keeps_its_round_open():
+    ledger_grid, grid, ledger = counted(client_app(DarexMod()), clients=1)
+    first = list(ledger_grid.push_messages(orders(grid, 1)))
+    list(ledger_grid.send_and_receive(orders(grid, 2), timeout=10))
+    assert [entry.failed for entry in ledger.entries] == [True, False]
+    list(ledger_grid.pull_messages(first))
+    assert [entry.failed for entry in ledger.entries] == [False, False]
+
+
+def gc_entries() -> list[Entry]:
+    gc.collect()
+    return [one for one in gc.get_objects() if type(one) is Entry]

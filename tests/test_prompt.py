@@ -83,7 +83,9 @@ def large() -> dict[str, Any]:
     packet = encode(found)
     opened = open_packet(packet, DELTA.layout, found.mask, q=None, values="fp16")
     model = torch.nn.Linear(300, 300)
-    ledger = Ledger([Entry(1, client, "train", 1) for client in range(1000)])
+    ledger = Ledger()
+    for client in range(1000):
+        ledger.add(Entry(1, client, "train", 1))
     grid = InProcessGrid(lambda message, context: message, 1000)
     return {
         "survivors": found,
@@ -117,5 +119,5 @@ def test_what_is_shown_is_how_much_there_is() -> None:
         "round=0, slot=0, share=4294967296), numbers=float32[12000], counts=<60 entries>, "
         "dense={}, raw={}, q=1.0)"
     )
-    assert repr(objects["ledger"]) == "Ledger(entries=<1,000 entries>, partition_of={})"
+    assert repr(objects["ledger"]) == "Ledger(<1,000 entries>)"
     assert repr(objects["whole update"]) == "WholeUpdate(layout=Layout(specs=<60 entries>))"

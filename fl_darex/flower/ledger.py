@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
@@ -32,7 +33,6 @@ from fl_darex.flower.sizes import (
     message_bytes,
 )
 from fl_darex.secagg.messages import SECURE_KEY
-from fl_darex.shown import described
 
 LACKING = "lacking"
 SECURE = "secure"
@@ -46,32 +46,58 @@ _NOBODY_SENT = {
 }
 
 
-@dataclass
 class Ledger:
-    """All exchanges of a run, in the order in which they were started."""
+    """All exchanges of a run, in the order in which they were started.
 
-    __repr__ = described
+    Those of rounds that are over are kept as columns of numbers: a run may have millions.
 
-    entries: list[Entry] = field(default_factory=list)
-    partition_of: dict[int, int] = field(default_factory=dict)
+    Attributes:
+        partition_of: Partition by node id, as far as it is known.
+    """
+
+    def __init__(self) -> None:
+        self.partition_of: dict[int, int] = {}
+        self._over: list[dict[str, Any]] = []
+        self._recent: list[Entry] = []
+
+    def __repr__(self) -> str:
+        exchanges = sum(len(columns["round"]) for columns in self._over) + len(self._recent)
+        return f"Ledger(<{exchanges:,} entries>)"
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All of them."""
+        return [*chain.from_iterable(map(from_columns, self._over)), *self._recent]
+
+    def add(self, entry: Entry) -> None:
+        """Take an exchange, which may still change until `fold`."""
+        self._recent.append(entry)
+
+    def fold(self, round_: int) -> None:
+        """Take what there is as it is for good, if it is all of earlier rounds than this one."""
+        if self._recent and round_ > max(entry.round for entry in self._recent):
+            self._over.append(to_columns(self._recent))
+            self._recent = []
 
     def name_clients(self) -> None:
         """Put partitions in place of the node ids of exchanges before the handshake was over."""
-        for entry in self.entries:
+        for entry in self._recent:
             if entry.kind == HANDSHAKE:
                 entry.client = self.partition_of.get(entry.client, entry.client)
 
     def state(self) -> dict[str, Any]:
         """Return all entries, by column; who is which partition is the roster's."""
-        return to_columns(self.entries)
+        return {"over": [*self._over, to_columns(self._recent)]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Hold the entries that `state` said."""
-        self.entries[:] = from_columns(state)
+        self._over, self._recent = [*state["over"]], []
 
     def of_round(self, round_: int) -> list[Entry]:
         """Return the exchanges of one round (0: before the first)."""
-        return [entry for entry in self.entries if entry.round == round_]
+        over = [columns for columns in self._over if (columns["round"] == round_).any()]
+        found = chain(chain.from_iterable(map(from_columns, over)), self._recent)
+        return [entry for entry in found if entry.round == round_]
 
 
 class LedgerGrid(GridView):
@@ -104,9 +130,11 @@ class LedgerGrid(GridView):
         """Count and push messages."""
         listed = list(messages)
         ids = list(self.grid.push_messages(listed))
+        if listed and not self._open:
+            self._ledger.fold(_round_of(listed[0].content))
         for message in listed:
             entry, dense = self._sent(message)
-            self._ledger.entries.append(entry)
+            self._ledger.add(entry)
             self._open[message.metadata.message_id] = (entry, dense, message.metadata)
         self._described.clear()
         self._chunks = Chunks()
