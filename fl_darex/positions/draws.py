@@ -34,11 +34,14 @@ class Draws:
 
         They are counted in the vector of all pruned entries.
         """
-        some = self._blocks.rows(start, end)
+        return self.counted_from(self._blocks.offset, start, end)
+
+    def counted_from(self, origin: Positions, start: int, end: int) -> list[list[Positions]]:
+        """Return what `rows` does, with what is added to the positions of each of all blocks."""
+        some, first = self._blocks.rows(start, end), origin[start:end]
         if self._streams is None:
-            return [mask.in_blocks(some, some.offset) for mask in self._masks]
+            return [mask.in_blocks(some, first) for mask in self._masks]
         streams = self._streams[:, start:end].reshape(-1)
         times, size = len(self._masks), end - start
-        offset, length = np.tile(some.offset, times), np.tile(some.length, times)
-        rows = masks.draw(streams, offset, length, self._keep)
+        rows = masks.draw(streams, np.tile(first, times), np.tile(some.length, times), self._keep)
         return [rows[at : at + size] for at in range(0, size * times, size)]

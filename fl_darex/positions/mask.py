@@ -27,6 +27,8 @@ GENERATORS = {
 }
 """How seeded masks are drawn (`fl_darex.masks`), and the bytes that say so."""
 
+_ROWS = 16  # blocks that are drawn at once, 4 M entries: NumPy's cost is per call
+
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
@@ -145,15 +147,30 @@ class Mask(ABC):
         return {name: joined(parts[start:end]) for name, start, end in blocks.by_tensor()}
 
     def by_tensor(self, layout: Layout) -> Iterator[tuple[str, Positions]]:
-        """Yield what `in_layout` returns, drawing one tensor at a time."""
+        """Yield what `in_layout` returns, drawing some tensors, or one large one, at a time."""
         blocks = Blocks.of(layout)
-        for name, start, end in blocks.by_tensor():
-            rows = blocks.rows(start, end)
-            yield name, joined(self.in_blocks(rows, rows.first))
+        for some in _together(list(blocks.by_tensor())):
+            first = some[0][1]
+            rows = blocks.rows(first, some[-1][2])
+            parts = self.in_blocks(rows, rows.first)
+            for name, start, end in some:
+                yield name, joined(parts[start - first : end - first])
 
     def plain_streams(self, blocks: Blocks) -> NDArray[np.uint64] | None:
         """Return the blocks' streams if every entry is an independent draw; None: it is not."""
         return None
+
+
+def _together(tensors: list[tuple[str, int, int]]) -> Iterator[list[tuple[str, int, int]]]:
+    """Cut tensors and their rows into runs of at most ``_ROWS`` rows, or one tensor."""
+    some: list[tuple[str, int, int]] = []
+    for tensor in tensors:
+        if some and tensor[2] - some[0][1] > _ROWS:
+            yield some
+            some = []
+        some.append(tensor)
+    if some:
+        yield some
 
 
 def refuse(what: str, reason: Reason = Reason.POSITIONS) -> NoReturn:

@@ -10,6 +10,7 @@ import numpy as np
 from fl_darex import masks
 from fl_darex.delta import Layout
 from fl_darex.masks import Positions
+from fl_darex.positions.draws import Draws
 from fl_darex.positions.mask import Blocks, Mask, MaskFields, refuse
 from fl_darex.positions.seeded import SeededMask
 from fl_darex.shown import described
@@ -31,8 +32,8 @@ class UnionMask(Mask):
 
     def in_blocks(self, blocks: Blocks, start: Positions) -> list[Positions]:
         """Return the sorted positions in each block, counted from ``start`` of that block."""
-        zero = np.zeros_like(start)
-        drawn = [member.in_blocks(blocks, zero) for member in self.members]
+        draws = Draws(self.members, blocks)
+        drawn = draws.counted_from(np.zeros_like(start), 0, start.size)
         flags = np.zeros(masks.BLOCK, dtype=bool)
         found = []
         for row, parts in enumerate(zip(*drawn, strict=True)):
