@@ -7,7 +7,9 @@
 The app returns the ArrayRecord that it received, with one metric: it trains nothing, so all that a
 round takes is the engine's, but for what the app and FedAvg do themselves. Both are timed in the
 same run and taken out. ``mod``: the same app with ``mods=[DarexMod()]`` under ``DarexStrategy`` at
-p = .99; all that the two do counts as the engine's. Medians over rounds, the first one left out.
+p = .99; all that the two do counts as the engine's. ``own``: our own ClientApp's way, too: the
+weights are loaded into a torch model that the worker keeps, and read from it after no steps, which
+counts as the engine's as well. Medians over rounds, the first one left out.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ ARMS = {
     "22 M, 20": ("22 M", 20, 4),
     "110 M, 20": ("110 M", 20, 3),
 }
-ENGINES = ("flower", "ray", "ray, mod")
+ENGINES = ("flower", "ray", "ray, mod", "ray, own")
+KEPT: dict[str, Any] = {}  # a worker's model
 
 
 def tensors(size: str) -> dict[str, Any]:
@@ -58,20 +61,43 @@ def tensors(size: str) -> dict[str, Any]:
     return {name: rng.normal(size=s).astype(np.float32) for name, s in shapes.items()}
 
 
-def client_app(mods: list[Any]) -> ClientApp:
-    """Return an app that sends back what it received, and how long that took it."""
+def client_app(mods: list[Any], own: bool = False) -> ClientApp:
+    """Return an app that sends back what it received, and how long that took it.
+
+    Args:
+        mods: Of the app.
+        own: Whether it goes through a model on the way, which is not part of that time.
+    """
     app = ClientApp(mods=mods)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
+        record = through_a_model(message.content["arrays"]) if own else message.content["arrays"]
         start = time.perf_counter()
-        content = RecordDict({"arrays": message.content["arrays"]})
+        content = RecordDict({"arrays": record})
         content["metrics"] = MetricRecord({"num-examples": 1, "seconds": 0.0})
         reply = Message(content, reply_to=message)
         content["metrics"]["seconds"] = time.perf_counter() - start
         return reply
 
     return app
+
+
+def through_a_model(record: Any) -> ArrayRecord:
+    """Load a record into this process's torch model and read it, as our own ClientApp does."""
+    import torch
+
+    from fl_darex.flower.records import to_record, view_arrays
+    from fl_darex.training.exchange import Exchange
+
+    arrays = view_arrays(record)
+    if not KEPT:
+        held = {name.replace(".", "_"): torch.from_numpy(a.copy()) for name, a in arrays.items()}
+        KEPT["names"] = list(arrays)
+        KEPT["exchange"] = Exchange(torch.nn.ParameterDict(held))
+    found, names = KEPT["exchange"], KEPT["names"]
+    found.write(dict(zip(found.tensors, arrays.values(), strict=True)))
+    return to_record(dict(zip(names, found.view().values(), strict=True)))
 
 
 class Timed(FedAvg):
@@ -104,7 +130,7 @@ def measure(engine: str, arm: str) -> dict[str, Any]:
     from fl_darex.strategies import DarexStrategy
 
     size, clients, rounds = ARMS[arm]
-    with_mod = engine.endswith("mod")
+    with_mod, own = engine.endswith(("mod", "own")), engine.endswith("own")
     inner = Timed(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
     strategy: Any = DarexStrategy(inner, dense_below=0, replies="mean") if with_mod else inner
     stamps: list[float] = []
@@ -125,7 +151,7 @@ def measure(engine: str, arm: str) -> dict[str, Any]:
         )
         handlers.extend(found.train_metrics_clientapp[r]["seconds"] for r in range(2, rounds + 1))
 
-    app = client_app([DarexMod()] * with_mod)
+    app = client_app([DarexMod()] * with_mod, own)
     run = simulate_with_flower if engine == "flower" else simulate
     run(server, app, clients=clients, resources=Resources())
     workers = os.cpu_count() or 1

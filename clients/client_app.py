@@ -77,7 +77,7 @@ def train(message: Message, context: Context) -> Message:
     metrics = MetricRecord(
         {"num-examples": result.examples, "loss": result.loss, "pull": result.pull}
     )
-    content = RecordDict({name: to_record(session.read()), "metrics": metrics})
+    content = RecordDict({name: to_record(session.view()), "metrics": metrics})
     return Message(content, reply_to=message)
 
 

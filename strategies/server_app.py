@@ -101,7 +101,7 @@ def serve(
     server.session.write(server.session.base)
     strategy.start(
         grid,
-        to_record(server.session.read()),
+        to_record(server.session.view()),
         num_rounds=config.federation.rounds,
         timeout=config.federation.timeout,
         train_config=settings_record(config, server.session.labels),

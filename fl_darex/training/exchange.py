@@ -35,6 +35,13 @@ class Exchange:
         """Return copies of the tensors as they are now."""
         return to_numpy(self.tensors)
 
+    def view(self) -> dict[str, NDArray[Any]]:
+        """Return the tensors as they are now, for whoever copies them at once.
+
+        On a CPU these are the tensors' own numbers, which the next step changes.
+        """
+        return {name: tensor.detach().cpu().numpy() for name, tensor in self.tensors.items()}
+
     def write(self, arrays: Arrays) -> None:
         """Copy arrays into the tensors.
 
@@ -66,6 +73,8 @@ class ProductExchange(Exchange):
         """Return copies of the tensors as they are now, the adapters merged."""
         added = products(self._model)
         return to_numpy({k: t + added[k] if k in added else t for k, t in self.tensors.items()})
+
+    view = read
 
     @torch.no_grad()
     def write(self, arrays: Arrays) -> None:
@@ -102,7 +111,7 @@ def exchanged(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def to_numpy(tensors: Mapping[str, torch.Tensor]) -> dict[str, NDArray[Any]]:
     """Return copies as NumPy arrays on the CPU."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
+    return {name: np.array(tensor.detach().cpu().numpy()) for name, tensor in tensors.items()}
 
 
 @torch.no_grad()
@@ -115,7 +124,10 @@ def write(arrays: Mapping[str, NDArray[Any]], tensors: Mapping[str, torch.Tensor
     if odd := set(arrays).symmetric_difference(tensors):
         raise ValueError(f"the arrays are not this model's: {sorted(odd)[:5]} differ")
     for name, tensor in tensors.items():
-        source = torch.from_numpy(np.require(arrays[name], requirements="W"))
+        source = arrays[name]
         if source.shape != tensor.shape:
-            raise ValueError(f"{name!r} has shape {tuple(source.shape)}, not {tuple(tensor.shape)}")
-        tensor.copy_(source)
+            raise ValueError(f"{name!r} has shape {source.shape}, not {tuple(tensor.shape)}")
+        if tensor.device.type == "cpu" and tensor.dtype != torch.bfloat16:
+            np.copyto(tensor.detach().numpy(), source, casting="unsafe")  # torch copies them first
+        else:
+            tensor.copy_(torch.from_numpy(np.require(source, requirements="W")))

@@ -119,6 +119,10 @@ class Session:
         """Return copies of the exchanged tensors as they are now."""
         return self._exchange.read()
 
+    def view(self) -> dict[str, NDArray[Any]]:
+        """Return the exchanged tensors for whoever copies them at once; see `Exchange.view`."""
+        return self._exchange.view()
+
     def write(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Bring the model to a round's start.
 
