@@ -1,8 +1,8 @@
 """Whether inner loops are compiled: where Numba is installed, once there is enough to do.
 
 Results have the same bits with and without. Numba costs a process about half a second and 130 MB,
-and the first one on a machine some seconds more, so only large sums ask for it. From then on all
-code of that process that has such a loop takes the compiled one.
+and the first one on a machine some seconds more. So it is loaded once NumPy or torch would have
+spent as much in such loops; from then on all code of that process takes the compiled ones.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_WORTH = 1 << 22
-"""Survivors of one sum; NumPy takes about 60 ms."""
+_WORTH = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -21,16 +20,24 @@ class Kernels:
 
     draw: Callable[..., bool]
     add_halves: Callable[..., int]
+    approach: Callable[..., None]
 
 
 class _State:
+    seconds = 0.0
     tried = False
     kernels: Kernels | None = None
 
 
-def load(survivors: int) -> Kernels | None:
-    """Return the compiled loops for a sum of so many survivors; None: NumPy's are to be used."""
-    if survivors >= _WORTH and not _State.tried:
+def load(seconds: float) -> Kernels | None:
+    """Return the compiled loops; None: there are none, or they are not worth it yet.
+
+    Args:
+        seconds: What the work at hand would take without them, about. It follows from the work
+            alone and is not measured.
+    """
+    _State.seconds += seconds
+    if _State.seconds >= _WORTH and not _State.tried:
         _State.tried = True
         try:
             from fl_darex import kernels
@@ -38,9 +45,9 @@ def load(survivors: int) -> Kernels | None:
             if error.name != "numba":
                 raise
         except Exception as error:  # a Numba that cannot work here costs speed, never a round
-            logging.getLogger("flwr").warning("Large sums are not compiled, so slower: %r", error)
+            logging.getLogger("flwr").warning("Inner loops are not compiled, so slower: %r", error)
         else:
-            _State.kernels = Kernels(kernels.draw, kernels.add_halves)
+            _State.kernels = Kernels(kernels.draw, kernels.add_halves, kernels.approach)
     return _State.kernels
 
 

@@ -1,6 +1,6 @@
-"""Inner loops of a large sum, compiled by Numba; `fl_darex.compiled` says when they are used.
+"""Inner loops, compiled by Numba; `fl_darex.compiled` says when they are used.
 
-Each has the bits of the NumPy code that it stands for: integers, and float32 operations in the
+Each has the bits of the code that it stands for: integers, and float32 operations in the
 same order, none of them contracted. No threads, so that a process can still be forked. All in one
 file, as Numba's cache on disk looks at the time of one file alone.
 """
@@ -22,6 +22,7 @@ _0, _1, _27, _30, _31, _32 = (np.uint64(number) for number in (0, 1, 27, 30, 31,
 # Of float16: its exponent lies 112 below float32's, its fraction ends 13 bits earlier.
 _13, _REBIASED, _SMALLEST = np.uint32(13), np.uint32(112 << 23), np.float32(2.0**-24)
 _MAGNITUDE, _NORMAL, _SIGN = np.uint32(0x7FFF), np.uint32(0x0400), np.uint16(0x8000)
+_NAN = np.float32(np.nan)
 _LOW, _GUIDED = np.uint64((1 << 32) - 1), np.uint64(18)
 
 if config.DISABLE_JIT:
@@ -99,7 +100,7 @@ def _draw_block(
     return room
 
 
-@_compiled("b1(u8[::1], i8[::1], i8[::1], u2[::1], u4[::1], i8[::1], i8[::1])")
+@_compiled("b1(u8[:], i8[:], i8[:], u2[::1], u4[::1], i8[::1], i8[::1])")
 def draw(
     stream: NDArray[np.uint64],
     start: NDArray[np.int64],
@@ -217,3 +218,16 @@ def add_halves(
         read[client] = before + np.int64(count)
         place += 1
     return place
+
+
+@_compiled("void(f4[::1], f4[::1], f4)")
+def approach(theta: NDArray[np.float32], goal: NDArray[np.float32], step: np.float32) -> None:
+    """Take ``theta = clamp(goal, theta - step, theta + step)`` in place, NaN as torch does.
+
+    But for the sign of a zero, which in torch depends on the place in the tensor.
+    """
+    for i in range(theta.size):
+        low, high = theta[i] - step, theta[i] + step
+        near = goal[i] if goal[i] >= low else low
+        near = near if near <= high else high
+        theta[i] = near if goal[i] == goal[i] and low == low else _NAN

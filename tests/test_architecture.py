@@ -35,7 +35,7 @@ ROOMS = {
     "rescaling": {"activations", "masks", "delta", "positions", "survivors", "pruning"},
     "adapters": {"registry"},
     "lora": {"adapters", "delta"},
-    "optim": set(),
+    "optim": {"compiled"},
     "wire": {"masks", "delta", "positions", "registry", "survivors"},
     "compression": {
         *("change", "compiled", "masks", "delta", "options", "positions", "survivors", "pruning"),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fl_darex.compression.sparse_sum import Share
 
 _ROOM = 1 << 14  # numbers of a client that are handed to the loop at once
+_SECONDS = 14e-9  # that NumPy takes for a survivor, about
 _NONE = -1  # held of a client that is left out: it has fewer numbers than its mask keeps
 
 
@@ -41,7 +42,8 @@ class Halves:
         scales = [(own, share.weight) for (_, own), share in zip(halves, shares, strict=True)]
         self._scales = np.array(scales, dtype=np.float32)
         self._guide, self._table = guided(shares[0].mask.chance)
-        self._bits = np.empty((len(shares), _ROOM), dtype=np.uint16)
+        room = min(_ROOM, max(1, *(bits.size for bits in self._packets)))
+        self._bits = np.empty((len(shares), room), dtype=np.uint16)
         self._held = np.zeros(len(shares), dtype=np.int64)
         self._read = np.zeros(len(shares), dtype=np.int64)
         self._squares = np.zeros((len(shares), LANES))
@@ -57,7 +59,7 @@ class Halves:
             blocks: All blocks.
             kind: Of the vector of all pruned tensors.
         """
-        kernels = compiled.load(sum(share.part.update.count for share in shares))
+        kernels = compiled.load(_SECONDS * sum(share.part.update.count for share in shares))
         if kernels is None or not shares or kind != np.float32:
             return None
         keep, streams, halves = shares[0].mask.chance, [], []
