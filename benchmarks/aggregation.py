@@ -86,8 +86,8 @@ def reply(question: Message, record: ArrayRecord, index: int) -> Message:
     return Message(content, reply_to=question)
 
 
-def dense_round(count: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Return Flower's aggregation of dense replies, twice: it has no part of its own to measure."""
+def dense_round(count: int) -> Callable[[], Any]:
+    """Return Flower's aggregation of dense replies, which is all of its round."""
     base = model()
     arrays = to_record(base)
     records = [to_record(model(i + 1, base)) for i in range(DISTINCT)]
@@ -99,7 +99,7 @@ def dense_round(count: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
     def whole() -> Any:
         return strategy.aggregate_train(1, replies)
 
-    return whole, whole
+    return whole
 
 
 def packed_round(count: int, mask: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -133,8 +133,8 @@ def prepare(kind: str, count: int) -> dict[str, Any]:
         sys.modules["numba"] = None  # type: ignore[assignment]  # as if it were not installed
     elif compiled.load(1.0) is None:
         raise SystemExit("numba is not installed: pip install 'fl-darex[fast]'")
-    part, whole = dense_round(count) if kind == "dense" else packed_round(count, mask)
-    steps.update(zip(PARTS, (part, whole), strict=True))
+    found = [dense_round(count)] if kind == "dense" else packed_round(count, mask)
+    steps.update(zip(PARTS, found, strict=False))
     row: dict[str, Any] = {"kind": kind, "clients": count}
     for name, step in steps.items():
         row[f"{name}_models"] = round(peak(step) / (4 * entries(MODEL)), 3)
@@ -153,12 +153,17 @@ def measure(count: int) -> list[dict[str, Any]]:
         pools = {kind: stack.enter_context(context.Pool(1)) for kind in LABELS}
         rows = [pool.apply(prepare, (kind, count)) for kind, pool in pools.items()]
         for name in PARTS:
-            taken: dict[str, list[float]] = {kind: [] for kind in LABELS}
+            taken: dict[str, list[float]] = {
+                row["kind"]: [] for row in rows if f"{name}_models" in row
+            }
             for _ in range(TURNS):
-                for kind, pool in pools.items():
-                    taken[kind].append(pool.apply(turn, (name,)))
+                for kind, spent in taken.items():
+                    spent.append(pools[kind].apply(turn, (name,)))
             for row in rows:
-                row[f"{name}_seconds"] = round(median(taken[row["kind"]]), 3)
+                if row["kind"] in taken:
+                    row[f"{name}_seconds"] = round(median(taken[row["kind"]]), 3)
+    for unit in ("models", "seconds"):  # no part of its own
+        rows[0][f"{PARTS[1]}_{unit}"] = rows[0][f"{PARTS[0]}_{unit}"]
     return rows
 
 

@@ -41,11 +41,10 @@ def load(seconds: float) -> Kernels | None:
         _State.tried = True
         try:
             from fl_darex import kernels
-        except ModuleNotFoundError as error:
-            if error.name != "numba":
-                raise
         except Exception as error:  # a Numba that cannot work here costs speed, never a round
-            logging.getLogger("flwr").warning("Inner loops are not compiled, so slower: %r", error)
+            if getattr(error, "name", "") != "numba":  # which is not installed
+                log = logging.getLogger("flwr")
+                log.warning("Inner loops are not compiled, so slower: %r", error)
         else:
             _State.kernels = Kernels(kernels.draw, kernels.add_halves, kernels.approach)
     return _State.kernels

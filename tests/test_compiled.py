@@ -290,8 +290,16 @@ def test_without_numba_sums_are_numpy_s_without_a_word():
     assert done.stderr == ""
 
 
-def test_a_numba_that_does_not_work_here_costs_a_line_in_the_log(tmp_path):
-    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 2.4 or less')")
+@pytest.mark.parametrize(
+    ("numba", "error"),
+    [
+        ("raise ImportError('Numba needs NumPy 2.4 or less')", "ImportError('Numba needs"),
+        ("import llvmlite_that_is_gone", "ModuleNotFoundError(\"No module named 'llvmlite_"),
+        ("njit = config = None", "AttributeError("),
+    ],
+)
+def test_a_numba_that_does_not_work_here_costs_a_line_in_the_log(numba, error, tmp_path):
+    (tmp_path / "numba.py").write_text(numba)
     done = run(LARGE, tmp_path)
     assert done.stdout == f"False {SUM_OF_POSITIONS}\n"
-    assert "Inner loops are not compiled, so slower: ImportError('Numba needs" in done.stderr
+    assert f"Inner loops are not compiled, so slower: {error}" in done.stderr

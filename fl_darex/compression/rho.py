@@ -75,6 +75,7 @@ def squared(numbers: Array) -> float:
         return float(parts + np.einsum("i,i->", rest, rest))
 
 
+@np.errstate(over="ignore")
 def add_squares(lanes: NDArray[np.float64], numbers: Array, first: int) -> None:
     """Add the square of number i, of a vector read part by part, to lane ``i % LANES``.
 
@@ -86,9 +87,8 @@ def add_squares(lanes: NDArray[np.float64], numbers: Array, first: int) -> None:
         numbers: The part.
         first: The number of its first one.
     """
-    with np.errstate(over="ignore"):
-        squares = numbers.astype(np.float64)
-        squares *= squares
+    squares = numbers.astype(np.float64)
+    squares *= squares
     head = min(-first % LANES, squares.size)
     whole = (squares.size - head) // LANES * LANES + head
     lanes[first % LANES :][:head] += squares[:head]
