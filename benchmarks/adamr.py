@@ -8,7 +8,8 @@ gradients and take turns in one process, step by step; times are medians. Memory
 of its own holds at most during a step, beyond parameters, gradients, moments and anchor, in models
 of float32 (Linux). `Official` is our own transcription of how the official class works: it copies
 the pre-trained model at every step and walks through the parameters twice, one operation after the
-other. Its print for each parameter is left out.
+other. Its print for each parameter is left out. "compiled" is with Numba (`pip install
+'fl-darex[fast]'`), loaded before; all others are without.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import multiprocessing
 import platform
 import time
 from collections.abc import Callable
+from importlib import metadata
 from statistics import median
 from typing import Annotated, Any
 
@@ -31,15 +33,18 @@ from rich.table import Table
 from runs import load, save
 from torch import nn
 
+from fl_darex import compiled
 from fl_darex.observers.summary import versions
 from fl_darex.optim import AdamR
 
 MODEL, LR, DECAY, TURNS = "BERT-base", 1e-5, 0.01, 15
+kernels = compiled.load(1.0)
 ROW_OF = {
     "fused": "torch AdamW, fused",
     "foreach": "torch AdamW, foreach",
     "l2": "AdamR, l2",
     "l1": "AdamR, l1",
+    "l1, compiled": "AdamR, l1, compiled",
     "official-l2": "official structure, l2",
     "official-l1": "official structure, l1",
 }
@@ -91,7 +96,15 @@ def make(kind: str, params: list[nn.Parameter]) -> torch.optim.Optimizer:
         anchor = [p + 1e-3 * torch.randn_like(p) for p in params]
     if kind.startswith("official"):
         return Official(params, anchor, kind.removeprefix("official-"))
-    return AdamR(params, lr=LR, delta_decay=DECAY, norm=kind, anchor=anchor)  # type: ignore[arg-type]
+    norm: Any = kind.partition(",")[0]
+    return AdamR(params, lr=LR, delta_decay=DECAY, norm=norm, anchor=anchor)
+
+
+def compile_if(kind: str) -> None:
+    """Take compiled loops from here on, or not."""
+    if kernels is None:
+        raise SystemExit("numba is not installed: pip install 'fl-darex[fast]'")
+    compiled._State.kernels = kernels if kind.endswith("compiled") else None
 
 
 def parameters() -> list[nn.Parameter]:
@@ -106,6 +119,7 @@ def parameters() -> list[nn.Parameter]:
 def memory(kind: str, threads: int) -> float:
     """Return what a step needs beyond what it leaves behind, in models; in this process."""
     torch.set_num_threads(threads)
+    compile_if(kind)
     optimizer = make(kind, parameters())
     optimizer.step()  # moments are made in the first step
     return round(peak(optimizer.step) / (4 * entries(MODEL)), 3)
@@ -119,6 +133,7 @@ def times(threads: int) -> dict[str, float]:
     taken: dict[str, list[float]] = {kind: [] for kind in ROW_OF}
     for turn in range(TURNS + 1):
         for kind, optimizer in optimizers.items():
+            compile_if(kind)
             spent = seconds(optimizer.step)
             if turn:  # the first step makes the moments
                 taken[kind].append(spent)
@@ -145,7 +160,8 @@ def measure(threads: int) -> dict[str, Any]:
         {"kind": kind, "step_seconds": spent[kind], "extra_models": alone(memory, kind, threads)}
         for kind in ROW_OF
     ]
-    return {"rows": rows, "threads": threads, "machine": platform.machine(), "versions": versions()}
+    found = versions() | {"numba": metadata.version("numba")}
+    return {"rows": rows, "threads": threads, "machine": platform.machine(), "versions": found}
 
 
 def table(found: dict[str, Any]) -> Table:
@@ -157,7 +173,7 @@ def table(found: dict[str, Any]) -> Table:
     rows = {row["kind"]: row for row in found["rows"]}
     fused = rows["fused"]["step_seconds"]
     for kind, row in rows.items():
-        peer = rows.get(f"official-{kind}")
+        peer = rows.get(f"official-{kind.partition(',')[0]}")
         spent = row["step_seconds"]
         faster = f"{peer['step_seconds'] / spent:.1f}x" if peer else ""
         cells = (f"{spent:.3f}", f"{spent / fused:.2f}x", faster, f"{row['extra_models']:.3f}")

@@ -5,9 +5,10 @@
 
 BERT-base, p = .99, fp16, one thread. Flower's FedAvg is given the dense replies of the same clients
 (they would not fit into memory: every fourth reply is the same object, which saves it nothing).
-Each row is measured in a process of its own. Memory is what the process holds at most beyond the
-model and the replies that it was given, in models of float32 (Linux). Times are medians after that.
+Each row has a process of its own; they take turns; times are medians. Memory is what the process
+holds at most beyond the model and the replies that it was given, in models of float32 (Linux).
 "round" is all of `aggregate_train`: ours then also makes and applies the packet for the way down.
+"compiled" is with Numba (`pip install 'fl-darex[fast]'`), loaded before; all others are without.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import ctypes
 import gc
 import logging
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -31,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from runs import load, save
 
+from fl_darex import compiled
 from fl_darex.compression import METHODS
 from fl_darex.compression.weighted_sum import weighted_mean
 from fl_darex.delta import Delta
@@ -41,6 +46,14 @@ from fl_darex.simulation import InProcessGrid
 from fl_darex.strategies import DarexStrategy
 
 MODEL, P, DISTINCT, TURNS = "BERT-base", 0.99, 4, 5
+LABELS = {
+    "dense": "FedAvg, dense replies",
+    "client": "a mask each",
+    "client, compiled": "a mask each, compiled",
+    "round": "one mask",
+}
+PARTS = ("accumulate", "round")
+steps: dict[str, Callable[[], Any]] = {}  # of the one row that a process measures
 
 
 def clients(count: int) -> InProcessGrid:
@@ -73,8 +86,8 @@ def reply(question: Message, record: ArrayRecord, index: int) -> Message:
     return Message(content, reply_to=question)
 
 
-def dense_round(count: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Return Flower's aggregation of dense replies, twice: it has no part of its own to measure."""
+def dense_round(count: int) -> Callable[[], Any]:
+    """Return Flower's aggregation of dense replies, which is all of its round."""
     base = model()
     arrays = to_record(base)
     records = [to_record(model(i + 1, base)) for i in range(DISTINCT)]
@@ -86,7 +99,7 @@ def dense_round(count: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
     def whole() -> Any:
         return strategy.aggregate_train(1, replies)
 
-    return whole, whole
+    return whole
 
 
 def packed_round(count: int, mask: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
@@ -112,15 +125,46 @@ def packed_round(count: int, mask: str) -> tuple[Callable[[], Any], Callable[[],
     return accumulate, lambda: strategy.aggregate_train(1, replies)
 
 
-def measure(kind: str, count: int) -> dict[str, Any]:
-    """Measure one row, in this process."""
+def prepare(kind: str, count: int) -> dict[str, Any]:
+    """Make ready what this process measures, and measure its memory."""
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    part, whole = dense_round(count) if kind == "dense" else packed_round(count, kind)
+    mask, _, with_numba = kind.partition(", ")
+    if not with_numba:
+        sys.modules["numba"] = None  # type: ignore[assignment]  # as if it were not installed
+    elif compiled.load(1.0) is None:
+        raise SystemExit("numba is not installed: pip install 'fl-darex[fast]'")
+    found = [dense_round(count)] if kind == "dense" else packed_round(count, mask)
+    steps.update(zip(PARTS, found, strict=False))
     row: dict[str, Any] = {"kind": kind, "clients": count}
-    for name, step in (("accumulate", part), ("round", whole)):
+    for name, step in steps.items():
         row[f"{name}_models"] = round(peak(step) / (4 * entries(MODEL)), 3)
-        row[f"{name}_seconds"] = round(median(seconds(step) for _ in range(TURNS)), 3)
     return row
+
+
+def turn(name: str) -> float:
+    """Return the time of one step of this process."""
+    return seconds(steps[name])
+
+
+def measure(count: int) -> list[dict[str, Any]]:
+    """Measure all rows of so many clients, in turns."""
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        pools = {kind: stack.enter_context(context.Pool(1)) for kind in LABELS}
+        rows = [pool.apply(prepare, (kind, count)) for kind, pool in pools.items()]
+        for name in PARTS:
+            taken: dict[str, list[float]] = {
+                row["kind"]: [] for row in rows if f"{name}_models" in row
+            }
+            for _ in range(TURNS):
+                for kind, spent in taken.items():
+                    spent.append(pools[kind].apply(turn, (name,)))
+            for row in rows:
+                if row["kind"] in taken:
+                    row[f"{name}_seconds"] = round(median(taken[row["kind"]]), 3)
+    for unit in ("models", "seconds"):  # no part of its own
+        rows[0][f"{PARTS[1]}_{unit}"] = rows[0][f"{PARTS[0]}_{unit}"]
+    return rows
 
 
 def peak(step: Callable[[], Any]) -> int:
@@ -157,11 +201,10 @@ def table(rows: list[dict[str, Any]]) -> Table:
     columns = ("", "clients", "adding, s", "models", "faster", "round, s", "models", "faster")
     for column in columns:
         shown.add_column(column, justify="left" if not column else "right")
-    labels = {"dense": "FedAvg, dense replies", "client": "a mask each", "round": "one mask"}
     for row in rows:
         peer = next(r for r in rows if r["kind"] == "dense" and r["clients"] == row["clients"])
-        cells = [labels[row["kind"]], str(row["clients"])]
-        for part in ("accumulate", "round"):
+        cells = [LABELS[row["kind"]], str(row["clients"])]
+        for part in PARTS:
             seconds = row[f"{part}_seconds"]
             cells += [f"{seconds:.2f}", f"{row[f'{part}_models']:.2f}"]
             cells.append("" if row is peer else f"{peer[f'{part}_seconds'] / seconds:.1f}x")
@@ -174,13 +217,9 @@ def main(
 ) -> None:
     """Measure all rounds, write the results and print the table."""
     if not table_only:
-        context = multiprocessing.get_context("spawn")
-        rows = []
-        for count in (10, 100):
-            for kind in ("dense", "client", "round"):
-                with context.Pool(1) as pool:
-                    rows.append(pool.apply(measure, (kind, count)))
-        save("aggregation", {"rows": rows, "versions": versions()})
+        rows = [row for count in (10, 100) for row in measure(count)]
+        found = versions() | {"numba": metadata.version("numba")}
+        save("aggregation", {"rows": rows, "versions": found})
     Console(width=110).print(table(load("aggregation")["rows"]))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from golden import seal, take_apart
 
+from fl_darex import compiled
 from fl_darex.compression import SparseUpdate
 from fl_darex.compression import sparse_sum as block_sum
 from fl_darex.compression.sparse_sum import Share, add_sparse
@@ -137,6 +138,7 @@ def test_a_packet_with_another_number_of_survivors_is_found_out(slot, change):
 
 
 def test_memory_does_not_grow_with_the_number_of_clients():
+    compiled.load(1.0)  # where Numba is installed: its own memory is not meant
     layout = Layout.of({"w": np.broadcast_to(np.float32(0), (16, 1 << 20))})
     tensor = np.random.default_rng(0).normal(size=(16, 1 << 20)).astype(np.float32)
 
@@ -155,4 +157,5 @@ def test_memory_does_not_grow_with_the_number_of_clients():
     few, many, more = peak(2), peak(30), peak(60)
     assert few <= tensor.nbytes + 3e6
     assert many <= tensor.nbytes + 16e6
-    assert more <= many + 1e6
+    # A compiled loop holds the next 2**14 numbers of each client, far less than their packets do.
+    assert more <= many + (1e6 if compiled.loaded() is None else 30 * 40e3)

@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_darex.change import Array
 from fl_darex.masks import ONE
 
 _ROW = 1 << 12
+LANES = 64
+"""Sums of squares that are kept apart; a power of two. Long enough for NumPy's inner loop."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,30 @@ def squared(numbers: Array) -> float:
     with np.errstate(over="ignore"):
         parts = np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64)
         return float(parts + np.einsum("i,i->", rest, rest))
+
+
+@np.errstate(over="ignore")
+def add_squares(lanes: NDArray[np.float64], numbers: Array, first: int) -> None:
+    """Add the square of number i, of a vector read part by part, to lane ``i % LANES``.
+
+    In float64 and from front to back, so that the parts do not change a bit, nor does a compiled
+    loop.
+
+    Args:
+        lanes: Shape ``(LANES,)``; changed.
+        numbers: The part.
+        first: The number of its first one.
+    """
+    squares = numbers.astype(np.float64)
+    squares *= squares
+    head = min(-first % LANES, squares.size)
+    whole = (squares.size - head) // LANES * LANES + head
+    lanes[first % LANES :][:head] += squares[:head]
+    if whole > head:
+        rows = squares[head:whole].reshape(-1, LANES)
+        rows[0] += lanes
+        np.add.reduce(rows, axis=0, out=lanes)
+    lanes[: squares.size - whole] += squares[whole:]
 
 
 def meeting(mask: str, keep: int) -> float | None:

@@ -8,13 +8,15 @@ on the order of the updates alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_darex.change import Array
-from fl_darex.compression.rho import squared
+from fl_darex.compression.half_sum import Halves
+from fl_darex.compression.rho import LANES, add_squares
 from fl_darex.delta import Layout
 from fl_darex.masks import ONE
 from fl_darex.positions import Blocks, Draws, Mask, Positions, joined
@@ -36,14 +38,14 @@ class Share:
         share: What its ``survivors / q`` are multiplied by, were it not for the part's factor.
         read: How many of its survivors have been added.
         odd: Whether its mask keeps more entries than it has survivors.
-        square: The squared norm of what has been added.
+        squares: The squares of what has been added, in lanes (`rho.add_squares`).
     """
 
     part: Part
     share: float
     read: int = 0
     odd: bool = False
-    square: float = 0.0
+    squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(LANES))
 
     @property
     def mask(self) -> Mask:
@@ -57,6 +59,12 @@ class Share:
         """What its survivors are multiplied by; None: that differs by tensor."""
         q = self.part.update.q
         return self.share * self.part.factor / q if isinstance(q, float) else None
+
+    @property
+    def square(self) -> float:
+        """The squared norm of what has been added."""
+        with np.errstate(over="ignore"):
+            return float(self.squares.sum())
 
     def next(self, counts: Positions, tensors: Positions) -> Numbers:
         """Return the next survivors, scaled; zeros if there are not as many.
@@ -72,7 +80,7 @@ class Share:
             return np.zeros(self.read - start, dtype=np.float32)
         if self.weight is not None:
             numbers = update.numbers(start, self.read, self.weight)
-            self.square += squared(numbers)
+            add_squares(self.squares, numbers, start)
             return numbers
         numbers, share = update.numbers(start, self.read), self.share * self.part.factor
         scale = (share / np.asarray(update.q, dtype=np.float64)).astype(numbers.dtype)
@@ -95,13 +103,13 @@ def add_sparse(
         the sum means nothing.
     """
     blocks = Blocks.of(layout)
-    batches = _batches(shares, blocks)
+    batches = _batches(shares, blocks, total.dtype)
     for start, end in _spans(blocks):
         if clear:
             first, size = int(blocks.offset[start]), int(blocks.length[start:end].sum())
             total[first : first + size] = 0.0  # brings it into cache, too
         for batch in batches:
-            np.add.at(total, *batch.next(start, end))
+            batch.add(total, start, end)
     return [share for share in shares if share.odd or share.read != share.part.update.count]
 
 
@@ -124,14 +132,15 @@ class _Apart:
         self._shares, self._tensors = shares, blocks.tensor
         self._draws = Draws([share.mask for share in shares], blocks)
 
-    def next(self, start: int, end: int) -> tuple[Positions, Numbers]:
-        """Return all clients' survivors, client after client."""
+    def add(self, total: Array, start: int, end: int) -> None:
+        """Add all clients' survivors, client after client."""
         drawn, tensors = self._draws.rows(start, end), self._tensors[start:end]
         numbers = [
             share.next(np.array([positions.size for positions in mine]), tensors)
             for share, mine in zip(self._shares, drawn, strict=True)
         ]
-        return joined(part for mine in drawn for part in mine), np.concatenate(numbers)
+        positions = joined(part for mine in drawn for part in mine)
+        np.add.at(total, positions, np.concatenate(numbers))
 
 
 class _Together:
@@ -141,25 +150,29 @@ class _Together:
         self._shares, self._tensors = shares, blocks.tensor
         self._draws = Draws([shares[0].mask], blocks)
 
-    def next(self, start: int, end: int) -> tuple[Positions, Numbers]:
-        """Return the mask's positions and the clients' sum."""
+    def add(self, total: Array, start: int, end: int) -> None:
+        """Add the clients' sum at the mask's positions."""
         (drawn,), tensors = self._draws.rows(start, end), self._tensors[start:end]
         counts = np.array([positions.size for positions in drawn])
-        total = self._shares[0].next(counts, tensors)
+        numbers = self._shares[0].next(counts, tensors)
         for share in self._shares[1:]:
-            total += share.next(counts, tensors)
-        return joined(drawn), total
+            numbers += share.next(counts, tensors)
+        np.add.at(total, joined(drawn), numbers)
 
 
-def _batches(shares: Sequence[Share], blocks: Blocks) -> list[_Apart | _Together]:
+def _batches(
+    shares: Sequence[Share], blocks: Blocks, kind: np.dtype[Any]
+) -> list[_Apart | _Together | Halves]:
     """Group clients in order; the grouping depends on the updates alone."""
     groups: dict[Mask, list[Share]] = {}
     for share in shares:
         groups.setdefault(share.mask, []).append(share)
-    batches: list[_Apart | _Together] = [
+    batches: list[_Apart | _Together | Halves] = [
         _Together(g, blocks) for g in groups.values() if len(g) > 1
     ]
     alone = [group[0] for group in groups.values() if len(group) == 1]
+    if halves := Halves.of(alone, blocks, kind):
+        return [*batches, halves]
     if alone:
         numel, drawn = int(blocks.length.sum()), alone[0].mask.chance
         # What is drawn follows from the mask; how many survivors there are is a stranger's word.

@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fl_darex.change import Array, Arrays, added, square
 from fl_darex.delta import Layout
@@ -25,6 +26,7 @@ _AT_ONCE = 1 << 20  # numbers whose squares are added at once
 
 Support = Mapping[str, Positions | slice]
 """Flat positions by tensor that all clients of a round have; a slice stands for all."""
+Halves = tuple[NDArray[np.uint16], np.float32]
 Before = Mapping[str, Array]
 """The model before, by name: what the client was sent."""
 
@@ -45,6 +47,13 @@ class Update:
     def numbers(self, start: int, end: int, scale: float = 1.0) -> Numbers:
         """Return survivors ``start`` to ``end - 1`` times ``scale``, not divided by q."""
         return np.empty(0, dtype=np.float32)
+
+    def halves(self) -> Halves | None:
+        """Return survivors as bits of float16 numbers, and what these are multiplied by.
+
+        None: `numbers` has to be asked.
+        """
+        return None
 
     def dense(self) -> Mapping[str, Numbers]:
         """Return the change of each tensor that is always sent whole, flattened."""
@@ -99,11 +108,13 @@ class SparseUpdate(Update):
     mask: Mask
     q: Q
     count: int
+    _halves: Callable[[], Halves | None] = lambda: None
 
     @classmethod
     def of_packet(cls, packet: Packet) -> SparseUpdate:
         """Return what a checked packet says; its numbers are read when they are asked for."""
         known: Any = {"mask": packet.mask, "q": packet.q, "count": packet.header.survivors}
+        known["_halves"] = packet.halves
         return cls(packet.layout, packet.numbers, packet.dense, packet.raw, **known)
 
     @classmethod
@@ -121,6 +132,10 @@ class SparseUpdate(Update):
     def numbers(self, start: int, end: int, scale: float = 1.0) -> Numbers:
         """Return survivors ``start`` to ``end - 1`` times ``scale``, not divided by q."""
         return self._numbers(start, end, scale)
+
+    def halves(self) -> Halves | None:
+        """Return survivors as bits of float16 numbers; see `Update.halves`."""
+        return self._halves()
 
     def dense(self) -> Mapping[str, Numbers]:
         """Return the change of each tensor that is always sent whole, flattened."""

@@ -9,11 +9,14 @@ hundreds of blocks and NumPy's cost is per call.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fl_darex.masks.gaps import draws, gaps
+from fl_darex import compiled
+from fl_darex.compiled import Kernels
+from fl_darex.masks.gaps import draws, gaps, guided
 from fl_darex.masks.keys import BLOCK, ONE, Words, streams, words
 
 _AT_ONCE = 1 << 16  # draws at once: their temporaries stay in a core's cache
@@ -51,6 +54,8 @@ def draw(stream: Words, start: Positions, length: Positions, keep: int) -> list[
         length: Entries of each block, 1 to ``BLOCK``.
         keep: Keep threshold in [1, ONE], one for all.
     """
+    if (kernels := compiled.loaded()) and keep < ONE:
+        return _draw_compiled(kernels, stream, start, length, keep)
     found: list[Positions] = [np.empty(0, dtype=np.int64)] * stream.size
     for size in np.unique(length).tolist():
         rows = np.flatnonzero(length == size)
@@ -67,6 +72,18 @@ def draw(stream: Words, start: Positions, length: Positions, keep: int) -> list[
             ):
                 found[row] = positions
     return found
+
+
+def _draw_compiled(
+    kernels: Kernels, stream: Words, start: Positions, length: Positions, keep: int
+) -> list[Positions]:
+    counts, numel = np.empty(stream.size, dtype=np.int64), int(length.sum())
+    for room in (draws(numel, keep), numel + 2):  # nearly always enough; always enough
+        found = np.empty(room, dtype=np.int64)
+        if kernels.draw(stream, start, length, *guided(keep), found, counts):
+            break
+    ends = np.cumsum(counts).tolist()
+    return [found[first:end] for first, end in pairwise([0, *ends])]
 
 
 def _draw_equal(stream: Words, start: Positions, length: int, keep: int) -> list[Positions]:

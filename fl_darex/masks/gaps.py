@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fl_darex.masks.keys import BLOCK, ONE
 
+GUIDED_BITS = 14  # of a draw: 32 KB of guide, which stay near a core
 _FRACTION_BITS = 96  # of the fixed-point powers p**g: far below the 32 bits that are kept
 
 
@@ -66,6 +67,24 @@ def tables(keep: int) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
     guide.setflags(write=False)
     table.setflags(write=False)
     return guide, table
+
+
+@lru_cache(maxsize=16)
+def guided(keep: int) -> tuple[NDArray[np.uint16], NDArray[np.uint32]]:
+    """Return a guide and a table for a compiled loop, `fl_darex.kernels`.
+
+    The guide is looked up by the upper ``GUIDED_BITS`` of a draw. It holds the smaller one of two
+    gaps that they leave open; 0 where they leave more, or where it has no room. The table is that
+    of `tables` and a 0.
+    """
+    table = np.append(tables(keep)[1], np.uint32(0))
+    lowest = np.arange(1 << GUIDED_BITS, dtype=np.uint32) << np.uint32(32 - GUIDED_BITS)
+    highest = lowest + np.uint32((1 << 32 - GUIDED_BITS) - 1)
+    longest, shortest = (
+        1 + table.size - np.searchsorted(table[::-1], end, "right") for end in (lowest, highest)
+    )
+    known = (longest - shortest <= 1) & (longest < 1 << 16)
+    return np.where(known, shortest, 0).astype(np.uint16), table
 
 
 def draws(length: int, keep: int) -> int:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from itertools import compress
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
+from fl_darex.compiled import load
 from fl_darex.errors import AnchorError
 from fl_darex.optim.groups import Track, check_group, fingerprint, model_groups, resolve
 
 _ROW = 1024  # a CPU norm adds float32 naively: 1e-3 off at 23 M elements, 1e-6 at this many
 _PIECE = 2**18  # elements: on a CPU a large temporary costs more than the arithmetic
+_SECONDS = 0.45e-9  # that torch takes to pull an entry by a distance, about
 _FINGERPRINT, _SQUARE_SUM = "anchor_fingerprint", "square_sum"
 # torch wraps the public step in the hooks of AdamW; calling that could run user hooks twice.
 _adamw_step: Callable[..., Any] = inspect.unwrap(torch.optim.AdamW.step)
@@ -267,8 +270,21 @@ def _square_sums(grads: list[Tensor]) -> list[Tensor]:
 
 def _pull_l1(params: list[Tensor], anchors: list[Tensor], steps: list[Tensor]) -> None:
     """Move each entry towards its anchor by a distance, or onto it if it is nearer, in place."""
-    for p, anchor, step in zip(params, anchors, steps, strict=True):
+    # A compiled loop has one thread: two of torch's are as fast, more are faster.
+    alone = torch.get_num_threads() == 1
+    plain = [alone and all(map(_is_plain, pair)) for pair in zip(params, anchors, strict=True)]
+    kernels = load(_SECONDS * sum(p.numel() for p in compress(params, plain)))
+    for p, anchor, step, is_plain in zip(params, anchors, steps, plain, strict=True):
+        if kernels and is_plain:
+            flat = (t.detach().view(-1).numpy() for t in (p, anchor))
+            kernels.approach(*flat, step.numpy()[()])
+            continue
         both = (t.view(t.shape or (1,)).chunk(1 + t.numel() // _PIECE) for t in (p, anchor))
         for theta, goal in zip(*both, strict=True):
             lowest = theta - step  # the goal clamped to theta +- step: hit to the bit if near
             torch.clamp(goal, lowest, theta.add_(step), out=theta)
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Return whether a compiled loop can take a tensor's memory as it is."""
+    return t.is_cpu and t.dtype is torch.float32 and t.is_contiguous() and type(t.data) is Tensor

@@ -24,6 +24,7 @@ from fl_darex.shown import described
 from fl_darex.survivors import Q, Survivors, split
 from fl_darex.wire.codings import (
     CODINGS,
+    FP16,
     Coding,
     Numbers,
     coding_of,
@@ -65,6 +66,16 @@ class Packet:
         if scale != 1.0:
             found *= found.dtype.type(scale)
         return found
+
+    def halves(self) -> tuple[NDArray[np.uint16], np.float32] | None:
+        """Return survivors as bits of float16 numbers, and what these are multiplied by.
+
+        The bits are the packet's own memory. None: they are not written so.
+        """
+        exponent = self.header.exponent
+        if self._coding is not FP16 or abs(exponent) >= 127:  # 2.0**-127 is none of float32's
+            return None
+        return np.frombuffer(self._values, dtype="<u2"), np.float32(2.0**-exponent)
 
     def _read(self, start: int, end: int) -> Numbers:
         """Return survivors; where a coding reads whole blocks, the last one is kept for the next.

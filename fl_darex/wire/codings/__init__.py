@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CODINGS",
+    "FP16",
     "SCALES",
     "Coding",
     "Nature",
