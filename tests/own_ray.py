@@ -16,6 +16,7 @@ def own_ray(cores: int, *folders: Path) -> Iterator[None]:
     found = folders or (Path(__file__).resolve().parent,)
     path = os.pathsep.join([*map(str, found), os.environ.get("PYTHONPATH", "")])
     ray.init(
+        address="local",  # without it, whatever Ray runs here would be joined
         num_cpus=cores,
         include_dashboard=False,
         log_to_driver=False,

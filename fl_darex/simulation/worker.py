@@ -19,7 +19,9 @@ from ray import ObjectRef
 from fl_darex.errors import one_line
 from fl_darex.registry import load
 from fl_darex.simulation.client import answer, failure
+from fl_darex.simulation.memory import Meter, Reading, let_go, ran_out, read
 from fl_darex.simulation.parcels import LARGE, Parcel, pack, size, unpack
+from fl_darex.simulation.resources import GPU
 
 # The model of the current round and of the one before: a client may still be on its way.
 _KEPT_MODELS = 2
@@ -80,6 +82,20 @@ def opened(state: Parcel | Held) -> Parcel:
     return found
 
 
+class Loaded(NamedTuple):
+    """How a worker has started.
+
+    Attributes:
+        trouble: Why the app cannot be loaded, in a line; empty: it is there.
+        node: The id of its machine.
+        gpus: The ids of its GPUs.
+    """
+
+    trouble: str
+    node: str = ""
+    gpus: tuple[str, ...] = ()
+
+
 class Answered(NamedTuple):
     """What became of one client.
 
@@ -88,12 +104,16 @@ class Answered(NamedTuple):
         reply: The reply, packed.
         seconds: It took.
         state: What it left, packed; None: nothing; or one of the words below.
+        ran_out: Whose memory was too small, see `fl_darex.simulation.memory`; empty: nobody's.
+        readings: What the worker's meters say after it, or why they cannot.
     """
 
     place: int
     reply: Parcel
     seconds: float
     state: Parcel | str | None
+    ran_out: str = ""
+    readings: Mapping[str, Reading | str] = {}
 
 
 UNCHANGED = "as before"
@@ -110,10 +130,13 @@ class Worker:
     Args:
         app: The ClientApp itself, or ``"module:attribute"``.
         setting: What all clients see alike.
+        meters: What is measured after each client, by the name of a resource.
     """
 
-    def __init__(self, app: ClientAppCallable | str, setting: Setting) -> None:
-        self._given, self._setting = app, setting
+    def __init__(
+        self, app: ClientAppCallable | str, setting: Setting, meters: Mapping[str, Meter]
+    ) -> None:
+        self._given, self._setting, self._meters = app, setting, meters
         self._models: OrderedDict[str, ArrayRecord] = OrderedDict()
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
@@ -122,17 +145,18 @@ class Worker:
         self._done: list[Answered] = []
         self._aside: dict[int, Parcel] = {}
 
-    def load(self) -> str:
-        """Load the app and return why it cannot be, in a line; empty: it is there."""
+    def load(self) -> Loaded:
+        """Load the app and say where this is, or why it cannot be loaded."""
         try:
             given = self._given
             self._app = load(given, "ClientApp") if isinstance(given, str) else given
         except (Exception, SystemExit) as error:
-            return one_line(f"{type(error).__name__}: {error}")
+            return Loaded(one_line(f"{type(error).__name__}: {error}"))
         # Flower collects garbage for each record that it reads: what is loaded need not be seen.
         gc.collect()
         gc.freeze()
-        return ""
+        here = ray.get_runtime_context()
+        return Loaded("", here.get_node_id(), tuple(here.get_accelerator_ids().get(GPU, ())))
 
     def run(
         self, call: int, packed: Parcel, models: Sequence[Boxed], states: Sequence[State]
@@ -187,6 +211,7 @@ class Worker:
         start = time.perf_counter()
         message = task.message
         left: Any = UNCHANGED
+        out = ""
         try:
             context = self._context(task, state)
         except ray.exceptions.ObjectLostError:
@@ -197,7 +222,12 @@ class Worker:
             left = self._kept(place, after)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             packed = pack(failure(message, f"{type(error).__name__}: {error}"))
-        return Answered(place, packed, time.perf_counter() - start, left)
+            out = ran_out(error)
+        seconds = time.perf_counter() - start
+        readings = read(self._meters) if self._meters else {}
+        if out:
+            let_go()  # no longer held by the error; others share this memory
+        return Answered(place, packed, seconds, left, out, readings)
 
     def _context(self, task: Task, state: State) -> Context:
         before = RecordDict() if state is None else unpack(opened(state))
