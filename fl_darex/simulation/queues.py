@@ -70,6 +70,7 @@ class Queues:
         Returns:
             What to answer if it was alone already; empty: it waits.
         """
+        reason = reason.rstrip(": ")  # Python's own MemoryError has no words
         if job.kind.once and (where == DEVICE or job.kind.apart):
             return f"out of memory, also {ALONE[where]}: {reason}; {WAY_OUT[where]}"
         kind = self._class(job)
