@@ -158,8 +158,8 @@ class Staff:
 
     def _movable(self, kind: Kind) -> list[Hand]:
         """Return the workers of other kinds whose place one of this kind may take."""
-        idle = set(self.idle)
-        idle |= set(self._workers.starting.values())
+        starting = set(self._workers.starting.values())
+        idle = starting.union(self.idle)
         hungry = not kind.hands
         turn = kind.hungry is not None and time.monotonic() - kind.hungry > _TURN
         todo = kind.waiting.seconds() / max(len(kind.hands), 1)
@@ -169,10 +169,10 @@ class Staff:
             if other is kind:
                 continue
             free = [hand for hand in other.hands if hand in idle]
-            if turn:
-                found += [hand for hand in other.hands if not other.once or hand in idle]
-            elif not len(other.waiting):
+            if not len(other.waiting):
                 found += free if worth else []
+            elif turn:  # but for those that start, or nobody would ever come to work
+                found += [h for h in other.hands if h not in starting and not other.once]
             elif hungry:
                 found += free[: len(other.hands) - 1]
         return found
