@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
 from fl_darex.commands.beforehand import check_machine
 from fl_darex.config import ResourcesConfig, make_config
@@ -84,6 +85,12 @@ def test_gpus_that_are_not_there_are_refused_before_anything_starts() -> None:
             check_machine(ResourcesConfig.model_validate(settings))
     with pytest.raises(ConfigError, match=r"num-cpus = 4096, but this machine has"):
         check_machine(ResourcesConfig.model_validate({"classes": "3: num-cpus=4096"}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")
+def test_gpu_memory_is_not_measured_where_there_is_no_gpu() -> None:
+    with pytest.raises(ConfigError, match=r"num-gpus = 'auto', but torch finds 0 GPUs on this mac"):
+        check_machine(ResourcesConfig.model_validate({"num-gpus": "auto"}))
 
 
 def test_who_is_in_no_class_needs_what_all_need() -> None:

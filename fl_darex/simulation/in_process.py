@@ -65,7 +65,7 @@ class InProcessGrid(SimulatedGrid):
             reply, self._left[node] = answer(self._app, detached(message), context)
             return reply
         except Exception as error:
-            where, reason = ran_out(error), f"{type(error).__name__}: {error}"
+            where, reason = ran_out(error), f"{type(error).__name__}: {error}".rstrip(": ")
         let_go()  # no longer held by the error
         return failure(message, f"out of memory: {reason}; {WAY_OUT[where]}")
 

@@ -34,9 +34,10 @@ class RayGrid(SimulatedGrid):
     ClientApp, and so the app's own caches, from client to client, and is given those that take
     little time together. A client that raises is one error reply. Where a worker dies, its clients
     are run again, alone and with the state that they had before; one of whom two workers died is
-    an error reply. Where nobody waits for a reply any more, as after a timeout, the worker that is
-    still at it is replaced. A client runs in a thread of its worker, always the same one, that is
-    not the main one.
+    an error reply. One that runs out of memory is run again alone, with whole GPUs or with the
+    machine to itself, and is an error reply if that is not enough. Where nobody waits for a reply
+    any more, as after a timeout, the worker that is still at it is replaced. A client runs in a
+    thread of its worker, always the same one, that is not the main one.
 
     Use it as a context manager, or call `close`.
 

@@ -15,6 +15,9 @@ from fl_darex.simulation.memory import Meter, gpu_memory
 CPU, GPU = "CPU", "GPU"
 """Ray's names."""
 
+GPUS_WANTED = "from 0 on a fraction below 1 or a whole number"
+"""What `can_be_gpus` allows, in words."""
+
 _LEAST = 1e-4  # Ray's own precision
 _RAYS_OWN = (CPU, GPU, "memory", "object_store_memory")
 
@@ -48,8 +51,7 @@ class Resources:
     def __post_init__(self) -> None:
         checks.positive("num_cpus", self.num_cpus)
         if self.num_gpus != "auto":
-            wanted = "'auto', or from 0 on a fraction below 1 or a whole number"
-            checks.real("num_gpus", self.num_gpus, wanted, _can_be_gpus)
+            checks.real("num_gpus", self.num_gpus, f"'auto', or {GPUS_WANTED}", can_be_gpus)
         checks.whole("actors", self.actors, "a whole number from 0 on", lambda n: n >= 0)
         checks.instance("ray_address", self.ray_address, str, "text, HOST:PORT")
         checks.instance("custom", self.custom, Mapping, "a mapping of names to amounts")
@@ -130,7 +132,8 @@ def ranges(partitions: Iterable[int]) -> str:
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in pairs)
 
 
-def _can_be_gpus(number: float) -> bool:
+def can_be_gpus(number: float) -> bool:
+    """Return whether Ray can give so many GPUs to one client."""
     return number == 0 or _LEAST <= number < 1 or (number < math.inf and number == int(number) > 0)
 
 
