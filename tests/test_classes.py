@@ -95,7 +95,7 @@ def test_gpu_memory_is_not_measured_where_there_is_no_gpu() -> None:
 
 def test_who_is_in_no_class_needs_what_all_need() -> None:
     large, small = Resources(num_gpus=1), Resources(num_cpus=0.5)
-    groups = groups_of(6, Resources(), {range(2): large, (5, 3): small, (): large})
+    groups = groups_of(6, Resources(), {(0,): large, (5, 3): small, (1,): large, (): small})
     assert [(group.label, group.resources, list(group.partitions)) for group in groups] == [
         (" of the clients 0-1", large, [0, 1]),
         (" of the clients 3,5", small, [5, 3]),

@@ -165,7 +165,7 @@ def test_the_first_client_is_measured_alone_and_says_how_many_share(
 ) -> None:
     resources = Resources(num_cpus=0.5, custom={"accel": a_third})
     with RayGrid(placed_app(), 5, resources) as grid, caplog.at_level(logging.INFO, "flwr"):
-        first, second = said(asked(grid)), said(asked(grid))
+        first, second = said(asked(grid)), said(asked(started(grid)))
         third = said(asked(grid, kind="train"))
         fourth = said(asked(grid, kind="train"))
     assert sorted(row["accel"] for row in first.values()) == [0.3333] * 4 + [1]

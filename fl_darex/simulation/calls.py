@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from logging import WARNING
-from typing import Any, cast
+from typing import Any
 
 import ray
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.common.logger import log
 from ray import ObjectRef
 
@@ -20,19 +20,11 @@ from fl_darex.simulation.client import failure
 from fl_darex.simulation.jobs import Job, Records
 from fl_darex.simulation.kinds import Hand, Kinds
 from fl_darex.simulation.memory import MACHINE, Reading
-from fl_darex.simulation.parcels import Parcel, pack, unpack
+from fl_darex.simulation.parcels import pack, unpack
 from fl_darex.simulation.queues import Queues
 from fl_darex.simulation.staff import Staff
-from fl_darex.simulation.worker import (
-    ASIDE,
-    LOST,
-    UNCHANGED,
-    Answered,
-    Held,
-    State,
-    Task,
-    opened,
-)
+from fl_darex.simulation.states import LOST, Held, States
+from fl_darex.simulation.worker import Answered, Task
 from fl_darex.simulation.workers import cause
 
 _WAIT_SECONDS = 0.05
@@ -61,6 +53,7 @@ class Calls:
         answer: Called with a message and its reply.
 
     Attributes:
+        states: What clients have left.
         waiting: Clients that no worker has yet.
     """
 
@@ -73,11 +66,11 @@ class Calls:
     ) -> None:
         self._kinds, self._staff = kinds, staff
         self._partitions, self._answer = partitions, answer
-        self._left: dict[int, State] = {}
         self._calls: dict[ObjectRef[Any], _Call] = {}  # by the reference of their replies
         self._taken_back: dict[ObjectRef[Any], _Call] = {}
         self._busy: set[int] = set()
         self._numbers = count(1)
+        self.states = States()
         self.waiting = Queues(kinds, lambda job: partitions[job.node])
 
     @property
@@ -96,6 +89,7 @@ class Calls:
         nodes = [message.metadata.dst_node_id for message in messages]
         kinds = [self._kinds.of[self._partitions[node]] for node in nodes]
         self.waiting.add([records.job(m, run_id, k) for m, k in zip(messages, kinds, strict=True)])
+        self._staff.settle()  # before those who have workers keep them busy
         self._dispatch()
 
     def collect(self) -> None:
@@ -148,15 +142,6 @@ class Calls:
             self.waiting.over(job, {})
         return no_turn, late
 
-    def states(self) -> dict[int, RecordDict]:
-        """Return what clients have left, by node."""
-        left = {node: opened(state) for node, state in self._left.items() if state is not None}
-        return {node: unpack(state) for node, state in left.items()}
-
-    def set_states(self, states: Mapping[int, RecordDict]) -> None:
-        """Take states in place of all that there are."""
-        self._left = {node: pack(state) for node, state in states.items()}
-
     def _dispatch(self) -> None:
         for kind in self._kinds:
             while kind.idle and (jobs := kind.waiting.take(len(kind.hands), self._busy)):
@@ -174,7 +159,7 @@ class Calls:
             )
             for job in jobs
         ]
-        number, states = next(self._numbers), [self._left.get(job.node) for job in jobs]
+        number, states = next(self._numbers), [self.states.of(job.node) for job in jobs]
         outcome: Any = hand.actor.run.options(num_returns=2).remote(
             number, pack(tasks), [[ref] for ref in places], states
         )
@@ -211,7 +196,7 @@ class Calls:
                 "what client %d left is lost with a machine; it begins anew",
                 self._partitions[job.node],
             )
-            del self._left[job.node]
+            self.states.lose(job.node)
             self.waiting.add([job])
             return
         reply = unpack(answered.reply)
@@ -219,10 +204,7 @@ class Calls:
             self._ran_out(job, answered.ran_out, one_line(reply.error.reason))
             return
         job.kind.waiting.learn(job, answered.seconds)
-        if answered.state == ASIDE:
-            self._left[job.node] = Held([call.large_states], answered.place)
-        elif answered.state != UNCHANGED:
-            self._left[job.node] = cast("Parcel | None", answered.state)
+        self.states.take(job.node, answered.state, Held([call.large_states], answered.place))
         self._reply(job, reply, {} if reply.has_error() else answered.readings)
 
     def _reply(

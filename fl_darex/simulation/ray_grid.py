@@ -139,10 +139,10 @@ class RayGrid(SimulatedGrid):
         self._calls.collect()
 
     def _states(self) -> dict[int, RecordDict]:
-        return self._calls.states()
+        return self._calls.states.records()
 
     def _set_states(self, states: dict[int, RecordDict]) -> None:
-        self._calls.set_states(states)
+        self._calls.states.replace(states)
 
 
 def simulate(

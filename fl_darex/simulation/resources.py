@@ -91,7 +91,7 @@ class Group:
 
 
 def groups_of(clients: int, resources: Resources, classes: Classes | None) -> list[Group]:
-    """Return the classes of clients, and those that are in none.
+    """Return the classes of clients, those that need the same as one, and who is in none.
 
     Raises:
         TypeError: If the classes are no mapping of partitions to `Resources`.
@@ -100,7 +100,7 @@ def groups_of(clients: int, resources: Resources, classes: Classes | None) -> li
     given = {} if classes is None else classes
     checks.instance("classes", given, Mapping, "a mapping of partitions to Resources")
     taken: set[int] = set()
-    groups = []
+    classed: dict[Resources, list[int]] = {}
     for key, own in given.items():
         checks.instance("classes", own, Resources, "a mapping of partitions to Resources")
         if not isinstance(key, Sequence) or isinstance(key, str):
@@ -117,8 +117,10 @@ def groups_of(clients: int, resources: Resources, classes: Classes | None) -> li
                 "share one cluster"
             )
         taken |= set(found)
-        if found:
-            groups.append(Group(f" of the clients {ranges(found)}", own, found))
+        classed.setdefault(own, []).extend(found)
+    groups = [
+        Group(f" of the clients {ranges(who)}", own, who) for own, who in classed.items() if who
+    ]
     rest = [partition for partition in range(clients) if partition not in taken]
     return [*groups, Group("", resources, rest)] if rest else groups
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
@@ -22,12 +21,10 @@ from fl_darex.simulation.client import answer, failure
 from fl_darex.simulation.memory import Meter, Reading, let_go, ran_out, read
 from fl_darex.simulation.parcels import LARGE, Parcel, pack, size, unpack
 from fl_darex.simulation.resources import GPU
+from fl_darex.simulation.states import ASIDE, LOST, UNCHANGED, Boxed, State, opened
 
 # The model of the current round and of the one before: a client may still be on its way.
 _KEPT_MODELS = 2
-
-Boxed = list[ObjectRef[Any]]
-"""One reference. In a list, Ray passes it on and does not resolve it for each call."""
 
 
 class Setting(NamedTuple):
@@ -58,30 +55,6 @@ class Task(NamedTuple):
     run_id: int
 
 
-@dataclass(frozen=True)
-class Held:
-    """Where a large state is: in the value of a reference, at a client's place."""
-
-    box: Boxed
-    place: int
-
-
-State = Parcel | Held | None
-"""What a client has left: packed, elsewhere, or nothing."""
-
-
-def opened(state: Parcel | Held) -> Parcel:
-    """Return a state, wherever it is.
-
-    Raises:
-        ObjectLostError: If it was on a machine that is gone.
-    """
-    if not isinstance(state, Held):
-        return state
-    found: Parcel = ray.get(state.box[0])[state.place]
-    return found
-
-
 class Loaded(NamedTuple):
     """How a worker has started.
 
@@ -103,7 +76,7 @@ class Answered(NamedTuple):
         place: In the call.
         reply: The reply, packed.
         seconds: It took.
-        state: What it left, packed; None: nothing; or one of the words below.
+        state: What it left, packed; None: nothing; or a word of `fl_darex.simulation.states`.
         ran_out: Whose memory was too small, see `fl_darex.simulation.memory`; empty: nobody's.
         readings: What the worker's meters say after it, or why they cannot.
     """
@@ -114,12 +87,6 @@ class Answered(NamedTuple):
     state: Parcel | str | None
     ran_out: str = ""
     readings: Mapping[str, Reading | str] = {}
-
-
-UNCHANGED = "as before"
-ASIDE = "in the second result"
-LOST = "on a machine that is gone"
-"""The client had no turn, because what it left is lost."""
 
 
 class Worker:
