@@ -91,6 +91,12 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
         return st.just("same") | st.floats(1e-9, 10)
     if key == "compress.budget":
         return st.sampled_from(["", "50 kB", "1.5MB", "1 GB", "800 B", "30000", "7 KiB"])
+    if key == "resources.num-gpus":
+        return st.sampled_from(["auto", 64.0]) | st.floats(1e-4, 0.99) | st.integers(0, 64)
+    if key == "resources.classes":
+        return st.sampled_from(
+            ["", "0: num-gpus=1", "0-1: num-cpus=0.5 custom.tpu=1 actors=2; 2: num-gpus=auto"]
+        )
     if key == "compress.dense-below":
         return st.just("auto") | st.integers(0, 10**9)
     if get_origin(kind) is Literal:
@@ -125,6 +131,8 @@ def configs(draw: Any) -> RunConfig:
     clients = values.get("federation.clients", 10)
     values["federation.clients-per-round"] = draw(st.integers(0, clients))
     values["federation.min-clients"] = draw(st.integers(0, clients))
+    if clients < 3:
+        values["resources.classes"] = ""
     asked = values["federation.clients-per-round"] or clients
     values["federation.min-replies"] = draw(st.integers(0, asked))
     if values.get("federation.partition") == "natural":
@@ -220,6 +228,7 @@ def test_every_value_of_every_key_is_written_and_read_back(key, data, tmp_path):
         "train.local-epochs": {"train.local-steps": int(value == 0)},
         "train.weight-decay": {"train.optimizer": "adamw"},
         "compress.lora": {"train.lora-rank": 1},
+        "resources.classes": {"federation.clients": 3},
         "compress.scale": {"compress.values": "eden2"},
         "train.adapter": {"train.lora-rank": 0},
     }.get(key, {})

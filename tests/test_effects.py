@@ -158,6 +158,7 @@ ON_ENGINES = [
     ("resources.num-cpus", "local", "flower"),
     ("resources.actors", "flower", "ray"),
     ("resources.ray-address", "flower", "ray"),
+    ("resources.classes", "local", "ray"),
 ]
 
 
@@ -264,6 +265,7 @@ OTHER = {
     "compress.dense-below": 500,
     "federation.partition-column": "who",
     "federation.resume": "runs/1",
+    "resources.classes": "0: num-cpus=0.5",
 }
 REFUSED = {
     *("task.dataset", "task.subset", "task.holdout", "train.weight-decay", "compress.lora"),

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from apps import BASE, numpy_app, remembering_app, server_app, step_of
 from federations import ask, calls, flower_bytes
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
@@ -34,6 +35,23 @@ def test_a_client_that_raises_is_one_error_reply_and_its_state_is_as_before() ->
     assert {reply.error.code for reply in failed} == {ErrorCode.CLIENT_APP_RAISED_EXCEPTION}
     assert calls(ask(grid)) == [2, 2]
     assert [set(state) for state in grid._states().values()] == [{"calls"}] * 2
+
+
+def test_a_client_out_of_memory_is_an_error_reply_with_the_way_out() -> None:
+    app = ClientApp()
+
+    @app.query()
+    def take(message: Message, context: Context) -> Message:
+        context.state["taken"] = MetricRecord({"n": 1})
+        if context.node_config["partition-id"]:
+            raise RuntimeError("my training failed") from torch.OutOfMemoryError("CUDA out of memo")
+        return Message(RecordDict({"big": MetricRecord({"n": len(bytearray(1 << 62))})}))
+
+    grid = InProcessGrid(app, 2)
+    reasons = [reply.error.reason for reply in ask(grid)]
+    assert reasons[0].startswith("out of memory: MemoryError; set a smaller train.batch-size")
+    assert reasons[1].startswith("out of memory: RuntimeError: my training failed; set a smaller")
+    assert grid.state()["states"] == {}
 
 
 @pytest.mark.parametrize("answer", [None, 3])

@@ -172,6 +172,10 @@ def test_what_the_file_says_of_nodes_is_a_default(tmp_path: Path) -> None:
             HEAD + COMPONENTS + FEDERATIONS.replace("num-cpus = 2", "num-cpus = 0"),
             r"client-resources.num-cpus must be a finite number above 0, got 0",
         ),
+        (
+            HEAD + COMPONENTS + FEDERATIONS.replace("num-gpus = 0.25", "num-gpus = 1.5"),
+            r"num-gpus must be from 0 on a fraction below 1 or a whole number, got 1.5",
+        ),
         (HEAD + COMPONENTS, r"how many clients\? .*give clients=N"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on one host, of which one is lost in the middle of a round."""
+"""A Ray cluster of two nodes on one host: one is lost in the middle of a round; both have GPUs."""
 
 from __future__ import annotations
 
@@ -87,3 +87,33 @@ def test_a_node_that_is_lost_costs_no_reply_and_no_state_but_those_that_were_on_
         assert third[partition]["calls"] in (row["calls"] + 1, 1)
         if partition % 2 == 0:
             assert third[partition]["calls"] == 3
+
+
+def where_app() -> ClientApp:
+    """Says on which GPU of which node it runs, for a while."""
+    app = ClientApp()
+
+    @app.query()
+    def say(message: Message, context: Context) -> Message:
+        here = ray.get_runtime_context()
+        gpus = here.get_accelerator_ids()["GPU"]
+        time.sleep(1.0)
+        told = ConfigRecord({"node": here.get_node_id(), "gpu": ",".join(gpus)})
+        return Message(RecordDict({"told": told}), reply_to=message)
+
+    return app
+
+
+@pytest.mark.parametrize("classes", [{}, {range(2): Resources(num_cpus=1, num_gpus=1)}])
+def test_all_gpus_of_both_nodes_are_in_use(cluster: Cluster, classes: Any) -> None:
+    cluster.add_node(num_cpus=4, num_gpus=2)
+    cluster.add_node(num_cpus=4, num_gpus=1)
+    cluster.wait_for_nodes()
+    resources = Resources(num_cpus=1, num_gpus=0.5, ray_address=cluster.address)
+    with RayGrid(where_app(), CLIENTS, resources, classes=classes) as grid:
+        while grid._workers.starting:
+            grid.pull_messages([])
+        rows = ask(grid)
+    used = {(row["node"], gpu) for row in rows.values() for gpu in row["gpu"].split(",")}
+    assert len(used) == 3
+    assert len({node for node, _ in used}) == 2

@@ -27,8 +27,9 @@ from fl_darex.flower.grids import GridView
 from fl_darex.flower.ledger import Ledger, LedgerGrid
 from fl_darex.flower.records import to_arrays
 from fl_darex.simulation import InProcessGrid
-from fl_darex.simulation.cluster import Resources, connect
+from fl_darex.simulation.cluster import connect
 from fl_darex.simulation.ray_grid import RayGrid
+from fl_darex.simulation.resources import Resources
 
 from .client import SeededApp, forget, loaded, seed
 

@@ -25,19 +25,24 @@ def check_machine(resources: ResourcesConfig) -> None:
     if resources.ray_address:
         return
     cores = os.cpu_count() or 1
-    if resources.num_cpus > cores:
-        raise ConfigError(
-            f"resources.num-cpus = {resources.num_cpus:g}, but this machine has {cores} cores; "
-            f"allowed here: up to {cores}"
-        )
-    if not resources.num_gpus:
-        return
+    for own in (resources.for_all, *(own for _, own in resources.by_class)):
+        if own["num_cpus"] > cores:
+            raise ConfigError(
+                f"resources.num-cpus = {own['num_cpus']:g}, but this machine has {cores} cores; "
+                f"allowed here: up to {cores}"
+            )
+        if own["num_gpus"] != 0:
+            _check_gpus(own["num_gpus"])
+
+
+def _check_gpus(asked: float | str) -> None:
     import torch
 
     gpus = torch.cuda.device_count()
-    if resources.num_gpus > gpus:
+    if (1 if asked == "auto" else float(asked)) > gpus:
+        shown = repr(asked) if asked == "auto" else f"{asked:g}"
         raise ConfigError(
-            f"resources.num-gpus = {resources.num_gpus:g}, but torch finds {gpus} GPUs on this "
+            f"resources.num-gpus = {shown}, but torch finds {gpus} GPUs on this "
             f"machine; allowed here: 0 to {gpus}"
         )
 

@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from logging import WARNING
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from flwr.app import Context
@@ -36,6 +36,9 @@ from fl_darex.observers.run_folder import RunFolder, reason_of
 from fl_darex.observers.totals import summary_table
 from fl_darex.observers.trackers import check_trackers, tracker
 from fl_darex.registry import load
+
+if TYPE_CHECKING:
+    from fl_darex.simulation.resources import Classes
 
 # Named, not imported: the library must not depend on its two halves.
 SERVER = "fl_darex.strategies.server_app:make_app"
@@ -150,9 +153,15 @@ def _execute(
         simulation.simulate_in_process(server_app, CLIENT, clients=clients)
         return
     display.phases.begin("starting Ray")  # Flower's engine runs on it, too
-    resources = simulation.Resources(**config.resources.model_dump())
+    resources = simulation.Resources(**config.resources.for_all)
     if engine is Engine.ray:
-        simulation.simulate(server_app, CLIENT, clients=clients, resources=resources)
+        classes: Classes = {
+            tuple(partitions): simulation.Resources(**own)
+            for partitions, own in config.resources.by_class
+        }
+        simulation.simulate(
+            server_app, CLIENT, clients=clients, resources=resources, classes=classes
+        )
         return
     from fl_darex.simulation.flower_engine import simulate_with_flower
 

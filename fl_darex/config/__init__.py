@@ -1,6 +1,7 @@
 """The configuration of a run: sections, ranges, text, and errors for people."""
 
 from fl_darex.config.chosen import CompressConfig, ServerConfig
+from fl_darex.config.resources import ResourcesConfig
 from fl_darex.config.run import (
     OWN_NAMES,
     RunConfig,
@@ -13,7 +14,6 @@ from fl_darex.config.run import (
 from fl_darex.config.sections import (
     TASKS,
     FederationConfig,
-    ResourcesConfig,
     Section,
     TaskConfig,
     TrainConfig,

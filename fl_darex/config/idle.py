@@ -18,6 +18,7 @@ ENGINES: Mapping[str, tuple[tuple[str, ...], str]] = {
     "resources.num-cpus": (("ray", "flower"), "the engines 'ray' and 'flower'"),
     "resources.actors": (("ray",), "the engine 'ray'"),
     "resources.ray-address": (("ray",), "the engine 'ray'"),
+    "resources.classes": (("ray",), "the engine 'ray'"),
 }
 """The simulation engines with which a key does something, and what it is for."""
 

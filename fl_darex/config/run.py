@@ -16,9 +16,9 @@ from fl_darex.adapters import ADAPTERS
 from fl_darex.compression.uplink import Uplink
 from fl_darex.config.chosen import CompressConfig, ServerConfig
 from fl_darex.config.errors import explain
+from fl_darex.config.resources import ResourcesConfig
 from fl_darex.config.sections import (
     FederationConfig,
-    ResourcesConfig,
     Section,
     TaskConfig,
     TrainConfig,
@@ -108,6 +108,17 @@ class RunConfig(Section):
             self.uplink()
         except ValueError as error:  # begins with a key
             raise ValueError(f"compress.{error}; or set train.masked = false") from None
+        return self
+
+    @model_validator(mode="after")
+    def _classes_have_clients(self) -> RunConfig:
+        clients = self.federation.clients
+        beyond = [p for own, _ in self.resources.by_class for p in own if p >= clients]
+        if beyond:
+            raise ValueError(
+                f"resources.classes = {self.resources.classes!r} names client {min(beyond)}, and "
+                f"federation.clients = {clients}; allowed: 0 to {clients - 1}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -272,12 +272,3 @@ class TrainConfig(Section):
     def rank(self) -> int:
         """The rank of the adapter; 0: it has none, or there is none."""
         return self.lora_rank or (self.chosen.rank if self.chosen else 0)
-
-
-class ResourcesConfig(Section):
-    """What a simulated client may use; Ray places clients by these numbers."""
-
-    num_cpus: float = Field(1.0, gt=0.0, le=4096.0, description="cores per client")
-    num_gpus: float = Field(0.0, ge=0.0, le=64.0, description="GPUs per client, may be a fraction")
-    actors: int = Field(0, ge=0, le=65536, description="worker processes; 0 = as many as fit")
-    ray_address: str = Field("", description="an existing Ray cluster; empty = start one")

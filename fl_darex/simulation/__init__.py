@@ -6,16 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fl_darex.simulation.cluster import Resources as Resources
     from fl_darex.simulation.in_process import InProcessGrid as InProcessGrid
     from fl_darex.simulation.in_process import simulate_in_process as simulate_in_process
     from fl_darex.simulation.ray_grid import RayGrid as RayGrid
     from fl_darex.simulation.ray_grid import simulate as simulate
+    from fl_darex.simulation.resources import Resources as Resources
 
 _LAZY = {
     "InProcessGrid": "fl_darex.simulation.in_process",
     "RayGrid": "fl_darex.simulation.ray_grid",
-    "Resources": "fl_darex.simulation.cluster",
+    "Resources": "fl_darex.simulation.resources",
     "simulate": "fl_darex.simulation.ray_grid",
     "simulate_in_process": "fl_darex.simulation.in_process",
 }

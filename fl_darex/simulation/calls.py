@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from logging import WARNING
-from typing import Any, cast
+from typing import Any
 
 import ray
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Message
 from flwr.common.logger import log
 from ray import ObjectRef
-from ray.actor import ActorHandle
 
-from fl_darex.flower.private import ErrorCode, with_content
+from fl_darex.errors import one_line
+from fl_darex.flower.private import ErrorCode
 from fl_darex.simulation.client import failure
-from fl_darex.simulation.parcels import LARGE, Parcel, pack, unpack
-from fl_darex.simulation.waiting import Job, Waiting
-from fl_darex.simulation.worker import (
-    ASIDE,
-    LOST,
-    UNCHANGED,
-    Answered,
-    Held,
-    State,
-    Task,
-    opened,
-)
-from fl_darex.simulation.workers import Workers, cause
+from fl_darex.simulation.jobs import Job, Records
+from fl_darex.simulation.kinds import Hand, Kinds
+from fl_darex.simulation.memory import MACHINE, Reading
+from fl_darex.simulation.parcels import pack, unpack
+from fl_darex.simulation.queues import Queues
+from fl_darex.simulation.staff import Staff
+from fl_darex.simulation.states import LOST, Held, States
+from fl_darex.simulation.worker import Answered, Task
+from fl_darex.simulation.workers import cause
 
 _WAIT_SECONDS = 0.05
 _PATIENCE = 1.0, 10.0  # seconds, and times what was expected, until work is taken back
@@ -39,7 +35,7 @@ _LIVES = 2  # workers that may die of one message
 @dataclass(eq=False)
 class _Call:
     number: int
-    worker: ActorHandle[Any]
+    hand: Hand
     jobs: dict[int, Job]  # by place, those whose reply it still owes
     large_states: ObjectRef[Any]
     started: float
@@ -47,70 +43,67 @@ class _Call:
     taken_back: bool = False
 
 
-@dataclass
-class _Records:
-    """What a push puts into the object store: each record once, however many messages have it."""
-
-    put: dict[int, tuple[ArrayRecord, ObjectRef[Any]]] = field(default_factory=dict)
-
-    def reference(self, record: ArrayRecord) -> ObjectRef[Any]:
-        """Return where a record is."""
-        if id(record) not in self.put:
-            self.put[id(record)] = (record, ray.put(pack(record)))
-        return self.put[id(record)][1]
-
-
 class Calls:
     """Gives clients to workers and takes their replies and states.
 
     Args:
-        workers: Who runs them.
+        kinds: Of workers.
+        staff: Who runs them.
         partitions: Partition by node id.
         answer: Called with a message and its reply.
 
     Attributes:
+        states: What clients have left.
         waiting: Clients that no worker has yet.
     """
 
     def __init__(
         self,
-        workers: Workers,
+        kinds: Kinds,
+        staff: Staff,
         partitions: Mapping[int, int],
         answer: Callable[[Message, Message], None],
     ) -> None:
-        self._pool, self._partitions, self._answer = workers, partitions, answer
-        self._left: dict[int, State] = {}
+        self._kinds, self._staff = kinds, staff
+        self._partitions, self._answer = partitions, answer
         self._calls: dict[ObjectRef[Any], _Call] = {}  # by the reference of their replies
         self._taken_back: dict[ObjectRef[Any], _Call] = {}
         self._busy: set[int] = set()
         self._numbers = count(1)
-        self.waiting = Waiting()
+        self.states = States()
+        self.waiting = Queues(kinds, lambda job: partitions[job.node])
 
     @property
     def running(self) -> int:
         """Clients that a worker has."""
         return len(self._busy)
 
-    def add(self, messages: Iterable[Message], run_id: int) -> None:
+    def add(self, messages: Sequence[Message], run_id: int) -> None:
         """Take messages to clients.
 
         Args:
             messages: With their ids.
             run_id: What clients see as ``context.run_id``.
         """
-        records = _Records()
-        self.waiting.add([_job(message, run_id, records) for message in messages])
+        records = Records()
+        nodes = [message.metadata.dst_node_id for message in messages]
+        kinds = [self._kinds.of[self._partitions[node]] for node in nodes]
+        self.waiting.add([records.job(m, run_id, k) for m, k in zip(messages, kinds, strict=True)])
+        self._staff.settle()  # before those who have workers keep them busy
         self._dispatch()
 
     def collect(self) -> None:
         """Take what has come, wait a little if nothing has, and give out what can be.
 
         Raises:
-            EngineError: If no worker can load the app.
+            EngineError: If no worker can load the app, or what clients take cannot be measured.
         """
-        pool = self._pool
-        wanted = [*self._taken_back, *self._calls, *pool.starting]
+        starting = self._staff.starting
+        wanted = [*self._taken_back, *self._calls, *starting]
         if not wanted:
+            if len(self.waiting):  # a machine may come back
+                time.sleep(_WAIT_SECONDS)
+                self._dispatch()
             return
         ready, _ = ray.wait(wanted, num_returns=1, timeout=_WAIT_SECONDS)
         if ready:  # others may have finished meanwhile
@@ -120,8 +113,8 @@ class Calls:
                 self._returned(reference)
             elif reference in self._calls:
                 self._finished(reference)
-            elif reference in pool.starting:
-                pool.started(reference)
+            elif reference in starting:
+                self._staff.started(reference)
         self._take_back_from_the_slow()
         self._dispatch()
 
@@ -140,27 +133,22 @@ class Calls:
             if given_up:
                 late += given_up
                 self._end(reference)
-                self._pool.replace(call.worker)
+                self._staff.replace(call.hand)
                 self.waiting.add(job for job in call.jobs.values() if job.key not in keys)
+        no_turn = self.waiting.drop(keys)
         for job in late:
-            self.waiting.give_up(job)
-        return self.waiting.drop(keys), late
-
-    def states(self) -> dict[int, RecordDict]:
-        """Return what clients have left, by node."""
-        left = {node: opened(state) for node, state in self._left.items() if state is not None}
-        return {node: unpack(state) for node, state in left.items()}
-
-    def set_states(self, states: Mapping[int, RecordDict]) -> None:
-        """Take states in place of all that there are."""
-        self._left = {node: pack(state) for node, state in states.items()}
+            job.kind.waiting.give_up(job)
+        for job in [*late, *no_turn]:
+            self.waiting.over(job, {})
+        return no_turn, late
 
     def _dispatch(self) -> None:
-        pool = self._pool
-        while pool.idle and (jobs := self.waiting.take(len(pool), self._busy)):
-            self._send(pool.idle.pop(), jobs)
+        for kind in self._kinds:
+            while kind.idle and (jobs := kind.waiting.take(len(kind.hands), self._busy)):
+                self._send(self._staff.next_of(kind), jobs)
+        self._staff.settle()
 
-    def _send(self, worker: ActorHandle[Any], jobs: list[Job]) -> None:
+    def _send(self, hand: Hand, jobs: list[Job]) -> None:
         places: dict[ObjectRef[Any], int] = {}
         tasks = [
             Task(
@@ -171,16 +159,16 @@ class Calls:
             )
             for job in jobs
         ]
-        number, states = next(self._numbers), [self._left.get(job.node) for job in jobs]
-        outcome: Any = worker.run.options(num_returns=2).remote(
+        number, states = next(self._numbers), [self.states.of(job.node) for job in jobs]
+        outcome: Any = hand.actor.run.options(num_returns=2).remote(
             number, pack(tasks), [[ref] for ref in places], states
         )
         replies, large_states = outcome
-        expected = sum(map(self.waiting.expected, jobs))
+        expected = sum(map(hand.kind.times.expected, jobs))
         patience = max(_PATIENCE[0], _PATIENCE[1] * expected)
         known = dict(enumerate(jobs))
         started = time.monotonic()
-        self._calls[replies] = _Call(number, worker, known, large_states, started, patience)
+        self._calls[replies] = _Call(number, hand, known, large_states, started, patience)
         self._busy |= {job.node for job in jobs}
 
     def _finished(self, reference: ObjectRef[Any]) -> None:
@@ -195,7 +183,7 @@ class Calls:
         for asked in [key for key, one in self._taken_back.items() if one is call]:
             self._returned(asked)  # at once: who was given back must not be forgotten meanwhile
         del self._calls[reference]
-        self._pool.idle.append(call.worker)
+        self._staff.free(call.hand)
 
     def _answered(self, call: _Call, answered: Answered) -> None:
         job = call.jobs.pop(answered.place, None)
@@ -208,15 +196,28 @@ class Calls:
                 "what client %d left is lost with a machine; it begins anew",
                 self._partitions[job.node],
             )
-            del self._left[job.node]
+            self.states.lose(job.node)
             self.waiting.add([job])
             return
-        self.waiting.learn(job, answered.seconds)
-        if answered.state == ASIDE:
-            self._left[job.node] = Held([call.large_states], answered.place)
-        elif answered.state != UNCHANGED:
-            self._left[job.node] = cast("Parcel | None", answered.state)
-        self._answer(job.message, unpack(answered.reply))
+        reply = unpack(answered.reply)
+        if answered.ran_out:
+            self._ran_out(job, answered.ran_out, one_line(reply.error.reason))
+            return
+        job.kind.waiting.learn(job, answered.seconds)
+        self.states.take(job.node, answered.state, Held([call.large_states], answered.place))
+        self._reply(job, reply, {} if reply.has_error() else answered.readings)
+
+    def _reply(
+        self, job: Job, reply: Message, readings: Mapping[str, Reading | str] | None = None
+    ) -> None:
+        self._answer(job.message, reply)
+        if resized := self.waiting.over(job, readings or {}):
+            self._staff.resize(resized)
+
+    def _ran_out(self, job: Job, where: str, reason: str) -> None:
+        """Run a client again that ran out of memory, alone, or report it."""
+        if trouble := self.waiting.alone(job, where, reason):
+            self._reply(job, failure(job.message, trouble))
 
     def _failed(self, reference: ObjectRef[Any], error: Exception) -> None:
         """Run the clients of a call again that came to nothing, or report them."""
@@ -226,16 +227,19 @@ class Calls:
         lives = isinstance(error, ray.exceptions.RayTaskError)
         if lives:
             trouble = "the worker failed"
-            self._pool.idle.append(call.worker)
+            self._staff.free(call.hand)
         else:
             trouble = "the worker died"
-            self._pool.replace(call.worker)
+            self._staff.replace(call.hand)
+        if isinstance(error, ray.exceptions.OutOfMemoryError) and len(jobs) == 1:
+            self._ran_out(jobs[0], MACHINE, cause(error))
+            return
         again = []
         for job in jobs:
             job.deaths += len(jobs) == 1
             if job.deaths >= (1 if lives else _LIVES):
                 reason = f"{trouble}: {cause(error)}"
-                self._answer(job.message, failure(job.message, reason, ErrorCode.UNKNOWN))
+                self._reply(job, failure(job.message, reason, ErrorCode.UNKNOWN))
             else:
                 job.alone = True
                 again.append(job)
@@ -260,7 +264,7 @@ class Calls:
         for call in self._calls.values():
             if len(call.jobs) > 1 and not call.taken_back and now - call.started > call.patience:
                 call.taken_back = True
-                self._taken_back[self._pool.give_back(call.worker, call.number)] = call
+                self._taken_back[self._staff.give_back(call.hand, call.number)] = call
 
     def _returned(self, reference: ObjectRef[Any]) -> None:
         call = self._taken_back.pop(reference)
@@ -273,14 +277,3 @@ class Calls:
         jobs = [call.jobs.pop(place) for place in rest if place in call.jobs]
         self._busy -= {job.node for job in jobs}
         self.waiting.add(jobs)
-
-
-def _job(message: Message, run_id: int, records: _Records) -> Job:
-    """Return what a message asks, its large records moved to the object store."""
-    small, models = RecordDict(), {}
-    for name, record in message.content.items():
-        if isinstance(record, ArrayRecord) and record.count_bytes() >= LARGE:
-            models[name] = records.reference(record)
-            record = ArrayRecord()  # holds the place
-        small[name] = record
-    return Job(with_content(message, small), run_id, models)

@@ -7,6 +7,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fl_darex.flower.private import ErrorCode, with_content
 from fl_darex.flower.records import copied
+from fl_darex.simulation.memory import ran_out
 
 
 def answer(
@@ -22,6 +23,9 @@ def answer(
         app: The ClientApp.
         message: The message, with records that belong to this client alone.
         context: The client's context; the app is given a copy of its state.
+
+    Raises:
+        Exception: The client's own, if it ran out of memory: another place may have enough.
     """
     before, context.state = context.state, copied(context.state)
     try:
@@ -32,6 +36,8 @@ def answer(
             reply = _astray(message, reply)
         return detached(reply), copied(context.state)
     except Exception as error:
+        if ran_out(error):
+            raise
         return failure(message, f"{type(error).__name__}: {error}"), before
 
 

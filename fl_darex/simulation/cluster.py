@@ -1,9 +1,8 @@
-"""Ray: start it or join it, and see how many workers fit."""
+"""Ray: start it or join it, and leave it."""
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import socket
@@ -12,49 +11,19 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from logging import WARNING
 from typing import Any
 
 import ray
 from flwr.common.logger import log
 
-from fl_darex import checks
 from fl_darex.errors import ConfigError, EngineError
+from fl_darex.simulation.resources import Resources
 from fl_darex.simulation.watchdog import Watchdog
 
 _ANSWER_SECONDS = 5.0
 _RAY_ADDRESS = "RAY_ADDRESS"
 _watchdogs: list[Watchdog] = []
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What one simulated client may use.
-
-    Attributes:
-        num_cpus: Cores per client, may be a fraction.
-        num_gpus: GPUs per client, may be a fraction; Ray does not cap memory by it.
-        actors: Worker processes at most; 0 = as many as fit.
-        ray_address: An existing Ray cluster, HOST:PORT, or ``auto``: the one that ``RAY_ADDRESS``
-            names or that runs here; empty = use the one of this process or start one.
-
-    Raises:
-        TypeError: If one is of another kind, such as a text in a number's place.
-        ValueError: If one is outside its range.
-    """
-
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
-    actors: int = 0
-    ray_address: str = ""
-
-    def __post_init__(self) -> None:
-        checks.positive("num_cpus", self.num_cpus)
-        wanted = "a finite number from 0 on"
-        checks.real("num_gpus", self.num_gpus, wanted, lambda number: 0 <= number < math.inf)
-        checks.whole("actors", self.actors, "a whole number from 0 on", lambda n: n >= 0)
-        checks.instance("ray_address", self.ray_address, str, "text, HOST:PORT")
 
 
 def connect(resources: Resources) -> bool:
@@ -134,30 +103,3 @@ def _check_address(address: str) -> None:
             f"resources.ray-address = {address!r}: nobody answers there ({error}); "
             "give HOST:PORT of a running Ray cluster, or leave it empty to start one"
         ) from None
-
-
-def capacity(resources: Resources) -> int:
-    """Return how many workers of this size the cluster can hold at once, node by node.
-
-    Raises:
-        ConfigError: If not even one fits.
-    """
-    total, cpus, gpus = 0, 0.0, 0.0
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        free = node["Resources"] if node["Alive"] else {}
-        node_cpus, node_gpus = free.get("CPU", 0.0), free.get("GPU", 0.0)
-        fits = int(node_cpus / resources.num_cpus + 1e-9)
-        if resources.num_gpus:
-            fits = min(fits, int(node_gpus / resources.num_gpus + 1e-9))
-        total, cpus, gpus = total + fits, max(cpus, node_cpus), max(gpus, node_gpus)
-    if total == 0 and resources.num_gpus > gpus:
-        raise ConfigError(
-            f"resources.num-gpus = {resources.num_gpus:g}, but the largest node has "
-            f"{gpus:g} GPUs; allowed here: 0 to {gpus:g}"
-        )
-    if total == 0:
-        raise ConfigError(
-            f"resources.num-cpus = {resources.num_cpus:g}, but the largest node has "
-            f"{cpus:g} cores; allowed here: up to {cpus:g}"
-        )
-    return min(total, resources.actors) if resources.actors else total

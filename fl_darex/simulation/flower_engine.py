@@ -15,8 +15,10 @@ from typing import Any
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fl_darex.errors import EngineError
-from fl_darex.simulation.cluster import Resources, capacity, connect, disconnect
+from fl_darex.errors import ConfigError, EngineError
+from fl_darex.simulation.cluster import connect, disconnect
+from fl_darex.simulation.resources import Resources
+from fl_darex.simulation.room import capacity, machines
 
 
 def simulate_with_flower(
@@ -32,15 +34,20 @@ def simulate_with_flower(
             and takes no limit on actors and no cluster address.
 
     Raises:
-        ConfigError: If not even one client fits.
+        ConfigError: If not even one client fits, or it needs what Flower's engine does not know.
         EngineError: If Flower's engine fails; the server app's own error where there is one.
     """
     # Flower reports how often its entry is used over the network; a simulation needs none.
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     from flwr.simulation import run_simulation
 
+    if resources.meters or resources.custom:
+        raise ConfigError(
+            "resources.num-gpus = 'auto' and custom resources are for the engine 'ray'; Flower's "
+            "takes numbers of cores and GPUs"
+        )
     owns_ray = connect(resources)
-    capacity(resources)  # a clear error before Flower's own
+    capacity(machines(), resources.fixed)  # a clear error before Flower's own
     client: Any = {"num_cpus": math.ceil(resources.num_cpus), "num_gpus": resources.num_gpus}
     logger, quiet = logging.getLogger("flwr"), _NoDeprecation()
     logger.addFilter(quiet)

@@ -11,8 +11,9 @@ from flwr.clientapp.typing import ClientAppCallable
 from flwr.serverapp import ServerApp
 
 from fl_darex.registry import load
-from fl_darex.simulation.client import answer, detached
+from fl_darex.simulation.client import answer, detached, failure
 from fl_darex.simulation.grid import SimulatedGrid, check_app
+from fl_darex.simulation.memory import WAY_OUT, let_go, ran_out
 from fl_darex.simulation.what_to_run import AppFolder, asked_for
 
 
@@ -60,8 +61,13 @@ class InProcessGrid(SimulatedGrid):
         node = message.metadata.dst_node_id
         context = self._context_of(node, self._left.get(node) or RecordDict())
         # Copies of records cost little: what an array holds is bytes, which nobody can change.
-        reply, self._left[node] = answer(self._app, detached(message), context)
-        return reply
+        try:
+            reply, self._left[node] = answer(self._app, detached(message), context)
+            return reply
+        except Exception as error:
+            where, reason = ran_out(error), f"{type(error).__name__}: {error}".rstrip(": ")
+        let_go()  # no longer held by the error
+        return failure(message, f"out of memory: {reason}; {WAY_OUT[where]}")
 
     def _collect(self) -> None:
         """Nothing can be on its way."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from fl_darex import checks
 from fl_darex.errors import ConfigError, nearest
 from fl_darex.flower.private import flattened, read_project
+from fl_darex.simulation.resources import GPUS_WANTED, can_be_gpus
 
 FILE = "pyproject.toml"
 _NODES = "options.num-supernodes"
@@ -119,10 +119,7 @@ def _federation(tables: Mapping[str, Any], file: Path) -> tuple[int | None, dict
         if _CPUS in options:
             per_client["num_cpus"] = checks.positive(_CPUS, options[_CPUS])
         if _GPUS in options:
-            wanted = "a finite number from 0 on"
-            per_client["num_gpus"] = checks.real(
-                _GPUS, options[_GPUS], wanted, lambda number: 0 <= number < math.inf
-            )
+            per_client["num_gpus"] = checks.real(_GPUS, options[_GPUS], GPUS_WANTED, can_be_gpus)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"[tool.flwr.federations.{chosen}] in {file}: {error}") from None
     return clients, per_client

@@ -16,8 +16,12 @@ from flwr.serverapp import ServerApp
 
 from fl_darex import checks
 from fl_darex.simulation.calls import Calls
-from fl_darex.simulation.cluster import Resources, capacity, connect, disconnect
+from fl_darex.simulation.cluster import connect, disconnect
 from fl_darex.simulation.grid import SimulatedGrid, check_app
+from fl_darex.simulation.kinds import Kinds
+from fl_darex.simulation.resources import Classes, Resources, groups_of
+from fl_darex.simulation.room import machines
+from fl_darex.simulation.staff import Staff
 from fl_darex.simulation.what_to_run import AppFolder, asked_for
 from fl_darex.simulation.worker import Setting
 from fl_darex.simulation.workers import Workers
@@ -30,9 +34,10 @@ class RayGrid(SimulatedGrid):
     ClientApp, and so the app's own caches, from client to client, and is given those that take
     little time together. A client that raises is one error reply. Where a worker dies, its clients
     are run again, alone and with the state that they had before; one of whom two workers died is
-    an error reply. Where nobody waits for a reply any more, as after a timeout, the worker that is
-    still at it is replaced. A client runs in a thread of its worker, always the same one, that is
-    not the main one.
+    an error reply. One that runs out of memory is run again alone, with whole GPUs or with the
+    machine to itself, and is an error reply if that is not enough. Where nobody waits for a reply
+    any more, as after a timeout, the worker that is still at it is replaced. A client runs in a
+    thread of its worker, always the same one, that is not the main one.
 
     Use it as a context manager, or call `close`.
 
@@ -41,10 +46,13 @@ class RayGrid(SimulatedGrid):
         clients: Number of simulated nodes; node i has partition i.
         resources: What one client may use.
         run_config: What clients see as ``context.run_config``.
+        classes: What some clients need in place of that, by partitions:
+            ``{range(10): Resources(num_gpus=1)}``.
 
     Raises:
         TypeError: If an argument is of another kind, such as a class in place of an app.
-        ConfigError: If not even one client fits into the cluster.
+        ValueError: If a class has a client that is not there, or that another one has.
+        ConfigError: If not even one client of a class fits into the cluster.
         EngineError: If Ray cannot be started; from the first messages on, if no worker can load
             the app.
     """
@@ -55,19 +63,22 @@ class RayGrid(SimulatedGrid):
         clients: int,
         resources: Resources | None = None,
         run_config: Mapping[str, Any] | None = None,
+        classes: Classes | None = None,
     ) -> None:
         super().__init__(clients, run_config)
         if not isinstance(client_app, str):
             check_app("client_app", client_app, ClientApp)
         resources = resources or Resources()
         checks.instance("resources", resources, Resources, "Resources or None")
-        self._workers: Workers | None = None
+        groups = groups_of(clients, resources, classes)
+        self._workers: Staff | None = None
         self._owns_ray = connect(resources)
         setting = Setting(clients, self._run_config)
         try:
-            fits = min(capacity(resources), clients)
-            self._workers = Workers(client_app, setting, resources, fits)
-            self._calls = Calls(self._workers, self.partitions, self._answer)
+            kinds = Kinds(groups, machines(), resources.actors)
+            self._workers = Staff(Workers(client_app, setting), kinds)
+            self._workers.settle()
+            self._calls = Calls(kinds, self._workers, self.partitions, self._answer)
         except BaseException:
             self.close()
             raise
@@ -128,10 +139,10 @@ class RayGrid(SimulatedGrid):
         self._calls.collect()
 
     def _states(self) -> dict[int, RecordDict]:
-        return self._calls.states()
+        return self._calls.states.records()
 
     def _set_states(self, states: dict[int, RecordDict]) -> None:
-        self._calls.set_states(states)
+        self._calls.states.replace(states)
 
 
 def simulate(
@@ -141,6 +152,7 @@ def simulate(
     clients: int | None = None,
     resources: Resources | None = None,
     run_config: Mapping[str, Any] | None = None,
+    classes: Classes | None = None,
 ) -> Context:
     """Run a whole federation with Ray and return the server's context.
 
@@ -153,14 +165,16 @@ def simulate(
         resources: What one client may use; default what an app's file says, or one core, no GPU.
         run_config: What both apps see as ``context.run_config``; with an app's folder, settings
             that replace those of its file, which must have them.
+        classes: What some clients need in place of that; see `RayGrid`.
 
     Raises:
         TypeError: If an argument is of another kind, such as a class in place of an app.
+        ValueError: If a class has a client that is not there, or that another one has.
         ConfigError: If not even one client fits into the cluster, or the folder has no app that
             can be loaded.
         EngineError: If another thread runs an app from its folder.
     """
     with asked_for(server_app, client_app, clients=clients, run_config=run_config) as it:
         own = resources or Resources(**it.per_client)
-        with RayGrid(it.client_app, it.clients, own, it.run_config) as grid:
+        with RayGrid(it.client_app, it.clients, own, it.run_config, classes) as grid:
             return grid.serve(it.server_app)

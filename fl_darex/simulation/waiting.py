@@ -5,43 +5,33 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from typing import Any
 
-from flwr.app import Message
-from ray import ObjectRef
+from fl_darex.simulation.jobs import Job
 
 _SLICE = 0.05  # seconds of work that a worker is given at once, so that a call's cost is little
 _MOST = 256  # clients that it is given at once
 
 
-@dataclass(eq=False)
-class Job:
-    """One message to one client.
+class Times:
+    """How long clients took: each its last message of a type, and the mean of all."""
 
-    Attributes:
-        message: Without the records that are in the object store.
-        run_id: The run's.
-        models: References to those, by name.
-        deaths: Workers that died of it so far, or of one that was with it.
-        alone: Whether it is given to a worker by itself: one of several may be a killer.
-    """
+    def __init__(self) -> None:
+        self._took: dict[tuple[str, int], float] = {}
+        self._mean: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
-    message: Message
-    run_id: int
-    models: dict[str, ObjectRef[Any]] = field(default_factory=dict)
-    deaths: int = 0
-    alone: bool = False
+    def learn(self, job: Job, seconds: float) -> None:
+        """Hear how long a client took."""
+        self._took[job.type, job.node] = seconds
+        mean = self._mean[job.type]
+        mean[0] += 1
+        mean[1] += (seconds - mean[1]) / mean[0]
 
-    @property
-    def node(self) -> int:
-        """The client."""
-        return self.message.metadata.dst_node_id
-
-    @property
-    def key(self) -> str:
-        """The id of the message."""
-        return self.message.metadata.message_id
+    def expected(self, job: Job) -> float:
+        """Return how many seconds a client will take, as far as is known; infinite: it is not."""
+        if (known := self._took.get((job.type, job.node))) is not None:
+            return known
+        count, mean = self._mean[job.type]
+        return mean if count else math.inf
 
 
 class Waiting:
@@ -50,13 +40,15 @@ class Waiting:
     How long a client takes is what it took for its last message of that kind, and until then the
     mean of the others. Clients that take less than 50 ms go to a worker together. One that did not
     answer in time is last from then on, until it answers: it may hang again.
+
+    Args:
+        times: Learned from clients that others may wait for, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, times: Times) -> None:
         self._jobs: list[Job] = []  # the next one is the last
         self._late: set[int] = set()
-        self._took: dict[tuple[str, int], float] = {}
-        self._mean: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self._times = times
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -106,16 +98,12 @@ class Waiting:
     def learn(self, job: Job, seconds: float) -> None:
         """Hear how long a client took."""
         self._late.discard(job.node)
-        kind = job.message.metadata.message_type
-        self._took[kind, job.node] = seconds
-        mean = self._mean[kind]
-        mean[0] += 1
-        mean[1] += (seconds - mean[1]) / mean[0]
+        self._times.learn(job, seconds)
 
     def expected(self, job: Job) -> float:
         """Return how many seconds a client will take, as far as is known; infinite: it is not."""
-        kind = job.message.metadata.message_type
-        if (known := self._took.get((kind, job.node))) is not None:
-            return known
-        count, mean = self._mean[kind]
-        return mean if count else math.inf
+        return self._times.expected(job)
+
+    def seconds(self) -> float:
+        """Return how long all that wait will take, one after the other."""
+        return sum(map(self.expected, self._jobs))

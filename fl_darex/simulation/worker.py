@@ -8,7 +8,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import ray
@@ -19,13 +18,13 @@ from ray import ObjectRef
 from fl_darex.errors import one_line
 from fl_darex.registry import load
 from fl_darex.simulation.client import answer, failure
+from fl_darex.simulation.memory import Meter, Reading, let_go, ran_out, read
 from fl_darex.simulation.parcels import LARGE, Parcel, pack, size, unpack
+from fl_darex.simulation.resources import GPU
+from fl_darex.simulation.states import ASIDE, LOST, UNCHANGED, Boxed, State, opened
 
 # The model of the current round and of the one before: a client may still be on its way.
 _KEPT_MODELS = 2
-
-Boxed = list[ObjectRef[Any]]
-"""One reference. In a list, Ray passes it on and does not resolve it for each call."""
 
 
 class Setting(NamedTuple):
@@ -56,28 +55,18 @@ class Task(NamedTuple):
     run_id: int
 
 
-@dataclass(frozen=True)
-class Held:
-    """Where a large state is: in the value of a reference, at a client's place."""
+class Loaded(NamedTuple):
+    """How a worker has started.
 
-    box: Boxed
-    place: int
-
-
-State = Parcel | Held | None
-"""What a client has left: packed, elsewhere, or nothing."""
-
-
-def opened(state: Parcel | Held) -> Parcel:
-    """Return a state, wherever it is.
-
-    Raises:
-        ObjectLostError: If it was on a machine that is gone.
+    Attributes:
+        trouble: Why the app cannot be loaded, in a line; empty: it is there.
+        node: The id of its machine.
+        gpus: The ids of its GPUs.
     """
-    if not isinstance(state, Held):
-        return state
-    found: Parcel = ray.get(state.box[0])[state.place]
-    return found
+
+    trouble: str
+    node: str = ""
+    gpus: tuple[str, ...] = ()
 
 
 class Answered(NamedTuple):
@@ -87,19 +76,17 @@ class Answered(NamedTuple):
         place: In the call.
         reply: The reply, packed.
         seconds: It took.
-        state: What it left, packed; None: nothing; or one of the words below.
+        state: What it left, packed; None: nothing; or a word of `fl_darex.simulation.states`.
+        ran_out: Whose memory was too small, see `fl_darex.simulation.memory`; empty: nobody's.
+        readings: What the worker's meters say after it, or why they cannot.
     """
 
     place: int
     reply: Parcel
     seconds: float
     state: Parcel | str | None
-
-
-UNCHANGED = "as before"
-ASIDE = "in the second result"
-LOST = "on a machine that is gone"
-"""The client had no turn, because what it left is lost."""
+    ran_out: str = ""
+    readings: Mapping[str, Reading | str] = {}
 
 
 class Worker:
@@ -110,10 +97,13 @@ class Worker:
     Args:
         app: The ClientApp itself, or ``"module:attribute"``.
         setting: What all clients see alike.
+        meters: What is measured after each client, by the name of a resource.
     """
 
-    def __init__(self, app: ClientAppCallable | str, setting: Setting) -> None:
-        self._given, self._setting = app, setting
+    def __init__(
+        self, app: ClientAppCallable | str, setting: Setting, meters: Mapping[str, Meter]
+    ) -> None:
+        self._given, self._setting, self._meters = app, setting, meters
         self._models: OrderedDict[str, ArrayRecord] = OrderedDict()
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()
@@ -122,17 +112,18 @@ class Worker:
         self._done: list[Answered] = []
         self._aside: dict[int, Parcel] = {}
 
-    def load(self) -> str:
-        """Load the app and return why it cannot be, in a line; empty: it is there."""
+    def load(self) -> Loaded:
+        """Load the app and say where this is, or why it cannot be loaded."""
         try:
             given = self._given
             self._app = load(given, "ClientApp") if isinstance(given, str) else given
         except (Exception, SystemExit) as error:
-            return one_line(f"{type(error).__name__}: {error}")
+            return Loaded(one_line(f"{type(error).__name__}: {error}"))
         # Flower collects garbage for each record that it reads: what is loaded need not be seen.
         gc.collect()
         gc.freeze()
-        return ""
+        here = ray.get_runtime_context()
+        return Loaded("", here.get_node_id(), tuple(here.get_accelerator_ids().get(GPU, ())))
 
     def run(
         self, call: int, packed: Parcel, models: Sequence[Boxed], states: Sequence[State]
@@ -187,6 +178,7 @@ class Worker:
         start = time.perf_counter()
         message = task.message
         left: Any = UNCHANGED
+        out = ""
         try:
             context = self._context(task, state)
         except ray.exceptions.ObjectLostError:
@@ -197,7 +189,12 @@ class Worker:
             left = self._kept(place, after)
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             packed = pack(failure(message, f"{type(error).__name__}: {error}"))
-        return Answered(place, packed, time.perf_counter() - start, left)
+            out = ran_out(error)
+        seconds = time.perf_counter() - start
+        readings = read(self._meters) if self._meters else {}
+        if out:
+            let_go()  # no longer held by the error; others share this memory
+        return Answered(place, packed, seconds, left, out, readings)
 
     def _context(self, task: Task, state: State) -> Context:
         before = RecordDict() if state is None else unpack(opened(state))

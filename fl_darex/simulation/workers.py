@@ -1,17 +1,20 @@
-"""The workers of a grid: started, replaced when they die, stopped."""
+"""The processes of a grid's workers: started, replaced when they die, stopped."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import ray
 from flwr.clientapp.typing import ClientAppCallable
 from ray import ObjectRef
-from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fl_darex.errors import EngineError, one_line
-from fl_darex.simulation.cluster import Resources
-from fl_darex.simulation.worker import Setting, Worker
+from fl_darex.simulation.kinds import Hand, Kind
+from fl_darex.simulation.resources import CPU, GPU
+from fl_darex.simulation.room import Seat
+from fl_darex.simulation.worker import Loaded, Setting, Worker
 
 _BESIDE = "beside"
 # Workers in a row that die before they have loaded the app. Where none ever loaded it, the app is
@@ -20,78 +23,86 @@ _FALSE_STARTS, _BAD_LUCK = 3, 20
 
 
 class Workers:
-    """As many workers as fit, each idle, at work, or on its way.
+    """Starts and stops workers.
 
     Args:
         app: The ClientApp itself, or ``"module:attribute"``.
         setting: What all clients see alike.
-        resources: Of one worker.
-        count: How many there are.
 
     Attributes:
-        idle: Those that wait for clients.
         starting: Those that load the app, by the reference that is ready when they have.
+        seconds: How long the last one took to start.
     """
 
-    def __init__(
-        self, app: ClientAppCallable | str, setting: Setting, resources: Resources, count: int
-    ) -> None:
+    def __init__(self, app: ClientAppCallable | str, setting: Setting) -> None:
         self._name = app if isinstance(app, str) else "the given ClientApp"
         self._made_of = (app if isinstance(app, str) else ray.put(app), ray.put(setting))
-        self._options = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
-        self._kind = ray.remote(concurrency_groups={_BESIDE: 1})(Worker)  # type: ignore[call-overload]
-        self._all: list[ActorHandle[Any]] = []
+        self._actor = ray.remote(concurrency_groups={_BESIDE: 1})(Worker)  # type: ignore[call-overload]
         self._false_starts, self._most_false_starts = 0, _FALSE_STARTS
-        self.idle: list[ActorHandle[Any]] = []
-        self.starting: dict[ObjectRef[Any], ActorHandle[Any]] = {}
-        for _ in range(count):
-            self._start()
+        self._since: dict[ObjectRef[Any], float] = {}
+        self.starting: dict[ObjectRef[Any], Hand] = {}
+        self.seconds = 0.0
 
-    def __len__(self) -> int:
-        return len(self._all)
+    def start(self, kind: Kind, seat: Seat, pinned: bool) -> None:
+        """Start a worker.
 
-    def started(self, reference: ObjectRef[Any]) -> None:
-        """Hear that a worker is there, or that it will not be.
+        Args:
+            kind: Whom it works for.
+            seat: What it takes.
+            pinned: Whether it has to be on the seat's machine, not on any that has room.
+        """
+        rest = {name: amount for name, amount in seat.need.items() if name not in (CPU, GPU)}
+        options: dict[str, Any] = {"num_cpus": seat.need[CPU], "num_gpus": seat.need.get(GPU, 0)}
+        if rest:
+            options["resources"] = rest
+        if pinned:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(seat.node, soft=False)
+        actor = self._actor.options(**options).remote(*self._made_of, kind.meters)
+        hand = Hand(actor, kind, seat)
+        kind.hands.append(hand)
+        ready = actor.load.remote()
+        self.starting[ready], self._since[ready] = hand, time.monotonic()
+
+    def started(self, reference: ObjectRef[Any]) -> bool:
+        """Hear that a worker is there, or that it will not be; return whether it is.
 
         Raises:
             EngineError: If it cannot load the app, or one after the other dies before it has.
         """
-        worker = self.starting.pop(reference)
+        hand = self.starting[reference]
         try:
-            trouble = ray.get(reference)
+            loaded: Loaded = ray.get(reference)
         except ray.exceptions.RayError as error:
             self._false_starts += 1
             if self._false_starts == self._most_false_starts:
                 died = f"{self._false_starts} workers died while they loaded {self._name}"
                 raise EngineError(f"{died}: {cause(error)}") from None
-            self.replace(worker)
-            return
-        if trouble:
-            raise EngineError(f"no worker can load {self._name}: {trouble}")
+            return False
+        if loaded.trouble:
+            raise EngineError(f"no worker can load {self._name}: {loaded.trouble}")
         self._false_starts, self._most_false_starts = 0, _BAD_LUCK
-        self.idle.append(worker)
+        self.seconds = time.monotonic() - self._since[reference]
+        self._expect_no_more(hand)
+        hand.seat.node, hand.seat.gpus = loaded.node, loaded.gpus
+        hand.kind.idle.append(hand)
+        return True
 
-    def replace(self, worker: ActorHandle[Any]) -> None:
-        """Put a new worker in the place of one that died, or hangs."""
-        self._all.remove(worker)
-        ray.kill(worker)
-        self._start()
+    def stop(self, hand: Hand) -> None:
+        """Stop a worker, whatever it does."""
+        hand.kind.hands.remove(hand)
+        if hand in hand.kind.idle:
+            hand.kind.idle.remove(hand)
+        self._expect_no_more(hand)
+        ray.kill(hand.actor)
 
-    def give_back(self, worker: ActorHandle[Any], call: int) -> ObjectRef[Any]:
+    def give_back(self, hand: Hand, call: int) -> ObjectRef[Any]:
         """Ask a worker for what is done of a call; see `Worker.give_back`."""
-        asked: ObjectRef[Any] = worker.give_back.options(concurrency_group=_BESIDE).remote(call)
+        asked: ObjectRef[Any] = hand.actor.give_back.options(concurrency_group=_BESIDE).remote(call)
         return asked
 
-    def stop(self) -> None:
-        """Stop all of them. May be called twice."""
-        for worker in self._all:
-            ray.kill(worker)
-        self._all, self.idle, self.starting = [], [], {}
-
-    def _start(self) -> None:
-        worker = self._kind.options(**self._options).remote(*self._made_of)
-        self._all.append(worker)
-        self.starting[worker.load.remote()] = worker
+    def _expect_no_more(self, hand: Hand) -> None:
+        for ready in [ready for ready, one in self.starting.items() if one is hand]:
+            del self.starting[ready], self._since[ready]
 
 
 def cause(error: BaseException) -> str:

@@ -263,5 +263,5 @@ def _is_emulated(precision: str) -> bool:
 
 
 def _device(config: RunConfig) -> torch.device:
-    wanted = config.resources.num_gpus > 0 and torch.cuda.is_available()
+    wanted = config.resources.uses_gpus and torch.cuda.is_available()
     return torch.device("cuda" if wanted else "cpu")
