@@ -215,7 +215,11 @@ def test_a_loss_that_is_never_finite_leaves_the_plain_step() -> None:
             "columns = 0.01 keeps fewer entries than p = 0.9 does",
         ),
         ({"scope": "rows"}, r"scope = 'rows' is not allowed; .* did you mean 'row'\?"),
-        ({"q": "q-w"}, "q must be"),
+        (
+            {"q": "q-w"},
+            r"q must be 'dare' \(q = 1-p\), a number in \(0, 1\], or one of 'q-v', 'q-e'",
+        ),
+        ({"q": "curvatur"}, "got 'curvatur'; did you mean 'curvature'"),
         ({"q": "server-validation"}, "need each other"),
         ({"validate": len}, "need each other"),
     ],
