@@ -30,13 +30,15 @@ ROOMS = {
     "survivors": {"delta", "positions"},
     "activations": set(),
     "pruning": {"masks", "delta", "positions", "survivors"},
-    "rescaling": {"activations", "masks", "delta", "positions", "survivors", "pruning"},
+    "rescaling": {
+        *("activations", "checks", "masks", "delta", "positions", "survivors", "pruning"),
+    },
     "adapters": {"registry"},
     "lora": {"adapters", "delta"},
     "optim": set(),
     "wire": {"masks", "delta", "positions", "registry", "survivors"},
     "compression": {
-        *("change", "masks", "delta", "options", "positions", "survivors", "pruning"),
+        *("change", "checks", "masks", "delta", "options", "positions", "survivors", "pruning"),
         *("registry", "rescaling", "ties", "wire"),
     },
     "secagg": {"change", "checks", "compression", "masks", "delta", "survivors", "wire"},

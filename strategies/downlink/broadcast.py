@@ -19,10 +19,8 @@ from flwr.common.logger import log
 
 from fl_darex.compression.downlink import DownlinkPolicy, StepTerms
 from fl_darex.compression.method import State
-from fl_darex.compression.update import SparseUpdate
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Delta
-from fl_darex.errors import DeltaError
 from fl_darex.files.model_cache import ModelCache
 from fl_darex.flower.model_note import (
     Greeting,
@@ -35,7 +33,6 @@ from fl_darex.positions import Mask
 from fl_darex.ties import tie, write_ties
 from fl_darex.wire.codings import CODINGS, type_of
 from fl_darex.wire.header import NO_VERSION
-from fl_darex.wire.reader import read_packet
 from fl_darex.wire.versions import (
     content_version,
     next_version,
@@ -44,6 +41,7 @@ from fl_darex.wire.versions import (
 
 from ..sent import same, structure
 from .holdings import Holdings
+from .step import packed
 
 
 class Broadcast:
@@ -240,11 +238,12 @@ class Broadcast:
             self.model = record
             return record
         before, after = view_arrays(self.model), view_arrays(record)
-        data = None
+        made = None
         if structure(before) == structure(after):
             layout = tie(self._asked.layout(before), after, before)
             delta = Delta(after, before, layout=layout, dtype=type_of(CODINGS[self._values]))
-            data = self._packed(delta, sent, round_)
+            terms = self._terms(sent, round_)
+            made, self._kept = packed(self._policy, delta, before, after, terms, self._kept)
         else:
             odd = sorted({name for name, _ in structure(before) ^ structure(after)})[:5]
             log(
@@ -254,22 +253,21 @@ class Broadcast:
                 round_,
                 odd,
             )
-        if data is None:
+        if made is None:
             self.present(record)
             return record
+        data, moved = made
         if 2 * len(data) > _bytes(self.model):
             log(INFO, "round %s: the server's step is dense, and so is its packet", round_)
-        packet = read_packet(data, delta.layout)
-        self.model = into_record(SparseUpdate.of_packet(packet).values(before))
+        self.model = into_record(moved)
         self._versions.append(next_version(self.version, data))
         self._steps.append(Step(data, write_ties(delta.layout)))
         self._contents = {}
         self._forget()
         return self.model
 
-    def _packed(self, step: Delta, sent: Sequence[Mask] | None, round_: int) -> bytes | None:
-        """Return the step's packet; None where the whole model has to go to everybody."""
-        terms = StepTerms(
+    def _terms(self, sent: Sequence[Mask] | None, round_: int) -> StepTerms:
+        return StepTerms(
             seed=self._uplink.seed,
             round=round_,
             version=self.version,
@@ -277,12 +275,6 @@ class Broadcast:
             values=self._values,
             masks=sent,
         )
-        try:
-            packet, self._kept = self._policy.pack(step, terms, self._kept)
-        except DeltaError as error:
-            log(WARNING, "round %s: the whole model goes to all clients: %s", round_, error)
-            packet, self._kept = None, {}
-        return packet
 
     def _forget(self) -> None:
         """Forget packets that nobody will be sent: all from there on are larger than the model."""
