@@ -56,6 +56,7 @@ class Broadcast:
             that does not says so, and is sent it.
 
     Attributes:
+        policy: What is sent of the server's step.
         run: The run's own 16 hexadecimal digits, made by chance.
         model: The model that clients hold, or are about to.
 
@@ -77,7 +78,7 @@ class Broadcast:
                 "base_held needs a downlink that builds on what clients hold: 'update' or 'server'"
             )
         self.run = secrets.token_hex(8)
-        self._policy, self._keep, self._values = policy, keep, values
+        self.policy, self._keep, self._values = policy, keep, values
         self._uplink, self._asked, self._assume = uplink, uplink, held
         self.model = ArrayRecord()
         self._first = ArrayRecord()  # the model before the first packet
@@ -91,17 +92,17 @@ class Broadcast:
     @property
     def version(self) -> bytes:
         """The present model's version; zeros where nobody keeps versions."""
-        return self._versions[-1] if self._policy.versions else NO_VERSION
+        return self._versions[-1] if self.policy.versions else NO_VERSION
 
     def present(self, record: ArrayRecord) -> None:
         """Say which model the next messages carry.
 
         Any other tensors than those that `advance` returned begin a new history.
         """
-        if (self._versions or not self._policy.versions) and same(record, self.model):
+        if (self._versions or not self.policy.versions) and same(record, self.model):
             return
         self.model = self._first = record
-        if not self._policy.versions:
+        if not self.policy.versions:
             return
         self._clients.base = {}
         tensors = view_arrays(record)
@@ -126,7 +127,7 @@ class Broadcast:
         whole = dict.fromkeys([*self._uplink.dense, *names])
         self._uplink = replace(self._uplink, dense=tuple(whole))
         self._asked = self._uplink.fitted(view_arrays(self.model))
-        if self._policy.versions:
+        if self.policy.versions:
             self._versions, self._steps, self._contents = self._versions[-1:], [], {}
             self._first, self._digests, self._clients.base = ArrayRecord(), {}, {}
 
@@ -162,7 +163,7 @@ class Broadcast:
 
     def greet(self, config: ConfigRecord) -> None:
         """Write a greeting, which asks a client what it holds, into a message's configuration."""
-        first = content_version(self._digests).hex() if self._policy.versions else ""
+        first = content_version(self._digests).hex() if self.policy.versions else ""
         Greeting(run=self.run, first=first).attach(config)
 
     def heard(self, node: int, answer: ConfigRecord) -> None:
@@ -186,7 +187,7 @@ class Broadcast:
     def content(self, node: int) -> tuple[ArrayRecord, ModelNote | None]:
         """Return the arrays for one client, and what they are; None: just the model."""
         # Without versions: a restored state may know of some, of a run with another policy.
-        start, tensors = self._start(node) if self._policy.versions else (None, [])
+        start, tensors = self._start(node) if self.policy.versions else (None, [])
         if start is None:
             return self.whole()
         key = (start, frozenset(tensors))
@@ -197,7 +198,7 @@ class Broadcast:
 
     def whole(self) -> tuple[ArrayRecord, ModelNote | None]:
         """Return the whole model, and a note that says so."""
-        return self.model, self._note("") if self._policy.versions else None
+        return self.model, self._note("") if self.policy.versions else None
 
     def _note(self, start: str) -> ModelNote:
         asked = self._asked
@@ -234,7 +235,7 @@ class Broadcast:
         Returns:
             The model that everybody will hold.
         """
-        if not self._policy.versions:
+        if not self.policy.versions:
             self.model = record
             return record
         before, after = view_arrays(self.model), view_arrays(record)
@@ -243,7 +244,7 @@ class Broadcast:
             layout = tie(self._asked.layout(before), after, before)
             delta = Delta(after, before, layout=layout, dtype=type_of(CODINGS[self._values]))
             terms = self._terms(sent, round_)
-            made, self._kept = packed(self._policy, delta, before, after, terms, self._kept)
+            made, self._kept = packed(self.policy, delta, before, after, terms, self._kept)
         else:
             odd = sorted({name for name, _ in structure(before) ^ structure(after)})[:5]
             log(
