@@ -183,19 +183,9 @@ def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
 
 # The order inside strategies/: each may import those before it, and none after it.
 ORDER = (
-    *("forms", "idle", "sent", "reply", "agreement", "intake", "nonnegative", "remembered"),
-    *(
-        "server_q",
-        "expected",
-        "checkpoints",
-        "history",
-        "wrapped",
-        "resumed",
-        "check",
-        "front",
-        "weights",
-    ),
-    *("corrections", "shared_support"),
+    *("forms", "sent", "reply", "agreement", "intake", "nonnegative", "remembered", "server_q"),
+    *("expected", "checkpoints", "history", "wrapped", "resumed", "check", "front", "weights"),
+    *("corrections", "shared_support", "idle"),
     *("tied", "aggregation", "masks", "downlink", "asking", "secure", "rounds"),
     *("averaging", "darex_strategy", "server", "server_app"),
 )
