@@ -212,8 +212,7 @@ class Delta:
         tensor = self._base[name]
         before = flat(tensor) if positions is None else gather(tensor, positions)
         after = added(before.astype(self._dtypes[name], copy=False), change)
-        moved: NDArray[Any] = widened(after) - before
-        return moved
+        return _minus(widened(after), before)
 
     def raw(self, name: str) -> NDArray[Any]:
         """Return the new values of a tensor that is not floating point, in its shape and type."""

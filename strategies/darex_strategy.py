@@ -36,6 +36,7 @@ from .checkpoints import Checkpoints, checkpoints_for
 from .downlink import broadcast_for
 from .expected import Downlink
 from .forms import FormChoice, check_form
+from .idle import idle_arguments
 from .intake import LARGEST_WEIGHT, tightest
 from .rounds import PackedRounds
 from .wrapped import Wrapped
@@ -189,12 +190,16 @@ class DarexStrategy(PackedRounds):
             downlink_p = checks.real("downlink_p", downlink_p, wanted, lambda x: 0 <= x < 1)
         more: dict[str, Any] = dict(q=q, values=values, scale=scale, mask=mask, count=count)
         more |= dict(method=method, rotate=rotate, mask_first=mask_first)
+        apart = uplink is None
         uplink = _uplink(
             uplink, dict(p=p, seed=seed, dense=dense, dense_below=dense_below, **more), options
         )
         wrapped = Wrapped(strategy, replies)
         check_form(uplink, wrapped.form, strategy)
         broadcast = broadcast_for(downlink, uplink, downlink_p, downlink_values, base_held)
+        if apart:
+            more |= dict(downlink_p=downlink_p, downlink_values=downlink_values, **options)
+            _say_idle(more, uplink, broadcast.policy)
         down = Downlink(
             policy=_named(downlink) or "",
             keep=uplink.keep if downlink_p is None else keep_threshold(downlink_p),
@@ -263,6 +268,13 @@ def _uplink(uplink: Uplink | None, said: dict[str, Any], options: Mapping[str, S
     p = checks.real("p", said.pop("p"), "a number in [0, 1)")
     method = said.pop("method")
     return Uplink.of(method, p, seed=seed, dense=dense, options=options, **said)
+
+
+def _say_idle(said: Mapping[str, Any], uplink: Uplink, policy: DownlinkPolicy) -> None:
+    usual = signature(DarexStrategy).parameters
+    given = {n: v for n, v in said.items() if n not in usual or v != usual[n].default}
+    for line in idle_arguments(given, uplink, policy):
+        log(WARNING, "DAREx: %s", line)
 
 
 def _named(chosen: str | Coding | DownlinkPolicy | None) -> str | None:

@@ -20,7 +20,7 @@ from fl_darex.change import holds
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.update import Before, Update, WholeUpdate
 from fl_darex.compression.weighted_sum import Part
-from fl_darex.errors import DeltaError, PacketError, Reason
+from fl_darex.errors import PacketError, Reason
 from fl_darex.flower.private import as_error
 from fl_darex.flower.records import (
     arrays_in,
@@ -33,7 +33,7 @@ from fl_darex.flower.records import (
 from fl_darex.ties import read_ties
 
 from .agreement import agreeing, alike
-from .reply import Came, Names, Reply, log_refused
+from .reply import Came, Names, Reply, log_refused, nobody
 from .sent import Asked, Sent, structure
 
 LARGEST_WEIGHT = 2.0**53
@@ -101,7 +101,7 @@ class Intake:
         came.usable = agreeing(came.usable, came.refuse)
         self._sound = self._sound or bool(came.usable)
         if not self._sound and (why := came.structural):
-            raise DeltaError(f"no client's reply can be used, in this round or any: {why}")
+            raise nobody(why)
         return came
 
     def comparable(self, messages: list[Message]) -> list[Message]:

@@ -31,9 +31,9 @@ def keep_nonnegative(
 ) -> list[str]:
     """Take back negative entries that neither the model nor any client had.
 
-    A pruned tensor is put where the step leads that is not rescaled; one that is sent whole loses
-    what rounding took it below 0. A tensor that has negative entries before, or gets them from a
-    client, stays as it is.
+    A pruned tensor is put where the step leads that is not rescaled; what rounding took below 0 of
+    one that is sent whole goes back to a small number. A tensor that has negative entries before,
+    or gets them from a client, stays as it is.
 
     Args:
         before: The tensors that the clients were sent.
@@ -68,8 +68,24 @@ def keep_nonnegative(
             if beside not in FLOATS:
                 own = np.max([np.abs(one).max(initial=0) for one in moved.values()])
             if _tells(base, loss) and (-after <= loss * own).all():
-                mean[spec.name] = np.maximum(after, 0)
+                # What clients hold there is between 0 and what rounding may take away. A variance
+                # of 0 would blow up what is divided by it; one that is too large does not.
+                most = np.minimum(base, (loss * own).astype(base.dtype))
+                mean[spec.name] = np.where(after < 0, most, after)
     return changed
+
+
+def positive(*models: Before) -> list[str]:
+    """Return the floating-point tensors that are above 0 everywhere in all of these models."""
+    return [
+        name
+        for name, array in models[0].items()
+        if array.dtype.kind == "f" and array.size and all(_above_0(one[name]) for one in models)
+    ]
+
+
+def _above_0(array: Array) -> bool:
+    return bool(array.reshape(-1)[:256].min() > 0 and array.min() > 0)
 
 
 def _turned(base: Array, after: Array) -> bool:

@@ -16,7 +16,7 @@ from fl_darex.change import Arrays, shortened
 from fl_darex.compression.terms import Terms
 from fl_darex.compression.update import Update
 from fl_darex.compression.weighted_sum import Part
-from fl_darex.errors import DIVERGED, PacketError, Reason, one_line
+from fl_darex.errors import DIVERGED, DeltaError, PacketError, Reason, one_line
 from fl_darex.flower.private import as_error
 from fl_darex.flower.records import metrics_in
 
@@ -163,6 +163,11 @@ class Came:
         odd = [str(one) for one in self.reasons if one.reason in (Reason.LAYOUT, Reason.RECORDS)]
         all_of_them = len(odd) + len(ours) == len(self.failed)
         return next(iter([*odd, *ours]), "") if all_of_them and not self.usable else ""
+
+
+def nobody(why: str) -> DeltaError:
+    """Return the error of a run in which nobody's reply can ever count."""
+    return DeltaError(f"no client's reply can be used, in this round or any: {why}")
 
 
 _ERRORS = re.compile("DeltaError|PacketError")  # engines begin a client's error with its class

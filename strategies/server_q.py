@@ -20,8 +20,9 @@ import numpy as np
 from flwr.common.logger import log
 from numpy.typing import NDArray
 
+from fl_darex import checks
 from fl_darex.delta import Layout
-from fl_darex.rescaling.search import Line, search
+from fl_darex.rescaling.search import Line, NoFiniteScore, search
 from fl_darex.survivors import Q
 
 Validate = Callable[[Mapping[str, NDArray[Any]]], float]
@@ -59,7 +60,11 @@ def choose_q(
         grouped: Whether each of `groups_of` has a q of its own.
 
     Returns:
-        One number; with two groups or more, one for each pruned tensor.
+        One number, the smallest of those with that loss; with two groups or more, one for each
+        pruned tensor.
+
+    Raises:
+        TypeError: If the loss is no number.
     """
     names = [spec.name for spec in layout.pruned]
     step = _Step(validate, base, mean, names, first)
@@ -106,11 +111,13 @@ class _Step:
 
         def loss(exponent: float) -> float:
             self._move(names, exponent)
-            return self._validate(self._mean)
+            return _number(self._validate(self._mean))
 
         try:
-            _, (exponent, found) = search(loss, Line(0.0, 1.0, _ROUNDS), "golden", larger=False)
-        except ValueError:  # no loss is a finite number
+            tried, (_, found) = search(loss, Line(0.0, 1.0, _ROUNDS), "golden", larger=False)
+            # Where the loss does not tell lengths apart, nothing speaks for a shorter step.
+            exponent = min(one for one, seen in tried if seen == found)
+        except NoFiniteScore:
             exponent, found = now, lowest
         if not found < lowest:
             exponent, found = now, lowest
@@ -123,6 +130,16 @@ class _Step:
             part, out = self._parts[name], self._mean[name]
             np.multiply(part, np.asarray(factor, part.dtype), out=out)
             out += self._base[name]
+
+
+def _number(loss: Any) -> float:
+    """Return what `validate` returned as a number, if it is one: of any library, never a text."""
+    try:
+        if not isinstance(loss, str | bytes):
+            return float(loss)
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"validate must return the loss, a number, got {checks.shown(loss)}")
 
 
 def groups_of(names: Iterable[str]) -> list[list[str]]:

@@ -32,14 +32,16 @@ ROOMS = {
     "survivors": {"delta", "positions"},
     "activations": set(),
     "pruning": {"masks", "delta", "positions", "survivors"},
-    "rescaling": {"activations", "masks", "delta", "positions", "survivors", "pruning"},
+    "rescaling": {
+        *("activations", "checks", "masks", "delta", "positions", "survivors", "pruning"),
+    },
     "adapters": {"registry"},
     "lora": {"adapters", "delta"},
     "optim": {"compiled"},
     "wire": {"masks", "delta", "positions", "registry", "survivors"},
     "compression": {
-        *("change", "compiled", "masks", "delta", "options", "positions", "survivors", "pruning"),
-        *("registry", "rescaling", "ties", "wire"),
+        *("change", "checks", "compiled", "masks", "delta", "options", "positions", "survivors"),
+        *("pruning", "registry", "rescaling", "ties", "wire"),
     },
     "secagg": {"change", "checks", "compression", "masks", "delta", "survivors", "wire"},
     "files": {"wire"},
@@ -185,7 +187,7 @@ def test_a_room_of_bytes_and_numbers_imports_no_flwr(room):
 ORDER = (
     *("forms", "sent", "reply", "agreement", "intake", "nonnegative", "remembered", "server_q"),
     *("expected", "checkpoints", "history", "wrapped", "resumed", "check", "front", "weights"),
-    *("corrections", "shared_support"),
+    *("corrections", "shared_support", "idle"),
     *("tied", "aggregation", "masks", "downlink", "asking", "secure", "rounds"),
     *("averaging", "darex_strategy", "server", "server_app"),
 )

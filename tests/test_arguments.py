@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from apps import numpy_app
-from federations import fedavg
+from federations import fedavg, listening
 from flwr.clientapp import ClientApp
 from flwr.server.strategy import FedAvg as FormerFedAvg
 from flwr.serverapp import ServerApp
@@ -137,6 +137,45 @@ def test_numbers_of_numpy_are_numbers(kind: Any) -> None:
 def test_a_setting_beside_the_uplink_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"uplink says everything .* \['{name}'\] besides"):
         DarexStrategy(fedavg(), uplink=Uplink.of("dare", 0.5), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"scope": "row"}, "scope = 'row' does nothing: it is for method = 'magnitude' or 'wanda'"),
+        ({"columns": 0.5}, "columns = 0.5 does nothing: it is for method = 'structured'"),
+        ({"method": "dense", "q": 0.5}, "q = 0.5 does nothing: it is for methods that send"),
+        ({"method": "dense", "mask_first": True}, "mask_first = True does nothing"),
+        ({"mask": "disjoint", "count": "exact"}, "other masks than 'disjoint'"),
+        ({"downlink_p": 0.5}, "downlink_p = 0.5 does nothing: it is for downlink = 'server'"),
+        ({"downlink": "dense", "downlink_values": "int8"}, "it is for downlink = 'update' or"),
+    ],
+)
+def test_an_argument_that_does_nothing_has_a_line(
+    options: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with listening(caplog):
+        DarexStrategy(FedAvg(), **options)
+    assert len(set(caplog.messages)) == 1 and words in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"method": "wanda", "scope": "row"},
+        {"downlink": "server", "downlink_p": 0.5, "downlink_values": "fp32"},
+        {"method": "dense", "values": "int8"},  # of the way down
+        {"q": 0.5, "count": "exact", "mask": "round", "rotate": False},
+        {"uplink": Uplink.of("dare", 0.9), "downlink_p": 0.9},
+    ],
+)
+def test_arguments_that_do_something_have_none(
+    options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with listening(caplog):
+        DarexStrategy(FedAvg(), **options)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(

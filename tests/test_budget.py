@@ -79,9 +79,30 @@ def test_a_budget_that_no_message_fits_into_says_what_the_least_is() -> None:
 def test_what_the_other_settings_rule_out_is_not_chosen() -> None:
     config = make_config({"compress.budget": "300 kB", "compress.scale": "least-squares"})
     found, said = within_budget(config, MODEL, ())
-    assert found.compress.values == "eden4" and found.compress.p == 0 and "eden4" in said
+    assert found.compress.values == "eden4" and found.compress.p == 0 and "eden4" in said[0]
     config = make_config({"compress.budget": "9 kB", "train.adapter": "rolora"})
     assert within_budget(config, MODEL, ())[0].compress.values == "fp16"  # EDEN writes no zero
+
+
+@pytest.mark.parametrize("many", [1, 2, 120])
+def test_a_q_of_each_tensor_fits_into_the_budget_too(many: int) -> None:
+    budget = 6_000
+    model = {f"w{i}": np.zeros((60, 50 + i), np.float32) for i in range(many)}
+    found = within(
+        budget,
+        model,
+        lambda p, values: Uplink.of("dare", p, q="curvature", values=values, dense_below=0),
+    )
+    strategy = DarexStrategy(fedavg(), found.p, q="curvature", values=found.values, dense_below=0)
+    expected = strategy.check(to_record(model)).up_bytes
+
+    def search(message: Any, context: Any, survivors: Any, rule: str) -> Any:
+        return np.full(many, 1 - found.p / 2, np.float32)
+
+    rounds(strategy, Federation(numpy_app([DarexMod(search=search)])), 2, model)
+    sent = [entry.up_bytes for entry in strategy.ledger.entries if entry.kind == "train"]
+    assert len(sent) == 8 and max(sent) <= budget
+    assert expected == pytest.approx(np.mean(sent), abs=300)
 
 
 @pytest.mark.parametrize("mask", ["client", "round", "disjoint"])
@@ -121,7 +142,7 @@ def folder_of(config: RunConfig, path: Path) -> Path:
 
 
 def test_what_was_chosen_is_one_line() -> None:
-    found, said = within_budget(make_config({"compress.budget": "20kB"}), MODEL, ())
+    found, (said,) = within_budget(make_config({"compress.budget": "20kB"}), MODEL, ())
     noise = expected_noise(found.uplink(), 10)
     assert said == (
         f"compress.budget = '20kB' chooses compress.p = {found.compress.p:g} and compress.values = "
@@ -159,6 +180,32 @@ def test_beside_a_budget_p_and_values_do_nothing_and_a_line_says_so() -> None:
     found = idle_remarks(make_config({"compress.budget": "5 kB", "compress.p": 0.9}))
     assert len(found) == 1 and "compress.p = 0.9 has no effect" in found[0]
     assert "without compress.budget" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "idle"),
+    [
+        ({"train.masked": True}, "train.masked = True has no effect"),
+        ({"compress.mask": "round"}, "compress.mask = 'round' has no effect"),
+        ({"compress.rotate": False}, "compress.rotate = False has no effect"),
+    ],
+)
+def test_a_setting_that_what_was_chosen_leaves_idle_has_a_line(
+    settings: dict[str, Any], idle: str
+) -> None:
+    config = make_config({"compress.budget": "10 MB", "compress.p": 0.9} | settings)
+    found, said = within_budget(config, MODEL, ())
+    assert found.compress.p == 0 and len(said) == 2
+    assert said[1].startswith(idle) and "with compress.p above 0" in said[1]
+    assert (
+        len(within_budget(make_config({"compress.budget": "6 kB"} | settings), MODEL, ())[1]) == 1
+    )
+
+
+@pytest.mark.parametrize("budget", ["5 kB", None, True, 5e3])
+def test_a_budget_in_python_is_a_whole_number(budget: Any) -> None:
+    with pytest.raises(TypeError, match="budget must be a whole number of bytes, such as 50_000"):
+        within(budget, MODEL)
 
 
 @pytest.mark.parametrize("mask", ["client", "round"])

@@ -180,6 +180,21 @@ def test_nothing_is_said_against_a_sound_run_and_nothing_can_be_changed() -> Non
         found.clients = 3  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(("values", "said"), [("eden4", True), ("eden1", True), ("int4", False)])
+def test_running_statistics_beside_few_bits_are_named(values: str, said: bool) -> None:
+    found = DarexStrategy(FedAvg(), 0.5, values=values).check(to_record(MODEL)).problems
+    assert ["writes running statistics (bn.running_var) in int8" in one for one in found] == (
+        [True] * said
+    )
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_numbers_for_names_get_a_line_where_few_bits_mix_tensors(p: float) -> None:
+    model = {str(at): np.zeros((60, 50 + at), np.float32) for at in range(3)}
+    found = DarexStrategy(FedAvg(), p, values="eden2").check(to_record(model)).problems
+    assert any("have numbers for names" in one for one in found)
+
+
 def test_what_an_own_policy_sends_is_not_guessed() -> None:
     class OwnPolicy(DownlinkPolicy):
         name = "test-check-own"

@@ -100,6 +100,24 @@ def test_with_a_shared_mask_the_error_of_values_alone_averages_out() -> None:
     assert (one >= many).all() and (one > many).any()
 
 
+@pytest.mark.parametrize(
+    ("odd", "kind", "words"),
+    [
+        ({"clients": 0}, ValueError, "clients must be 1 or more, got 0"),
+        ({"clients": -2}, ValueError, "clients must be 1 or more, got -2"),
+        ({"clients": 2.5}, TypeError, "clients must be 1 or more, got 2.5"),
+        ({"nmse": -0.1}, ValueError, "nmse must be a finite number from 0 on, got -0.1"),
+        ({"nmse": float("nan")}, ValueError, "nmse must be a finite number"),
+        ({"nmse": "0.5"}, TypeError, "nmse must be a finite number"),
+    ],
+)
+def test_arguments_outside_their_range_are_refused(
+    odd: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        found_q(weights(), **odd)
+
+
 def test_where_nothing_is_dropped_nothing_is_shortened() -> None:
     assert found_q(weights(), 0.0).tolist() == [1.0, 1.0]
 

@@ -45,6 +45,22 @@ def test_what_is_sent_and_what_is_kept_add_up_to_the_step(policy: str, values: s
         np.testing.assert_allclose(total, after[name] - held[name], atol=2e-6)
 
 
+@pytest.mark.parametrize("policy", ["update", "server"])
+@pytest.mark.parametrize("values", ["eden1", "fp16"])
+def test_infinite_entries_stay_and_nothing_is_kept_of_them(policy: str, values: str) -> None:
+    held = {"w": np.zeros(SIZE, np.float32), "mask": np.full((9, 9), -np.inf, np.float32)}
+    held["mask"][np.tri(9) > 0] = 0
+    kept, layout = {}, Layout.of(held)
+    for round_ in range(1, 5):
+        after = held | {"w": held["w"] + RNG.standard_normal(SIZE).astype(np.float32)}
+        packet, kept = POLICIES[policy].pack(
+            Delta(after, held, layout=layout), terms(values, round_), kept
+        )
+        held = applied(packet or b"", held, layout)
+        assert all(np.isfinite(numbers).all() for numbers in kept.values())
+        assert (np.isneginf(held["mask"]) == (np.tri(9) == 0)).all()
+
+
 @pytest.mark.parametrize("values", ["eden1", "eden4"])
 def test_what_is_kept_does_not_grow_and_the_clients_model_follows_the_servers(values: str) -> None:
     held = {"w": np.zeros(SIZE, np.float32)}

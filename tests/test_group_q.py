@@ -105,6 +105,32 @@ def test_without_a_finite_loss_the_step_stays_as_it_is(caplog: pytest.LogCapture
     assert all(np.allclose(mean[name], step[name]) for name in mean)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_loss_that_is_the_same_for_all_lengths_leaves_the_step_as_it_is(grouped: bool) -> None:
+    base, step, _ = model()
+    mean = {name: array.copy() for name, array in step.items()}
+    found = choose_q(lambda arrays: 0.25, base, mean, Layout.of(base), FIRST, grouped)
+    assert np.all(np.asarray(found) == np.float32(FIRST)) or found == FIRST
+    for name in mean:
+        np.testing.assert_allclose(mean[name], step[name], rtol=1e-6)
+
+
+def test_an_error_of_a_loss_of_ones_own_is_its_own() -> None:
+    def loss(arrays: Mapping[str, np.ndarray]) -> float:
+        raise ValueError("the labels have another shape")
+
+    strategy = DarexStrategy(fedavg(), 0.9, q="server-validation", validate=loss)
+    with pytest.raises(ValueError, match="the labels have another shape"):
+        run(strategy)
+
+
+@pytest.mark.parametrize("loss", [None, "0.5", [0.5, 0.4], np.ones(2)])
+def test_a_loss_that_is_no_number_is_named(loss: Any) -> None:
+    strategy = DarexStrategy(fedavg(), 0.9, q="server-validation", validate=lambda arrays: loss)
+    with pytest.raises(TypeError, match="validate must return the loss, a number, got "):
+        run(strategy)
+
+
 @pytest.mark.parametrize("names", [[], ["fc.weight", "fc.bias"]])
 def test_fewer_than_two_groups_have_one_q(names: list[str]) -> None:
     step = {name: np.ones(3) for name in names}

@@ -138,6 +138,23 @@ def test_a_search_that_leaves_its_range_costs_that_reply(odd: Any) -> None:
     assert strategy.counted == CLIENTS - 1
 
 
+@pytest.mark.parametrize("odd", ["0.2", [0.2, 0.3, "x"], 0.2 + 1j, {"a": 0.2}])
+def test_a_search_that_returns_no_number_costs_that_reply_and_the_log_says_so(
+    odd: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy = DarexStrategy(fedavg(), 0.9, q="layer-q-e", dense_below=0)
+    with listening(caplog):
+        run(strategy, chooses(0.2, odd, 0.2, 0.2))
+    assert strategy.counted == CLIENTS - 1
+    assert "search must return a number or an array" in caplog.text
+
+
+def test_a_list_of_numbers_is_an_array() -> None:
+    strategy = DarexStrategy(fedavg(), 0.9, q="layer-q-e", dense_below=0)
+    run(strategy, chooses([0.2, 0.3, 0.4], 0.3, 0.3, 0.3))
+    assert strategy.counted == CLIENTS and strategy.q == pytest.approx(0.3)
+
+
 def test_a_client_that_cannot_search_is_told() -> None:
     strategy = DarexStrategy(fedavg(), 0.9, q="q-v")
     with pytest.raises(DeltaError, match=r"in this round or any.*DarexMod\(search=...\)"):
@@ -198,7 +215,11 @@ def test_a_loss_that_is_never_finite_leaves_the_plain_step() -> None:
             "columns = 0.01 keeps fewer entries than p = 0.9 does",
         ),
         ({"scope": "rows"}, r"scope = 'rows' is not allowed; .* did you mean 'row'\?"),
-        ({"q": "q-w"}, "q must be"),
+        (
+            {"q": "q-w"},
+            r"q must be 'dare' \(q = 1-p\), a number in \(0, 1\], or one of 'q-v', 'q-e'",
+        ),
+        ({"q": "curvatur"}, "got 'curvatur'; did you mean 'curvature'"),
         ({"q": "server-validation"}, "need each other"),
         ({"validate": len}, "need each other"),
     ],

@@ -154,3 +154,48 @@ def test_a_run_keeps_variances_and_says_from_when_on_they_go_whole(names, option
     np.testing.assert_allclose(to_arrays(found.arrays)[variance], 0.5, atol=2**-9)
     said = {id(one): one.getMessage() for one in caplog.records if "whole now" in one.getMessage()}
     assert len(said) == 1 and variance in next(iter(said.values()))
+
+
+@pytest.mark.parametrize("downlink", ["update", "server", "dense"])
+@pytest.mark.parametrize(
+    ("values", "down"), [("eden4", None), ("eden1", None), ("fp16", "eden2"), ("fp16", "int4")]
+)
+@pytest.mark.parametrize("variance", ["bn.running_var", "v"])
+def test_no_rounding_sends_clients_a_variance_that_is_not_above_zero(
+    variance, values, down, downlink, caplog
+):
+    rng = np.random.default_rng(0)
+    base = {"w": rng.normal(size=(50, 40)), variance: np.ones(N)}
+    base = {name: array.astype(np.float32) for name, array in base.items()}
+    goal = rng.permutation(np.geomspace(0.01, 1000, N, dtype=np.float32))
+
+    def change(arrays, partition, round_):
+        assert arrays[variance].min() > 0  # what a client is sent
+        moved = rng.normal(scale=0.01, size=(50, 40)).astype(np.float32)
+        return {"w": arrays["w"] + moved, variance: (arrays[variance] + goal) / 2}
+
+    asked = {"values": values, "downlink_values": down, "downlink": downlink, "dense": [variance]}
+    with listening(caplog):
+        found = rounds(DarexStrategy(three(), 0.5, **asked), Federation(app(change), 3), 12, base)
+    last = to_arrays(found.arrays)[variance]
+    assert last.min() > 0 and np.abs(last - goal).max() < 100
+    if down == "eden2" and downlink != "dense":
+        assert "above it; take downlink_values = 'int8' or finer" in caplog.text
+
+
+def test_what_a_policy_has_kept_waits_where_the_whole_model_goes(caplog):
+    """Half of the weights' step in round 1 is kept; round 2 has variances that few bits lose."""
+    base = {"w": np.zeros(2000, np.float32), "v": np.ones(N, np.float32)}
+    goal = np.geomspace(0.01, 1000, N, dtype=np.float32)
+    step = np.random.default_rng(0).normal(size=2000).astype(np.float32)
+
+    def change(arrays, partition, round_):
+        moved = {"w": arrays["w"] + (step if round_ < 3 else 0)}
+        return moved | {"v": goal if round_ == 2 else arrays["v"]}
+
+    asked = {"downlink_values": "eden1", "downlink": "server", "downlink_p": 0.5, "dense": ["v"]}
+    strategy = DarexStrategy(three(), 0, values="fp32", **asked)
+    with listening(caplog):
+        found = to_arrays(rounds(strategy, Federation(app(change), 3), 40, base).arrays)
+    assert "round 2: the whole model goes to all clients: rounding in 'eden1'" in caplog.text
+    assert np.linalg.norm(found["w"] - 2 * step) < 0.05 * np.linalg.norm(step)

@@ -21,6 +21,8 @@ from flwr.serverapp.strategy import (
     FedMedian,
 )
 from secure_clients import Lossy
+from side_by_side import app as app_of
+from side_by_side import plus, reply
 
 from fl_darex.clients import DarexMod
 from fl_darex.errors import DeltaError
@@ -206,6 +208,32 @@ def test_the_server_can_search_q_on_the_sum(rule: Any) -> None:
     strategy = darex(q=rule, validate=validate)
     run(strategy)
     assert seen and strategy.counted == CLIENTS and 0.1 <= strategy.q <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("mods", "change", "words"),
+    [
+        ({"mask_first": True}, lambda arrays: arrays, "this round's mask drops"),
+        ({}, lambda arrays: {**arrays, "more": np.ones(2, np.float32)}, "'more'"),
+    ],
+)
+def test_an_app_that_can_never_be_summed_ends_the_run_in_round_1_with_what_to_do(
+    mods: dict[str, Any], change: Any, words: str
+) -> None:
+    def answer(arrays: Any, *_: Any) -> Any:
+        return reply(change(plus(arrays, 0.01)))
+
+    with pytest.raises(DeltaError, match=f"can be used, in this round or any: .*{words}"):
+        run(darex(**mods), 2, app=app_of(answer))
+
+
+def test_an_app_that_could_be_summed_before_costs_the_round_alone() -> None:
+    def answer(arrays: Any, partition: int, round_: int) -> Any:
+        more = {"more": np.ones(2, np.float32)} if round_ > 1 else {}
+        return reply(plus(arrays, 0.01) | more)
+
+    found = run(darex(p=0.0), 3, app=app_of(answer))
+    assert farthest(found, {name: array + 0.01 for name, array in BASE.items()}) < 1e-4
 
 
 def test_too_few_clients_for_secure_aggregation_leave_the_model() -> None:

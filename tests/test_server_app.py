@@ -90,13 +90,17 @@ class Cut(InProcessGrid):
         return super().push_messages(listed)
 
 
+@pytest.mark.parametrize("more", [{}, {"compress.budget": "6 kB", "server.average": "ema"}])
 def test_a_server_app_that_starts_again_goes_on_in_the_folder_of_its_run_or_of_another_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    more: dict[str, object],
 ) -> None:
-    expected = run(tmp_path / "whole", **{"federation.rounds": 4})
+    expected = run(tmp_path / "whole", **{"federation.rounds": 4, **more})
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    values: dict[str, object] = {**SMALL, "federation.rounds": 4}
+    values: dict[str, object] = {**SMALL, "federation.rounds": 4, **more}
     with pytest.raises(SystemExit):
         Cut(values, 3).serve(server_app)
     (folder,) = (tmp_path / "here" / "runs").iterdir()

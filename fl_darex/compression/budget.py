@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fl_darex import checks
 from fl_darex.compression.expected import packet_bytes
 from fl_darex.compression.uplink import AUTO, Uplink
 from fl_darex.masks import ONE
@@ -54,14 +55,17 @@ def within(
     """Return the p and the coding with the least noise in so many bytes.
 
     Args:
-        budget: Bytes of a client's reply in a round, its envelope included.
+        budget: Bytes of a client's reply in a round, its envelope included; a whole number.
         tensors: The model's, by name: NumPy arrays or torch tensors.
         make: Returns the uplink for a p and a coding, or raises `ValueError` where the other
             settings rule the coding out.
 
     Raises:
+        TypeError: If the budget is no whole number.
         ValueError: If nothing fits, or all codings are ruled out.
     """
+    wanted = "a whole number of bytes, such as 50_000"
+    budget = checks.whole("budget", budget, wanted, lambda number: True)
     found: list[Choice] = []
     smallest, refused = math.inf, ValueError("there is no coding")
     for values in CANDIDATES:
@@ -124,7 +128,7 @@ def _bytes(uplink: Uplink, tensors: Mapping[str, Any]) -> int:
     entries = sum(spec.numel for spec in layout.pruned)
     spread = math.sqrt(entries * share * (1 - share))
     more = _DEVIATIONS * spread / max(1, entries) if uplink.count == "random" else 0.0
-    return packet_bytes(layout, min(1.0, share + more), fitted.values)
+    return packet_bytes(layout, min(1.0, share + more), fitted.values, rule=fitted.rule)
 
 
 def _rounded_down(value: float, digits: int) -> float:

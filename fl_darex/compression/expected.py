@@ -9,6 +9,7 @@ import numpy as np
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
 from fl_darex.masks import ONE
+from fl_darex.rescaling.rules import PER_TENSOR
 from fl_darex.wire.codings import CODINGS, dense_size, nature_of
 from fl_darex.wire.header import HEADER_BYTES
 
@@ -16,7 +17,9 @@ ENVELOPE_BYTES = 1400
 """Of a message beside its arrays: metrics, settings and ids; some 1.2 to 1.6 kB."""
 
 
-def packet_bytes(layout: Layout, share: float, values: str, listed: float = 0.0) -> int:
+def packet_bytes(
+    layout: Layout, share: float, values: str, listed: float = 0.0, rule: str = ""
+) -> int:
     """Return the bytes of a message with a packet.
 
     Args:
@@ -25,6 +28,8 @@ def packet_bytes(layout: Layout, share: float, values: str, listed: float = 0.0)
         values: How numbers are written.
         listed: The share by which positions are listed, at the entropy of their gaps; 0: they
             follow from seeds.
+        rule: By which a client chooses q, which is one number for each tensor by some; empty: it
+            does not.
     """
     entries = sum(spec.numel for spec in layout.pruned)
     bits = 0.0
@@ -34,7 +39,9 @@ def packet_bytes(layout: Layout, share: float, values: str, listed: float = 0.0)
     numbers = CODINGS[values].size(round(entries * share))
     whole = dense_size(values, layout.dense)
     positions = math.ceil(entries * bits / 8)
-    return ENVELOPE_BYTES + HEADER_BYTES + positions + numbers + whole + raw
+    # One q has its place in the header.
+    qs = 4 * len(layout.pruned) if rule in PER_TENSOR and len(layout.pruned) > 1 else 0
+    return ENVELOPE_BYTES + HEADER_BYTES + qs + positions + numbers + whole + raw
 
 
 def expected_noise(uplink: Uplink, clients: int) -> float | None:

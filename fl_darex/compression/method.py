@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fl_darex.change import Arrays
+from fl_darex.checks import shown
 from fl_darex.compression.update import Before, SparseUpdate, Update
 from fl_darex.compression.weighted_sum import Part, weighted_mean
 from fl_darex.delta import Delta, Layout
@@ -183,7 +184,11 @@ def lacks(what: str, argument: str) -> str:
 
 def _checked(q: Q, keep: int) -> Q:
     """Return a q that the server will accept."""
-    found, lowest = np.asarray(q, dtype=np.float32), np.float32(keep / ONE)
+    lowest = np.float32(keep / ONE)
+    try:
+        found = np.asarray(q).astype(np.float32, casting="same_kind")
+    except (TypeError, ValueError):
+        raise DeltaError(f"search must return a number or an array, got {shown(q)}") from None
     if not ((found >= lowest) & (found <= 1.0)).all():
         raise DeltaError(f"the search for q found {q!r}, which is not in [1-p, 1] = [{lowest}, 1]")
-    return q if isinstance(q, np.ndarray) else max(float(q), keep / ONE)
+    return found if found.ndim else max(float(q), keep / ONE)

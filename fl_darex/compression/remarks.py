@@ -11,6 +11,7 @@ from fl_darex.compression.update import Before
 from fl_darex.delta import Layout
 from fl_darex.masks import ONE
 from fl_darex.ties import tied_groups
+from fl_darex.wire.codings import nature_of
 
 if TYPE_CHECKING:
     from fl_darex.compression.uplink import Uplink
@@ -28,9 +29,13 @@ def remarks(layout: Layout, uplink: Uplink, unseen: Before | None = None) -> lis
     """
     if not uplink.how.packs:
         return []
+    rotated = unseen is None and nature_of(uplink.values).rotated
     found = [misfit(layout, uplink.values)] if unseen is None else []
-    if uplink.keep < ONE:  # else nothing is dropped
-        found += [too_small(layout, uplink.keep), nameless(layout, uplink.dense)]
+    found += [drowned(layout, uplink.values)] if rotated else []
+    if uplink.keep < ONE or rotated:  # else nothing is dropped or mixed
+        found += [nameless(layout, uplink.dense)]
+    if uplink.keep < ONE:
+        found += [too_small(layout, uplink.keep)]
         found += [] if unseen is None else [tied_unseen(layout, unseen)]
     return [text for text in found if text]
 
@@ -52,6 +57,24 @@ def misfit(layout: Layout, values: str) -> str:
     return (
         f"{wide[0]!r}{more} float64, and changes travel in float32's steps: values 'fp64' keeps "
         "float64's, for twice the bytes"
+    )
+
+
+def drowned(layout: Layout, values: str) -> str:
+    """Return what to say of running statistics beside EDEN's few bits; empty: there are none.
+
+    Args:
+        layout: What becomes of each tensor.
+        values: The coding.
+    """
+    found = [spec.name for spec in layout.dense if spec.statistic]
+    if not found:
+        return ""
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return (
+        f"values {values!r} writes running statistics ({found[0]}{more}) in int8, in steps of the "
+        "largest change of 256 side by side: small variances beside large ones are lost in that, "
+        "above all in the first rounds; values 'int4' and 'int8' write them in fp16"
     )
 
 

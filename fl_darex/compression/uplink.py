@@ -84,6 +84,12 @@ class Uplink:
         rows = (("method", [*METHODS]), ("values", [*CODINGS]), ("scale", SCALES))
         for name, known in (*rows, ("mask", MASKS), ("count", COUNTS)):
             check_choice(name, getattr(self, name), known)
+        rules = (*RULES, *SERVER_RULES)
+        if isinstance(self.q, str) and self.q not in ("dare", *rules):
+            raise ValueError(
+                "q must be 'dare' (q = 1-p), a number in (0, 1], or one of "
+                f"{', '.join(map(repr, rules))}, got {self.q!r}{nearest(self.q, rules)}"
+            )
         check_scale(CODINGS[self.values], self.scale)
         if type(self.keep) is not int or not 0 < self.keep <= ONE:
             raise ValueError(f"keep = {self.keep!r} is not allowed; it must be from 1 to 2**32")

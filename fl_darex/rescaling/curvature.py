@@ -14,12 +14,14 @@ their scale does not matter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fl_darex import checks
 from fl_darex.delta import Delta
 from fl_darex.rescaling.fixed import keep_rate
 from fl_darex.rescaling.layers import PerTensor
@@ -54,15 +56,18 @@ def curvature_q(
             examples like those of the training, which may be among them. Thirty batches of one or
             two examples say more than two of thirty.
         p: Fraction dropped, in [0, 1), by masks that are drawn entry by entry.
-        clients: Clients of a round.
+        clients: Clients of a round, 1 or more.
         shared: Whether they share one mask, so that their noise does not average out.
         nmse: Squared error of a value coding relative to the squared number, such as
-            `fl_darex.wire.codings.Nature.nmse`; it averages out in any case.
+            `fl_darex.wire.codings.Nature.nmse`, 0 or more; it averages out in any case.
 
     Raises:
-        ValueError: If ``p`` is out of range, or no batch has finite gradients.
+        TypeError: If an argument is of another kind.
+        ValueError: If one is out of range, or no batch has finite gradients.
     """
     keep = keep_rate(p)
+    clients = checks.whole("clients", clients, "1 or more", lambda number: number >= 1)
+    nmse = checks.real("nmse", nmse, "a finite number from 0 on", lambda x: 0 <= x < math.inf)
     apart, along = _bends(tensors, delta, losses)
     noise = ((1.0 - keep) / (1 if shared else clients) + nmse / clients) / keep * apart
     with np.errstate(over="ignore"):

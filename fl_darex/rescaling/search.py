@@ -25,6 +25,10 @@ _DECAY = 0.1  # its second stage's step over the first one's
 _ROUND_OFF, _DIGITS = 1e-6, 12
 
 
+class NoFiniteScore(ValueError):
+    """No candidate's score is a finite number."""
+
+
 class Rescalable(Protocol):
     """A model that can be moved along ``base + survivors / q``, such as a `RescaledModel`."""
 
@@ -163,7 +167,8 @@ def search(
         highest: The refined grid's upper limit.
 
     Raises:
-        ValueError: If the method is unknown or no score is finite.
+        ValueError: If the method is unknown.
+        NoFiniteScore: If no score is finite.
     """
     errors = _Errors(score, larger)
     if method == "grid":
@@ -200,7 +205,7 @@ class _Errors:
         """Return the candidate with the smallest error; among equals the largest."""
         error, x = min((self(x), -x) for x in self.scores)
         if error == math.inf:
-            raise ValueError(
+            raise NoFiniteScore(
                 f"none of {len(self.scores)} candidates has a finite score; are the model and the "
                 "batches sound at q = 1?"
             )

@@ -42,7 +42,7 @@ class Session:
             pretrained``. With LoRA it is the A of the run's seed and B = 0: no change at all.
         dense: Names of exchanged tensors that the base checkpoint lacks.
         device: Where the model is.
-        chosen: What was chosen by the model's sizes, in words; empty: nothing was.
+        chosen: What was chosen by the model's sizes, a line each; empty: nothing was.
         said_of_one: Whether the log says yet how clients of one example learn.
     """
 
@@ -63,7 +63,7 @@ class Session:
         name = self.adapter.trained_name if self.adapter else str
         fresh = map(name, self.task.fresh)
         self.dense = tuple(name for name in fresh if name in self.tensors)
-        self.said_of_one, self.chosen = False, ""
+        self.said_of_one, self.chosen = False, tuple[str, ...]()
         # Decoding a dataset's rows costs more than a small model's step: keep them as lists.
         self.examples = lru_cache(maxsize=64)(self._examples)
         self.evaluation_examples = lru_cache(maxsize=64)(self._evaluation_examples)
@@ -72,7 +72,7 @@ class Session:
     def notes(self) -> tuple[str, ...]:
         """Return what is worth a line each before round 1."""
         train, server = self.config.train, self.config.server
-        found = [*self.task.notes, *filter(None, [self.chosen])]
+        found = [*self.task.notes, *self.chosen]
         if self.device.type == "cpu" and _is_emulated(train.precision):
             found.append(
                 f"train.precision = {train.precision!r}: this machine's CPU does not compute in "

@@ -19,10 +19,8 @@ from flwr.common.logger import log
 
 from fl_darex.compression.downlink import DownlinkPolicy, StepTerms
 from fl_darex.compression.method import State
-from fl_darex.compression.update import SparseUpdate
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Delta
-from fl_darex.errors import DeltaError
 from fl_darex.files.model_cache import ModelCache
 from fl_darex.flower.model_note import (
     Greeting,
@@ -35,7 +33,6 @@ from fl_darex.positions import Mask
 from fl_darex.ties import tie, write_ties
 from fl_darex.wire.codings import CODINGS, type_of
 from fl_darex.wire.header import NO_VERSION
-from fl_darex.wire.reader import read_packet
 from fl_darex.wire.versions import (
     content_version,
     next_version,
@@ -44,6 +41,7 @@ from fl_darex.wire.versions import (
 
 from ..sent import same, structure
 from .holdings import Holdings
+from .step import packed
 
 
 class Broadcast:
@@ -58,6 +56,7 @@ class Broadcast:
             that does not says so, and is sent it.
 
     Attributes:
+        policy: What is sent of the server's step.
         run: The run's own 16 hexadecimal digits, made by chance.
         model: The model that clients hold, or are about to.
 
@@ -79,7 +78,7 @@ class Broadcast:
                 "base_held needs a downlink that builds on what clients hold: 'update' or 'server'"
             )
         self.run = secrets.token_hex(8)
-        self._policy, self._keep, self._values = policy, keep, values
+        self.policy, self._keep, self._values = policy, keep, values
         self._uplink, self._asked, self._assume = uplink, uplink, held
         self.model = ArrayRecord()
         self._first = ArrayRecord()  # the model before the first packet
@@ -93,17 +92,17 @@ class Broadcast:
     @property
     def version(self) -> bytes:
         """The present model's version; zeros where nobody keeps versions."""
-        return self._versions[-1] if self._policy.versions else NO_VERSION
+        return self._versions[-1] if self.policy.versions else NO_VERSION
 
     def present(self, record: ArrayRecord) -> None:
         """Say which model the next messages carry.
 
         Any other tensors than those that `advance` returned begin a new history.
         """
-        if (self._versions or not self._policy.versions) and same(record, self.model):
+        if (self._versions or not self.policy.versions) and same(record, self.model):
             return
         self.model = self._first = record
-        if not self._policy.versions:
+        if not self.policy.versions:
             return
         self._clients.base = {}
         tensors = view_arrays(record)
@@ -128,7 +127,7 @@ class Broadcast:
         whole = dict.fromkeys([*self._uplink.dense, *names])
         self._uplink = replace(self._uplink, dense=tuple(whole))
         self._asked = self._uplink.fitted(view_arrays(self.model))
-        if self._policy.versions:
+        if self.policy.versions:
             self._versions, self._steps, self._contents = self._versions[-1:], [], {}
             self._first, self._digests, self._clients.base = ArrayRecord(), {}, {}
 
@@ -164,7 +163,7 @@ class Broadcast:
 
     def greet(self, config: ConfigRecord) -> None:
         """Write a greeting, which asks a client what it holds, into a message's configuration."""
-        first = content_version(self._digests).hex() if self._policy.versions else ""
+        first = content_version(self._digests).hex() if self.policy.versions else ""
         Greeting(run=self.run, first=first).attach(config)
 
     def heard(self, node: int, answer: ConfigRecord) -> None:
@@ -188,7 +187,7 @@ class Broadcast:
     def content(self, node: int) -> tuple[ArrayRecord, ModelNote | None]:
         """Return the arrays for one client, and what they are; None: just the model."""
         # Without versions: a restored state may know of some, of a run with another policy.
-        start, tensors = self._start(node) if self._policy.versions else (None, [])
+        start, tensors = self._start(node) if self.policy.versions else (None, [])
         if start is None:
             return self.whole()
         key = (start, frozenset(tensors))
@@ -199,7 +198,7 @@ class Broadcast:
 
     def whole(self) -> tuple[ArrayRecord, ModelNote | None]:
         """Return the whole model, and a note that says so."""
-        return self.model, self._note("") if self._policy.versions else None
+        return self.model, self._note("") if self.policy.versions else None
 
     def _note(self, start: str) -> ModelNote:
         asked = self._asked
@@ -236,15 +235,16 @@ class Broadcast:
         Returns:
             The model that everybody will hold.
         """
-        if not self._policy.versions:
+        if not self.policy.versions:
             self.model = record
             return record
         before, after = view_arrays(self.model), view_arrays(record)
-        data = None
+        made = None
         if structure(before) == structure(after):
             layout = tie(self._asked.layout(before), after, before)
             delta = Delta(after, before, layout=layout, dtype=type_of(CODINGS[self._values]))
-            data = self._packed(delta, sent, round_)
+            terms = self._terms(sent, round_)
+            made, self._kept = packed(self.policy, delta, before, after, terms, self._kept)
         else:
             odd = sorted({name for name, _ in structure(before) ^ structure(after)})[:5]
             log(
@@ -254,22 +254,21 @@ class Broadcast:
                 round_,
                 odd,
             )
-        if data is None:
+        if made is None:
             self.present(record)
             return record
+        data, moved = made
         if 2 * len(data) > _bytes(self.model):
             log(INFO, "round %s: the server's step is dense, and so is its packet", round_)
-        packet = read_packet(data, delta.layout)
-        self.model = into_record(SparseUpdate.of_packet(packet).values(before))
+        self.model = into_record(moved)
         self._versions.append(next_version(self.version, data))
         self._steps.append(Step(data, write_ties(delta.layout)))
         self._contents = {}
         self._forget()
         return self.model
 
-    def _packed(self, step: Delta, sent: Sequence[Mask] | None, round_: int) -> bytes | None:
-        """Return the step's packet; None where the whole model has to go to everybody."""
-        terms = StepTerms(
+    def _terms(self, sent: Sequence[Mask] | None, round_: int) -> StepTerms:
+        return StepTerms(
             seed=self._uplink.seed,
             round=round_,
             version=self.version,
@@ -277,12 +276,6 @@ class Broadcast:
             values=self._values,
             masks=sent,
         )
-        try:
-            packet, self._kept = self._policy.pack(step, terms, self._kept)
-        except DeltaError as error:
-            log(WARNING, "round %s: the whole model goes to all clients: %s", round_, error)
-            packet, self._kept = None, {}
-        return packet
 
     def _forget(self) -> None:
         """Forget packets that nobody will be sent: all from there on are larger than the model."""

@@ -21,7 +21,7 @@ from fl_darex.secagg.messages import Stage
 from fl_darex.secagg.numbers import Mean, Target
 from fl_darex.wire.codings import nature_of
 
-from ..reply import Reply
+from ..reply import Came, Reply, nobody
 from ..sent import Asked, Sent
 from ..wrapped import Wrapped
 from .metrics import metrics_of
@@ -71,7 +71,7 @@ class SecureSum:
             raise ValueError(f"{wrapped.name} {does}, and secure aggregation opens their sum alone")
         self._settings, self._wrapped, self._norm = settings, wrapped, norm or 0.0
         self._round: SecureRound | None = None
-        self._suspects = Suspects()
+        self._suspects, self._sound = Suspects(), False  # whether a sum was opened yet
         self._asked: Mapping[int, Asked] = {}
 
     def begin(
@@ -131,14 +131,17 @@ class SecureSum:
         """Return one reply with the mean, and the replies of the clients in it.
 
         Raises:
+            DeltaError: If nobody ever counted, and no client can make the change that is asked for.
             PacketError: If the sum cannot be opened.
         """
+        came = list(replies)
         if self._round is None:
             raise PacketError("secure aggregation did not come about", Reason.REPLY)
         done, self._round = self._round, None
         try:
-            mean, counted = done.close(replies)
+            mean, counted = done.close(came)
         except PacketError as error:
+            self._check_app(came)
             self._suspects.catch(done.caught)
             if error.reason is Reason.VALUES and not done.caught:
                 # One that dropped out may be to blame: what it dealt has to be rebuilt.
@@ -146,6 +149,7 @@ class SecureSum:
             raise
         self._suspects.catch(done.caught)
         self._suspects.summed(done.stages, sound=True)
+        self._sound = True
         if mean.clipped > _MANY:
             log(
                 WARNING,
@@ -157,11 +161,21 @@ class SecureSum:
 
     def state(self) -> dict[str, Any]:
         """Return whom later rounds do without; see `fl_darex.saveable.Saveable`."""
-        return self._suspects.state()
+        return {"sound": self._sound} | self._suspects.state()
 
     def restore(self, state: dict[str, Any]) -> None:
         """Do without those that `state` said."""
+        self._sound = state["sound"]
         self._suspects.restore(state)
+
+    def _check_app(self, replies: Sequence[Message]) -> None:
+        """Raise `DeltaError` if it is the app, at every client, that keeps all rounds from a sum.
+
+        What the protocol refuses may be another client's doing, and another round's sum is sound.
+        """
+        came = Came(failed=[one for one in replies if "DeltaError" in _reason(one)])
+        if not self._sound and len(came.failed) == len(replies) and came.structural:
+            raise nobody(came.structural)
 
     def _replies(self, mean: Mean, counted: Sequence[Message]) -> list[Reply]:
         """Return a reply for each client in the mean: all have its update and the same weight."""
@@ -177,3 +191,7 @@ class SecureSum:
             told = self._asked[message.metadata.src_node_id]
             replies.append(Reply(message, "arrays", "metrics", told, told.sent, part))
         return replies
+
+
+def _reason(reply: Message) -> str:
+    return reply.error.reason if reply.has_error() and reply.error.reason else ""

@@ -31,6 +31,7 @@ SETTINGS = {
     "server.strategy": "fedadam",
     "server.lr": 0.01,
     "compress.downlink": "server",
+    "compress.budget": "20 kB",
 }
 
 
