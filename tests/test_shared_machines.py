@@ -114,9 +114,13 @@ def test_clients_of_each_class_have_what_it_needs_and_all_gpus_are_in_use() -> N
 
 
 @pytest.mark.parametrize("actors", [0, 1])
-def test_classes_that_do_not_fit_beside_each_other_take_turns(actors: int) -> None:
+def test_classes_that_do_not_fit_beside_each_other_take_turns(
+    actors: int, caplog: pytest.LogCaptureFixture
+) -> None:
     classes = {range(2): Resources(num_cpus=4)}
     with RayGrid(placed_app(), 4, Resources(actors=actors), classes=classes) as grid:
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line.startswith("there is no room for workers of all classes at once: those of the")
         for call in (1, 2):
             rows = said(asked(grid))
             assert {partition: row["CPU"] for partition, row in rows.items()} == {

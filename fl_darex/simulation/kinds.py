@@ -39,7 +39,7 @@ class Kind:
     Attributes:
         whose: Words for them in errors; empty: all that are in no class.
         resources: What each of them may use.
-        clients: How many there are.
+        clients: How many there are, for whom workers are kept ready.
         most: Workers that fit into the cluster, clients can use, and are allowed.
         need: What a worker takes, by Ray's names; None: it has to be measured yet.
         apart: Whether a worker has its machine to itself.
@@ -123,11 +123,9 @@ class Kinds:
         that nothing shares the machine with where its memory ran out.
 
         Args:
-            kind: The client's, or already one like that, which is returned.
+            kind: The client's own.
             where: `DEVICE` or `MACHINE`.
         """
-        if kind.once:
-            return kind
         whole = self._whole(kind.resources)
         apart = where == MACHINE or all(name == CPU for name in whole)
         key = kind, apart

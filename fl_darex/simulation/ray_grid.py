@@ -77,7 +77,7 @@ class RayGrid(SimulatedGrid):
         try:
             kinds = Kinds(groups, machines(), resources.actors)
             self._workers = Staff(Workers(client_app, setting), kinds)
-            self._workers.settle()
+            self._workers.begin()
             self._calls = Calls(kinds, self._workers, self.partitions, self._answer)
         except BaseException:
             self.close()

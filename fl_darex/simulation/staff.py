@@ -49,6 +49,18 @@ class Staff:
         """Workers that have nothing to do."""
         return [hand for kind in self._kinds for hand in kind.idle]
 
+    def begin(self) -> None:
+        """Start the first workers; say if some clients will have to take turns with others."""
+        self.settle()
+        for kind in self._kinds:
+            if kind.clients and kind.need is not None and not kind.hands:
+                log(
+                    WARNING,
+                    "there is no room for workers of all classes at once: those%s take turns with "
+                    "others, and what is started anew takes its time in each round",
+                    kind.whose or " of the clients in no class",
+                )
+
     def settle(self) -> None:
         """Start what is wanted and fits, and stop what is in its way or no longer of use."""
         for kind in self._kinds:
