@@ -27,9 +27,8 @@ def packed(
 ) -> tuple[tuple[bytes, Arrays] | None, State]:
     """Return a step's packet and the model that clients then hold, and what the policy keeps.
 
-    A coding in steps that are larger than a tensor's least numbers rounds variances to 0 or below,
-    and a model with such a variance computes NaN. The whole model goes then, and what the policy
-    has kept so far waits on.
+    Where rounding would take a variance to 0 or below, with which a model computes NaN, the whole
+    model goes, and what the policy has kept so far waits on.
 
     Args:
         policy: What is sent of the step.
@@ -40,10 +39,10 @@ def packed(
         kept: What the policy keeps.
 
     Returns:
-        Packet and model; None: the whole model has to go to everybody. And what is kept now.
+        Packet and model, or None: the whole model goes to everybody; and what is kept now.
     """
     watched = positive(before, after)
-    so_far = {name: numbers.copy() for name, numbers in kept.items()} if watched else {}
+    so_far = {name: rest.copy() for name, rest in kept.items() if watched}
     try:
         packet, kept = policy.pack(step, terms, kept)
     except DeltaError as error:
