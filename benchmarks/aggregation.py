@@ -8,6 +8,7 @@ BERT-base, p = .99, fp16, one thread. Flower's FedAvg is given the dense replies
 Each row has a process of its own; they take turns; times are medians. Memory is what the process
 holds at most beyond the model and the replies that it was given, in models of float32 (Linux).
 "round" is all of `aggregate_train`: ours then also makes and applies the packet for the way down.
+FedAvg's is its adding, which takes its turns with the others' adding.
 "compiled" is with Numba (`pip install 'fl-darex[fast]'`), loaded before; all others are without.
 """
 
