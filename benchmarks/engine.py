@@ -90,14 +90,14 @@ def through_a_model(record: Any) -> ArrayRecord:
     from fl_darex.flower.records import to_record, view_arrays
     from fl_darex.training.exchange import Exchange
 
-    arrays = view_arrays(record)
+    arrays = view_arrays(record)  # of a list: their names have no dots
     if not KEPT:
-        held = {name.replace(".", "_"): torch.from_numpy(a.copy()) for name, a in arrays.items()}
-        KEPT["names"] = list(arrays)
+        held = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
         KEPT["exchange"] = Exchange(torch.nn.ParameterDict(held))
-    found, names = KEPT["exchange"], KEPT["names"]
-    found.write(dict(zip(found.tensors, arrays.values(), strict=True)))
-    return to_record(dict(zip(names, found.view().values(), strict=True)))
+    found = KEPT["exchange"]
+    found.write(arrays)
+    held = found.view()
+    return to_record({name: held[name] for name in arrays})
 
 
 class Timed(FedAvg):
