@@ -121,6 +121,21 @@ def test_the_numbers_of_the_plug_in_page_are_those_of_the_committed_results(benc
         assert f"{row['accuracy']:.3f}".lstrip("0") in text, row
 
 
+def test_the_tables_of_engines_and_of_scale_are_committed_ones(benchmarks: None) -> None:
+    from engine import load
+
+    read = {name_of(page): page.read_text("utf-8") for page in PAGES}
+    flower = {row["arm"]: row["overhead_ms"] for row in load("engine") if row["engine"] == "flower"}
+    for row in load("engine"):
+        ratio = f"{flower[row['arm']] / row['overhead_ms']:.1f}"
+        cells = f"| {row['wall_ms']:.2f} | {row['overhead_ms']:.2f} | {ratio} |"
+        assert cells in read["docs/results.md"], row
+    for row in load("scale"):
+        held = (f"{row[key]:,}" for key in ("start_mb", "after_first_mb", "after_last_mb"))
+        cells = (f"{row['clients']:,}", row["kind"], f"{row['wall_ms']:.2f}", *held)
+        assert f"| {' | '.join(cells)} | {row['most_mb']:,} |" in read["docs/scale.md"], row
+
+
 def test_the_numbers_of_the_mod_and_of_the_results_page_are_committed_ones(
     benchmarks,
 ):
