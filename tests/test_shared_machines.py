@@ -113,6 +113,7 @@ def test_clients_of_each_class_have_what_it_needs_and_all_gpus_are_in_use() -> N
         assert again[partition]["calls"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("actors", [0, 1])
 def test_classes_that_do_not_fit_beside_each_other_take_turns(
     actors: int, caplog: pytest.LogCaptureFixture
@@ -133,6 +134,7 @@ def test_classes_that_do_not_fit_beside_each_other_take_turns(
             assert len(grid._workers.idle) + len(grid._workers.starting) <= (actors or 4)
 
 
+@pytest.mark.slow
 def test_clients_wait_no_longer_than_a_turn_for_room_that_others_have_work_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -151,6 +153,7 @@ def test_clients_wait_no_longer_than_a_turn_for_room_that_others_have_work_for(
     assert before < len(keys) - 1
 
 
+@pytest.mark.slow
 def test_fewer_clients_than_shares_are_spread_over_all_gpus() -> None:
     with RayGrid(placed_app(), 4, Resources(num_cpus=0.5, num_gpus=0.1)) as grid:
         rows = said(asked(started(grid)))
@@ -164,6 +167,7 @@ def a_third() -> tuple[int, int]:
     return peak, int(3.5 * HEADROOM * peak)
 
 
+@pytest.mark.slow
 def test_the_first_client_is_measured_alone_and_says_how_many_share(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -215,6 +219,7 @@ def test_a_client_that_shares_a_gpu_and_runs_out_of_memory_is_run_again_with_a_w
     assert {row["GPU"] for row in third.values()} == {0.5}
 
 
+@pytest.mark.slow
 def test_a_client_for_which_the_machine_has_too_little_memory_has_it_to_itself(
     tmp_path: Path,
 ) -> None:
