@@ -11,7 +11,6 @@ import numpy as np
 from flwr.common.logger import log
 
 from fl_darex.change import Arrays
-from fl_darex.compression.update import SparseUpdate
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
 from fl_darex.rescaling.rules import GROUP_SERVER_VALIDATION
@@ -60,8 +59,8 @@ class Corrections:
             _say([(sent.layout, q)])
         elif self._uplink.rule and found:
             self.q = float(np.mean([np.mean(q) for q in found]))
-            updates = [reply.update for reply in used]
-            _say((one.layout, one.q) for one in updates if isinstance(one, SparseUpdate))
+            packed = [reply.update for reply in used if reply.packed]
+            _say((one.layout, one.q) for one in packed)
         if not found or not mean:
             return
         # The smallest of all, so that what is taken back lies between what clients have.
@@ -82,7 +81,7 @@ class Corrections:
         self.q, self._whole = state["q"], set(state["whole"])
 
 
-def _say(found: Iterable[tuple[Layout, Q]]) -> None:
+def _say(found: Iterable[tuple[Layout, Q | None]]) -> None:
     """Say between which tensors q lies, each with its mean over the packets."""
     by_name: dict[str, list[float]] = defaultdict(list)
     for layout, q in found:

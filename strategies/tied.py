@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from flwr.app import ArrayRecord
 
-from fl_darex.compression.update import Before, SparseUpdate, WholeUpdate
+from fl_darex.compression.update import Before
 from fl_darex.delta import Layout
 from fl_darex.errors import PacketError, Reason
 from fl_darex.ties import tied_groups
@@ -25,19 +25,15 @@ def agreed(replies: Sequence[Reply], layout: Layout, refuse: Refuse) -> tuple[li
         layout: What becomes of each tensor where nothing is tied.
         refuse: Told of the packets in which others are tied than in most.
     """
-    own = [r.update.layout for r in replies if isinstance(r.update, SparseUpdate)]
+    own = [reply.update.layout for reply in replies if reply.packed]
     usual = Counter(own).most_common(1)[0][0] if own else layout
     found = []
     for reply in replies:
-        update = reply.update
-        if isinstance(update, WholeUpdate):
-            part = replace(reply.part, update=replace(update, layout=usual))
-            found.append(replace(reply, part=part))
-        elif isinstance(update, SparseUpdate) and update.layout != usual:
+        if (update := reply.update.fitted(usual)) is None:
             why = "other tensors are equal in it than in most clients' packets"
             refuse(reply.terms.slot, PacketError(why, Reason.LAYOUT))
         else:
-            found.append(reply)
+            found.append(replace(reply, part=replace(reply.part, update=update)))
     return found, usual
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,14 +35,20 @@ class Update:
     """What one client says of the model; this one says nothing.
 
     Attributes:
+        layout: Of its tensors; what says nothing has none.
         mask: Where its pruned tensors change; None: anywhere, it holds whole tensors.
         count: How many numbers it holds of pruned tensors.
         q: What its survivors are divided by; None: it has none.
     """
 
+    layout: Layout
     mask: Mask | None = None
     count: int = 0
     q: Q | None = None
+
+    def fitted(self, layout: Layout) -> Update | None:
+        """Return the same as an update of another layout; None: other tensors are tied in it."""
+        return self
 
     def numbers(self, start: int, end: int, scale: float = 1.0) -> Numbers:
         """Return survivors ``start`` to ``end - 1`` times ``scale``, not divided by q."""
@@ -128,6 +134,10 @@ class SparseUpdate(Update):
             lambda: found.raw,
             **known,
         )
+
+    def fitted(self, layout: Layout) -> Update | None:
+        """Return itself if that is its layout: its survivors lie in tensors of its own."""
+        return self if layout == self.layout else None
 
     def numbers(self, start: int, end: int, scale: float = 1.0) -> Numbers:
         """Return survivors ``start`` to ``end - 1`` times ``scale``, not divided by q."""
@@ -226,6 +236,10 @@ class WholeUpdate(Update):
 
     layout: Layout
     read: Callable[[], Mapping[str, Array]]
+
+    def fitted(self, layout: Layout) -> Update | None:
+        """Return the same tensors in another layout."""
+        return replace(self, layout=layout)
 
     def counters(self) -> Mapping[str, Array]:
         """Return the new values of the tensors that are not floating point."""

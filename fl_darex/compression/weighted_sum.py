@@ -14,7 +14,7 @@ import numpy as np
 from fl_darex.change import Array, Arrays, added, moved, shortened, steps, wide
 from fl_darex.compression.rho import Norms, squared
 from fl_darex.compression.sparse_sum import Share, add_sparse
-from fl_darex.compression.update import Before, SparseUpdate, Update
+from fl_darex.compression.update import Before, Update
 from fl_darex.delta import Layout
 
 
@@ -65,7 +65,7 @@ def weighted_mean(
     sparse = [part for part in parts if part.update.mask is not None]
     whole = [part for part in parts if part.update.mask is None]
     result, norms = _sum_of_whole(whole, total, before, layout), []
-    for own, alike in _by_layout(sparse, layout):
+    for own, alike in _by_layout(sparse):
         share = sum(part.weight for part in alike) / total
         # Shares of these alone: their sum is a mean, whatever the others weigh.
         shares = [Share(part, part.weight / total / (share or 1.0)) for part in alike]
@@ -96,11 +96,11 @@ def mean_counters(before: Before, layout: Layout, parts: Sequence[Part]) -> Arra
     return {name: moved(before[name], change) for name, change in sums.items()}
 
 
-def _by_layout(parts: Sequence[Part], layout: Layout) -> Iterable[tuple[Layout, list[Part]]]:
+def _by_layout(parts: Sequence[Part]) -> Iterable[tuple[Layout, list[Part]]]:
     """Group parts whose packets have the same tensors; clients may differ in what is tied."""
     groups: dict[bytes, tuple[Layout, list[Part]]] = {}
     for part in parts:
-        own = part.update.layout if isinstance(part.update, SparseUpdate) else layout
+        own = part.update.layout
         groups.setdefault(own.fingerprint, (own, []))[1].append(part)
     return groups.values()
 
