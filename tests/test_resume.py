@@ -269,7 +269,7 @@ def test_a_sound_checkpoint_of_other_parts_is_refused_in_a_line(tmp_path: Path) 
     die(MAKE["average"], tmp_path, 10)
     file = Checkpoint(tmp_path)
     facts, state = file.load() or ({}, {})
-    del state["rounds"]["ledger"]["kinds"]
+    del state["rounds"]["ledger"]["over"][0]["kinds"]
     file.save(facts, state)
     said = r"means nothing to this one, .* \(KeyError: 'kinds'\); go on with the version"
     with pytest.raises(ConfigError, match=said):

@@ -90,8 +90,13 @@ class Ledger:
         return {"over": [*self._over, to_columns(self._recent)]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Hold the entries that `state` said."""
+        """Hold the entries that `state` said.
+
+        Raises:
+            KeyError: If a part of them is missing.
+        """
         self._over, self._recent = [*state["over"]], []
+        _ = self.entries  # now, and not where they are looked at first
 
     def of_round(self, round_: int) -> list[Entry]:
         """Return the exchanges of one round (0: before the first)."""

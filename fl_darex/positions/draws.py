@@ -44,4 +44,4 @@ class Draws:
         streams = self._streams[:, start:end].reshape(-1)
         times, size = len(self._masks), end - start
         rows = masks.draw(streams, np.tile(first, times), np.tile(some.length, times), self._keep)
-        return [rows[at : at + size] for at in range(0, size * times, size)]
+        return [rows[number * size : (number + 1) * size] for number in range(times)]

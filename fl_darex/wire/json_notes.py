@@ -5,14 +5,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, MutableMapping
-from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, Self, get_type_hints
 
 from fl_darex.errors import PacketError, Reason
 
 HEX = frozenset("0123456789abcdef")
-
-_SHORT, _KNOWN = 2048, 256  # texts of that many characters, of which so many are read once
 
 
 class Rule(NamedTuple):
@@ -69,20 +66,9 @@ class Note:
         Raises:
             PacketError: If it is not one that this version understands.
         """
-        text = config.pop(cls.key, None)
+        text, what = config.pop(cls.key, None), cls.what
         if text is None:
             return None
-        short = isinstance(text, str) and len(text) < _SHORT
-        return (cls._known if short else cls._read)(text)
-
-    @classmethod
-    @lru_cache(_KNOWN)
-    def _known(cls, text: str) -> Self:
-        return cls._read(text)
-
-    @classmethod
-    def _read(cls, text: Any) -> Self:
-        what = cls.what
         try:
             fields = json.loads(text)
             version = fields.pop("version")
