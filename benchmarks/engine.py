@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
@@ -33,7 +31,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from rich.console import Console
 from rich.table import Table
-from runs import RESULTS, load, save
+from runs import in_turn
 
 SIZES = {"tiny": (0, 0), "22 M": (384, 6), "110 M": (768, 12)}
 # Of each arm: size, clients, rounds.
@@ -197,17 +195,8 @@ def main(
     if one:
         sys.stdout.write("\n" + json.dumps(measure(one, only)) + "\n")
         return
-    rows: list[dict[str, Any]] = load("engine") if (RESULTS / "engine.json").exists() else []
-    for arm in ARMS if not table_only else ():
-        for engine in ENGINES:
-            known = [row for row in rows if (row["arm"], row["engine"]) == (arm, engine)]
-            if not arm.startswith(only) or (known and not again):
-                continue
-            command = [sys.executable, str(Path(__file__)), "--one", engine, "--only", arm]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            rows = [row for row in rows if row not in known]
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            save("engine", rows)
+    arms = [arm for arm in ARMS if arm.startswith(only) and not table_only]
+    rows = in_turn(__file__, ENGINES, arms, "engine", again)
     Console(width=110).print(table(rows))
 
 

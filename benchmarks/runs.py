@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -63,3 +63,30 @@ def save(name: str, rows: Any) -> None:
 def load(name: str) -> Any:
     """Read ``benchmarks/results/NAME.json``."""
     return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def in_turn(
+    script: str, kinds: Sequence[str], arms: Iterable[str], column: str, again: bool
+) -> list[dict[str, Any]]:
+    """Measure each arm in each kind, in a fresh process, save each row as it comes; return all.
+
+    Args:
+        script: Its path; ``--one KIND --only ARM`` makes it print a row. Results go by its name.
+        kinds: What is compared.
+        arms: With what.
+        column: Where the kind stands in a row.
+        again: Whether what there is is measured anew.
+    """
+    name = Path(script).stem
+    rows: list[dict[str, Any]] = load(name) if (RESULTS / f"{name}.json").exists() else []
+    for arm in arms:
+        for kind in kinds:
+            known = [row for row in rows if (row["arm"], row[column]) == (arm, kind)]
+            if known and not again:
+                continue
+            command = [sys.executable, script, "--one", kind, "--only", arm]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            rows = [row for row in rows if row not in known]
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            save(name, rows)
+    return rows

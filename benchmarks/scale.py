@@ -15,7 +15,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -33,7 +32,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from rich.console import Console
 from rich.table import Table
-from runs import RESULTS, load, save
+from runs import in_turn
 
 # Of each arm: clients, rounds.
 ARMS = {
@@ -140,17 +139,8 @@ def main(
     if one:
         sys.stdout.write("\n" + json.dumps(measure(one, only)) + "\n")
         return
-    rows: list[dict[str, Any]] = load("scale") if (RESULTS / "scale.json").exists() else []
-    for arm in ARMS if not table_only else ():
-        for kind in KINDS:
-            known = [row for row in rows if (row["arm"], row["kind"]) == (arm, kind)]
-            if not arm.startswith(only) or (known and not again):
-                continue
-            command = [sys.executable, str(Path(__file__)), "--one", kind, "--only", arm]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            rows = [row for row in rows if row not in known]
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            save("scale", rows)
+    arms = [arm for arm in ARMS if arm.startswith(only) and not table_only]
+    rows = in_turn(__file__, KINDS, arms, "kind", again)
     Console(width=110).print(table(rows))
 
 

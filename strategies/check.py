@@ -18,9 +18,8 @@ from fl_darex.compression.expected import ENVELOPE_BYTES, expected_noise
 from fl_darex.compression.remarks import remarks
 from fl_darex.compression.uplink import Uplink
 from fl_darex.delta import Layout
-from fl_darex.flower.ledger import trained_info
 from fl_darex.flower.records import view_arrays
-from fl_darex.flower.sizes import describe
+from fl_darex.flower.sizes import describe, trained_info
 from fl_darex.masks import ONE, places
 from fl_darex.secagg import SecureAggregation
 

@@ -122,7 +122,7 @@ def test_the_numbers_of_the_plug_in_page_are_those_of_the_committed_results(benc
 
 
 def test_the_tables_of_engines_and_of_scale_are_committed_ones(benchmarks: None) -> None:
-    from engine import load
+    from runs import load
 
     read = {name_of(page): page.read_text("utf-8") for page in PAGES}
     flower = {row["arm"]: row["overhead_ms"] for row in load("engine") if row["engine"] == "flower"}

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
 
 from fl_darex.compression.terms import CONFIG_KEY
@@ -21,16 +20,15 @@ from fl_darex.flower.entry import Entry as Entry
 from fl_darex.flower.entry import from_columns, to_columns
 from fl_darex.flower.grids import GridView, exchange, stranger
 from fl_darex.flower.model_note import MISSING, ModelNote
-from fl_darex.flower.private import ErrorCode, SType, with_content
+from fl_darex.flower.private import ErrorCode, with_content
 from fl_darex.flower.records import PACKET_STYPE, SEALED_STYPE, arrays_in, configs_in, packet_of
 from fl_darex.flower.roster import HANDSHAKE, is_handshake
 from fl_darex.flower.sizes import (
-    ArrayInfo,
     Chunks,
     RecordInfo,
     describe,
-    describe_dense,
     message_bytes,
+    trained_info,
 )
 from fl_darex.secagg.messages import SECURE_KEY
 
@@ -246,38 +244,6 @@ def _whole(content: RecordDict, sent: dict[str, RecordInfo]) -> list[RecordInfo]
         whole = sent.get(name, first) if _stands_for_model(record) else None
         found.append(whole or describe(record, chunks))
     return found
-
-
-def trained_info(record: ArrayRecord, sent: RecordInfo) -> RecordInfo:
-    """Describe the record that would come back whole, after training.
-
-    Args:
-        record: A model.
-        sent: As it is now, where parts may be equal that training tells apart.
-    """
-    apart = describe_dense(
-        (name, array.dtype, tuple(array.shape), array.stype, len(array.data))
-        for name, array in record.items()
-    )
-    first: dict[ArrayInfo, ArrayInfo] = {}
-    arrays = []
-    for array, before, after in zip(record.values(), sent.arrays, apart.arrays, strict=True):
-        if before in first and _stays_equal(array):
-            after = first[before]
-        first.setdefault(before, after)
-        arrays.append(after)
-    return replace(apart, arrays=tuple(arrays))
-
-
-def _stays_equal(array: Array) -> bool:
-    """Whether arrays equal to this one are so on purpose (tied, counters), not by their start.
-
-    Many biases begin as zeros and scales as ones; training tells them apart.
-    """
-    if "float" not in array.dtype or array.stype != SType.NUMPY:
-        return True
-    values = array.numpy()
-    return values.size > 1 and bool((values != values.flat[0]).any())
 
 
 def _round_of(content: RecordDict) -> int:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Message, RecordDict
 
-from fl_darex.flower.private import CHUNK_BYTES, answering, with_content
+from fl_darex.flower.private import CHUNK_BYTES, SType, answering, with_content
 from fl_darex.flower.records import arrays_in
 
 _ID = "0" * 64  # a SHA-256 in hexadecimal
@@ -124,6 +124,38 @@ def describe_dense(
         chunks = tuple(Chunk(min(CHUNK_BYTES, size - start)) for start in starts)
         infos.append(ArrayInfo(dtype, shape, stype, chunks))
     return RecordInfo(tuple(names), tuple(infos))
+
+
+def trained_info(record: ArrayRecord, sent: RecordInfo) -> RecordInfo:
+    """Describe the record that would come back whole, after training.
+
+    Args:
+        record: A model.
+        sent: As it is now, where parts may be equal that training tells apart.
+    """
+    apart = describe_dense(
+        (name, array.dtype, tuple(array.shape), array.stype, len(array.data))
+        for name, array in record.items()
+    )
+    first: dict[ArrayInfo, ArrayInfo] = {}
+    arrays = []
+    for array, before, after in zip(record.values(), sent.arrays, apart.arrays, strict=True):
+        if before in first and _stays_equal(array):
+            after = first[before]
+        first.setdefault(before, after)
+        arrays.append(after)
+    return replace(apart, arrays=tuple(arrays))
+
+
+def _stays_equal(array: Array) -> bool:
+    """Whether arrays equal to this one are so on purpose (tied, counters), not by their start.
+
+    Many biases begin as zeros and scales as ones; training tells them apart.
+    """
+    if "float" not in array.dtype or array.stype != SType.NUMPY:
+        return True
+    values = array.numpy()
+    return values.size > 1 and bool((values != values.flat[0]).any())
 
 
 def message_bytes(message: Message, arrays: Sequence[RecordInfo] | None = None) -> int:
