@@ -10,7 +10,8 @@ steps; every other arm takes 5 and, until it is within a point of dense or has s
 dense did, up to 15: bytes to that target are what counts. All bytes are the ledger's: heads,
 envelopes and the handshake are in them.
 The learning rate of each family of arms is chosen by ``--tune`` from one grid, from its middle to
-where it falls, on seed 0 with 2,000 held out: run it first.
+where it falls, on seed 0 with 2,000 held out: run it first. Its first 22 runs took float32; all
+others take bf16 autocast, four times as fast on a core that multiplies in it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from runs import RESULTS, load
 
 ADAMW = ["train.optimizer=adamw"]
 SIZE = ["train.group-by-length=true", "train.threads=1", "federation.evaluate-every=1"]
+FAST = ["train.precision=bf16"]
 FP16, ONE_BIT = ["compress.values=fp16"], ["compress.values=eden1"]
 SHARED = ["compress.mask=round"]
 WHOLE = ["compress.p=0"]
@@ -35,8 +37,8 @@ ROUNDS, POINT, FLOOR = 15, 0.01, 1000
 FEW, MANY = 4, 10  # clients
 GRIDS = {
     "weights": (5e-5, 1e-4, 2e-4, 4e-4),
-    "masked": (1e-3, 3e-3, 1e-2, 3e-2),
-    "adapter": (1e-3, 3e-3, 1e-2, 3e-2),
+    "masked": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    "adapter": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
 }
 ADAPTERS = {
     "LoRA r=8": ["train.adapter=lora", "train.lora-rank=8"],
@@ -118,7 +120,7 @@ def rate(family: str) -> float:
 
 def _run(settings: list[str], model: str, data: str, **more: Any) -> dict[str, Any]:
     private = [f"task.model={model}"] * bool(model) + [f"task.dataset={data}"] * bool(data)
-    return run("configs/sst2-minilm.toml", [*settings, *SIZE], private, **more)
+    return run("configs/sst2-minilm.toml", [*settings, *SIZE, *FAST], private, **more)
 
 
 def tune_one(family: str, lr: float, model: str, data: str) -> dict[str, Any]:
