@@ -153,3 +153,17 @@ def test_flowers_fedavg_runs_on_it_unchanged() -> None:
         steps = sum((i + 1) * step_of(i, 1, base.shape) for i in (0, 2, 3))
         np.testing.assert_allclose(found[name], base + steps / 8, rtol=0, atol=2e-6)
     assert isinstance(results[0].arrays, ArrayRecord)
+
+
+def test_an_error_that_may_have_cost_the_process_its_gpu_says_so() -> None:
+    app = ClientApp()
+
+    @app.query()
+    def take(message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"]:
+            raise ValueError("my loss failed") from torch.AcceleratorError("CUDA error: assert")
+        return Message(RecordDict(), reply_to=message)
+
+    there, lost = ask(InProcessGrid(app, 2))
+    assert there.has_content()
+    assert lost.error.reason.startswith("ValueError: my loss failed; if later clients fail, too,")

@@ -224,6 +224,15 @@ def test_a_finished_run_has_nothing_left_to_do_unless_it_is_made_longer(
     assert (longer / "config.toml").read_text() == (out / "config.toml").read_text()
 
 
+def test_a_run_that_ended_for_want_of_replies_goes_on_when_fewer_are_enough(
+    commands: Commands, cwd: Path
+) -> None:
+    out = stopped(commands, cwd)
+    assert said(commands, cwd, "--resume", "out", "federation.min-replies=1")[0] == 0
+    assert summary(out)["status"] == "finished"
+    assert "min-replies = 1" in (out / "config.toml").read_text()
+
+
 def test_more_rounds_are_refused_where_the_learning_rate_depends_on_them(
     commands: Commands, cwd: Path
 ) -> None:

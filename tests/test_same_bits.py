@@ -23,6 +23,11 @@ ARMS = {
         "compress.mask=disjoint",
         "compress.values=eden1",
     ],
+    "a method of one's own with a residual, clients evaluate": [
+        "compress.method=topk:TopK",
+        "compress.fraction=0.05",
+        "federation.evaluate=clients",
+    ],
 }
 ENGINES = {
     "one actor": ["resources.actors=1"],

@@ -36,7 +36,7 @@ def placed_app(folder: str = "") -> ClientApp:
     """Says what its worker was given; a client whose partition is told runs out of memory.
 
     The messages tell partitions with a word each: ``shared``, until it has whole GPUs;
-    ``machine``, until its worker is another one; ``always``.
+    ``machine``, until its worker is another one; ``always``. After ``assert`` its worker is lost.
     """
     app = ClientApp()
 
@@ -55,7 +55,9 @@ def placed_app(folder: str = "") -> ClientApp:
         if word == "machine" and not (mark := Path(folder, partition)).exists():
             mark.write_text(str(os.getpid()))
             bytearray(1 << 62)
-        time.sleep(0.3)
+        if word == "assert":
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        time.sleep(0.3 if word != "quick" else 0)
         said = {
             "partition": int(partition),
             "pid": os.getpid(),
@@ -111,6 +113,21 @@ def test_clients_of_each_class_have_what_it_needs_and_all_gpus_are_in_use() -> N
             k: v for k, v in row.items() if k not in same
         }
         assert again[partition]["calls"] == 2
+
+
+def test_a_worker_that_lost_its_gpu_is_replaced_and_costs_one_reply() -> None:
+    quick = {str(partition): "quick" for partition in range(6)}
+    with RayGrid(placed_app(), 6, Resources(num_cpus=0.5, actors=1)) as grid:
+        before = said(asked(grid, quick))
+        replies = asked(grid, {**quick, "2": "assert"})
+        rows = said([reply for reply in replies if reply.has_content()])
+        after = said(asked(grid, quick))
+    (error,) = [reply.error.reason for reply in replies if reply.has_error()]
+    assert error.startswith("AcceleratorError: CUDA error: device-side assert triggered")
+    assert sorted(rows) == [0, 1, 3, 4, 5]
+    old, new = {row["pid"] for row in before.values()}, {row["pid"] for row in after.values()}
+    assert len(old) == len(new) == 1 and not old & new
+    assert {row["calls"] for row in after.values()} == {2, 3} and after[2]["calls"] == 2
 
 
 @pytest.mark.slow

@@ -10,8 +10,8 @@ from fl_darex.errors import ConfigError
 
 FREE = (
     *("resources.num-cpus", "resources.actors", "resources.ray-address"),
-    *("federation.timeout", "federation.min-clients", "federation.checkpoint-every"),
-    "federation.resume",
+    *("federation.timeout", "federation.min-clients", "federation.min-replies"),
+    *("federation.checkpoint-every", "federation.resume"),
 )
 """Keys that say where and how a run is done; the others say what it is."""
 

@@ -182,8 +182,13 @@ class Calls:
             self._answered(call, answered)
         for asked in [key for key, one in self._taken_back.items() if one is call]:
             self._returned(asked)  # at once: who was given back must not be forgotten meanwhile
-        del self._calls[reference]
-        self._staff.free(call.hand)
+        self._end(reference)
+        if any(answered.spoilt for answered in found):
+            log(WARNING, "a worker that may have lost its GPU with a client's error is replaced")
+            self._staff.replace(call.hand)
+            self.waiting.add(call.jobs.values())
+        else:
+            self._staff.free(call.hand)
 
     def _answered(self, call: _Call, answered: Answered) -> None:
         job = call.jobs.pop(answered.place, None)

@@ -7,7 +7,7 @@ from flwr.clientapp.typing import ClientAppCallable
 
 from fl_darex.flower.private import ErrorCode, with_content
 from fl_darex.flower.records import copied
-from fl_darex.simulation.memory import ran_out
+from fl_darex.simulation.memory import ran_out, spoilt
 
 
 def answer(
@@ -25,7 +25,8 @@ def answer(
         context: The client's context; the app is given a copy of its state.
 
     Raises:
-        Exception: The client's own, if it ran out of memory: another place may have enough.
+        Exception: The client's own, if it ran out of memory, of which another place may have
+            enough, or may have cost this process its GPU.
     """
     before, context.state = context.state, copied(context.state)
     try:
@@ -36,7 +37,7 @@ def answer(
             reply = _astray(message, reply)
         return detached(reply), copied(context.state)
     except Exception as error:
-        if ran_out(error):
+        if ran_out(error) or spoilt(error):
             raise
         return failure(message, f"{type(error).__name__}: {error}"), before
 

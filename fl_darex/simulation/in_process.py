@@ -16,6 +16,8 @@ from fl_darex.simulation.grid import SimulatedGrid, check_app
 from fl_darex.simulation.memory import WAY_OUT, let_go, ran_out
 from fl_darex.simulation.what_to_run import AppFolder, asked_for
 
+_SPOILT = "if later clients fail, too, this process has lost its GPU: Ray's engine replaces workers"
+
 
 class InProcessGrid(SimulatedGrid):
     """Runs clients one after the other, when messages are pushed, in the caller's process.
@@ -66,6 +68,8 @@ class InProcessGrid(SimulatedGrid):
             return reply
         except Exception as error:
             where, reason = ran_out(error), f"{type(error).__name__}: {error}".rstrip(": ")
+        if not where:
+            return failure(message, f"{reason}; {_SPOILT}")
         let_go()  # no longer held by the error
         return failure(message, f"out of memory: {reason}; {WAY_OUT[where]}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 Reading = tuple[int, int]
@@ -89,21 +89,36 @@ def ran_out(error: BaseException | None) -> str:
     Python, PyTorch, CUDA's libraries and JAX each have their own way to say it, and an app may
     raise something else ``from`` it.
     """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, MemoryError):
+    for one in _chain(error):
+        if isinstance(one, MemoryError):
             return MACHINE
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be installed
+        if type(one).__name__ == "OutOfMemoryError":  # torch's, which need not be installed
             return DEVICE
-        if isinstance(error, RuntimeError | OSError):
-            said = str(error).lower()
+        if isinstance(one, RuntimeError | OSError):
+            said = str(one).lower()
             if any(words in said for words in _SAID_ON_MACHINE):
                 return MACHINE
             if any(words in said for words in _SAID_ON_DEVICE):
                 return DEVICE
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""
+
+
+def spoilt(error: BaseException | None) -> bool:
+    """Return whether this process may have lost its GPU for good.
+
+    After a failed assertion or a wrong address on the device, CUDA refuses whatever the same
+    process asks next.
+    """
+    return any(type(one).__name__ == "AcceleratorError" for one in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def let_go() -> None:

@@ -18,7 +18,7 @@ from ray import ObjectRef
 from fl_darex.errors import one_line
 from fl_darex.registry import load
 from fl_darex.simulation.client import answer, failure
-from fl_darex.simulation.memory import Meter, Reading, let_go, ran_out, read
+from fl_darex.simulation.memory import Meter, Reading, let_go, ran_out, read, spoilt
 from fl_darex.simulation.parcels import LARGE, Parcel, pack, size, unpack
 from fl_darex.simulation.resources import GPU
 from fl_darex.simulation.states import ASIDE, LOST, UNCHANGED, Boxed, State, opened
@@ -79,6 +79,7 @@ class Answered(NamedTuple):
         state: What it left, packed; None: nothing; or a word of `fl_darex.simulation.states`.
         ran_out: Whose memory was too small, see `fl_darex.simulation.memory`; empty: nobody's.
         readings: What the worker's meters say after it, or why they cannot.
+        spoilt: Whether the worker can run no other client; it takes none after this one.
     """
 
     place: int
@@ -87,6 +88,7 @@ class Answered(NamedTuple):
     state: Parcel | str | None
     ran_out: str = ""
     readings: Mapping[str, Reading | str] = {}
+    spoilt: bool = False
 
 
 class Worker:
@@ -137,8 +139,8 @@ class Worker:
             states: What each client left after its last message.
 
         Returns:
-            What became of them, without those that were given back, and the large ones of the
-            states that they leave, by place.
+            What became of them, without those that were given back or could have no turn, and the
+            large ones of the states that they leave, by place.
         """
         asyncio.set_event_loop(self._loop)  # as a main thread has one without asking
         tasks: list[Task] = unpack(packed)
@@ -149,6 +151,8 @@ class Worker:
             found = self._one(place, tasks[place], models, states[place])
             with self._lock:
                 self._done.append(found)
+                if found.spoilt:
+                    self._todo.clear()
         with self._lock:
             self._call, done, aside = 0, self._done, self._aside
         return done, aside
@@ -178,7 +182,7 @@ class Worker:
         start = time.perf_counter()
         message = task.message
         left: Any = UNCHANGED
-        out = ""
+        out, lost = "", False
         try:
             context = self._context(task, state)
         except ray.exceptions.ObjectLostError:
@@ -190,11 +194,12 @@ class Worker:
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             packed = pack(failure(message, f"{type(error).__name__}: {error}"))
             out = ran_out(error)
+            lost = not out and spoilt(error)
         seconds = time.perf_counter() - start
         readings = read(self._meters) if self._meters else {}
         if out:
             let_go()  # no longer held by the error; others share this memory
-        return Answered(place, packed, seconds, left, out, readings)
+        return Answered(place, packed, seconds, left, out, readings, lost)
 
     def _context(self, task: Task, state: State) -> Context:
         before = RecordDict() if state is None else unpack(opened(state))
