@@ -73,7 +73,7 @@ ROOMS = {
     "observers": {"config", "files", "flower"},
     # Names the two apps for Flower, as text.
     "apps": {"strategies", "clients"},
-    "study": set(),
+    "study": {"config", "files", "observers", "registry", "simulation"},
     # The lazy exports of `import fl_darex`.
     "__init__": {"optim", "simulation"},
 }
