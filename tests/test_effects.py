@@ -21,7 +21,7 @@ from fl_darex.strategies.server_app import make_app
 
 ROOT = Path(__file__).resolve().parent.parent
 ALWAYS = """
-task.name task.model task.train-examples task.text-columns task.label-column
+task.name task.model task.train-examples task.tuning-examples task.text-columns task.label-column
 federation.clients federation.clients-per-round federation.rounds federation.partition
 federation.seed federation.evaluate federation.min-replies federation.checkpoint-every
 train.optimizer train.lr train.local-steps train.local-epochs train.batch-size train.precision

@@ -151,6 +151,12 @@ def test_settings_of_the_data_mean_what_they_mean_elsewhere() -> None:
     assert len(every) == 69
     held = load_task(config(compress__q="server-validation", server__validation_examples=50))
     assert (len(held.train), len(held.validation or ())) == (70, 50)
+    tuned = load_task(config(task__holdout=20, task__tuning_examples=30))
+    assert (len(tuned.train), len(tuned.evaluation)) == (70, 30)
+    held_out = {id(row["x"]) for row in load_task(config(task__holdout=20)).evaluation}
+    assert not held_out & {id(row["x"]) for row in (*tuned.train, *tuned.evaluation)}
+    with pytest.raises(ConfigError, match=r"tuning-examples = 100 leaves nothing of the 100"):
+        load_task(config(task__holdout=20, task__tuning_examples=100))
     natural = {"federation__partition": "natural", "federation__partition_column": "site"}
     task = load_task(config(**natural))
     assert {row["site"] for row in task.partition(1)} == {"s1"}

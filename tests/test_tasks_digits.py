@@ -185,6 +185,13 @@ def test_fifty_steps_of_central_fine_tuning_bring_it_above_80_percent(task):
     assert evaluate(task, model, task.evaluation)["accuracy"] > 0.8
 
 
+def test_settings_are_chosen_on_training_images_alone() -> None:
+    tuned, usual = (load_task(make_config({"task.tuning-examples": count})) for count in (300, 0))
+    assert (len(tuned.train), len(tuned.evaluation)) == (1047, 300)
+    pixels = {np.asarray(row["pixel_values"]).tobytes() for row in usual.train}
+    assert all(np.asarray(row["pixel_values"]).tobytes() in pixels for row in tuned.evaluation)
+
+
 REFUSED = [
     ({"task.dataset": "mnist"}, "task.dataset = 'mnist'.*leave task.dataset empty"),
     ({"task.subset": "sst2"}, "task.subset = 'sst2'.*leave task.subset empty"),

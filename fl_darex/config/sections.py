@@ -117,6 +117,11 @@ class TaskConfig(Section):
     )
     train_examples: int = Field(0, ge=0, description="use that many training examples; 0 = all")
     eval_examples: int = Field(0, ge=0, description="use that many evaluation examples; 0 = all")
+    tuning_examples: int = Field(
+        0,
+        ge=0,
+        description="measure on that many training examples instead, taken out of them; 0 = off",
+    )
     test: bool = Field(
         False, description="causal-lm: measure the final model on the test split, once"
     )

@@ -46,7 +46,7 @@ def choose_splits(
     """Return which split plays which part: ``train``, ``evaluation`` and ``test``.
 
     Evaluation examples come from the validation split, else from the test split; they play no
-    part where some are held out of train or nothing is evaluated. With ``task.test`` the test
+    part where some are taken out of train or nothing is evaluated. With ``task.test`` the test
     split is for the final model alone.
 
     Args:
@@ -75,7 +75,7 @@ def choose_splits(
                 f"{', '.join(found)}; set task.test = false"
             )
         parts["test"] = "test"
-    if not task.holdout and config.federation.evaluate != "none":
+    if not (task.holdout or task.tuning_examples) and config.federation.evaluate != "none":
         parts["evaluation"] = _evaluation_split(config, found, label)
     return parts
 
@@ -152,6 +152,9 @@ def prepare(
     evaluation = parts.get("evaluation", pick(train, []))
     if task.holdout:
         train, evaluation = _take(train, task.holdout, "holdout", "task.holdout", least=0)
+    if task.tuning_examples:
+        key = "task.tuning-examples"
+        train, evaluation = _take(train, task.tuning_examples, "tuning", key, least=0)
     train = _subsample(train, task.train_examples, "train")
     evaluation = _subsample(evaluation, task.eval_examples, "evaluation")
     validation = None

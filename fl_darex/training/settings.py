@@ -45,10 +45,10 @@ def settings_of(message: Message, context: Context) -> RunConfig:
     A SuperNode that was started with ``--node-config 'dataset-path="/data/x"'`` has data of its
     own, in a folder that is laid out as ``task.dataset``: all rows of its training split are the
     node's partition. Nothing of them is shared out, held out or left away: ``federation.clients``
-    and ``federation.partition``, ``task.holdout``, ``task.train-examples``, ``task.eval-examples``
-    and the server's validation examples are of no account. An evaluation split is needed only
-    where clients evaluate, and is then evaluated in full. ``task.subset`` names a folder in it if
-    there is one.
+    and ``federation.partition``, ``task.holdout``, ``task.train-examples``, ``task.eval-examples``,
+    ``task.tuning-examples`` and the server's validation examples are of no account. An evaluation
+    split is needed only where clients evaluate, and is then evaluated in full. ``task.subset``
+    names a folder in it if there is one.
 
     What the settings name as ``"package.module:name"`` is imported. In a deployment a message alone
     must not decide that: where Flower gave the node a run configuration, it has to say the same.
@@ -134,6 +134,7 @@ def _with_own_data(config: RunConfig, context: Context) -> RunConfig:
         "task.holdout": 0,
         "task.train-examples": 0,
         "task.eval-examples": 0,
+        "task.tuning-examples": 0,
         "task.test": False,
         "federation.clients": 1,
         "federation.clients-per-round": 0,
