@@ -12,6 +12,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+MAKE_SERVER_APP = "fl_darex.strategies.server_app:make_app"
+CLIENT_APP = "fl_darex.clients.client_app:app"
+"""Named, not imported: the library must not depend on its two halves."""
+
 _APPS = {
     "server": "fl_darex.strategies.server_app",
     "client": "fl_darex.clients.client_app",

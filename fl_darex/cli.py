@@ -12,6 +12,8 @@ from fl_darex import __version__
 from fl_darex.commands.check import check
 from fl_darex.commands.run import own_keys, run
 from fl_darex.commands.settings import ABOUT
+from fl_darex.commands.study import ABOUT as STUDY
+from fl_darex.commands.study import study
 
 # Without rich's markup: a bracket in a name is a bracket. Click has hints of its own for commands.
 app = typer.Typer(
@@ -26,6 +28,7 @@ for command in (run, check):
     does = str(command.__doc__)
     about = ABOUT.format(command=command.__name__)
     app.command(help=f"{does}\n\n{about}", epilog=own_keys())(command)
+app.command(help=f"{study.__doc__}\n\n{STUDY}")(study)
 
 
 def _version(wanted: bool) -> None:

@@ -73,7 +73,7 @@ ROOMS = {
     "observers": {"config", "files", "flower"},
     # Names the two apps for Flower, as text.
     "apps": {"strategies", "clients"},
-    "study": {"config", "files", "observers", "registry", "simulation"},
+    "study": {"apps", "config", "files", "observers", "registry", "simulation", "training"},
     # The lazy exports of `import fl_darex`.
     "__init__": {"optim", "simulation"},
 }
@@ -152,7 +152,7 @@ def test_a_room_imports_only_what_lies_below_it(room):
 
 
 def test_the_command_names_the_two_halves_only_as_text():
-    files = [file for room in ABOVE_ALL for file in files_of_room(room)]
+    files = [file for room in (*ABOVE_ALL, "apps") for file in files_of_room(room)]
     assert not rooms(name for file in files for name in imported(file)) & HALVES
     assert rooms(name for file in files for name in named_in_text(file)) >= HALVES
 

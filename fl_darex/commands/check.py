@@ -15,9 +15,9 @@ from fl_darex.commands.settings import (
     Overrides,
     quiet,
     read_settings,
-    resolved,
 )
 from fl_darex.config import RunConfig
+from fl_darex.config.paths import resolved
 from fl_darex.observers.header import header
 from fl_darex.observers.phases import Phases
 from fl_darex.registry import load

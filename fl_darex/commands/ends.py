@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Protocol
 
 import typer
 from rich.console import Console
@@ -45,12 +46,11 @@ def ended(folder: RunFolder, console: Console) -> Iterator[None]:
         folder: The run's folder, a context manager in the block.
         console: Where results go; errors go to stderr.
     """
-    problems = plain_console(stderr=True)
-    with stopped_by_signals(folder):
+    with stopped_by_signals(folder), reported(lambda error: _whole(error, folder)):
         try:
             yield
         except KeyboardInterrupt as stop:
-            _ignore_signals()  # one more would leave a summary that says "running"
+            ignore_signals()  # one more would leave a summary that says "running"
             folder.interrupted(str(stop))
             if folder.status == "finished":
                 say(console, f"the run had finished; run folder: {folder.path}")
@@ -61,19 +61,39 @@ def ended(folder: RunFolder, console: Console) -> Iterator[None]:
             say(console, f"stopped; {left}")
             _leave_threads_behind()
             raise typer.Exit(INTERRUPTED) from None
-        except ConfigError as error:
-            say(problems, str(error), "error")
-            raise typer.Exit(BAD_CONFIG) from None
-        except DarexError as error:
-            say(problems, str(error), "failed")
-            raise typer.Exit(FAILED) from None
-        except (Exception, SystemExit) as error:
-            say(problems, f"{reason_of(error)}{_whole(error, folder)}", "failed")
-            raise typer.Exit(FAILED) from None
 
 
 @contextmanager
-def stopped_by_signals(folder: RunFolder) -> Iterator[None]:
+def reported(whole: Callable[[BaseException], str]) -> Iterator[None]:
+    """Say an error of the block to a person, on stderr, and exit with its code.
+
+    Args:
+        whole: Returns of an error that nobody expected what is to be said after its line.
+    """
+    problems = plain_console(stderr=True)
+    try:
+        yield
+    except typer.Exit:
+        raise
+    except ConfigError as error:
+        say(problems, str(error), "error")
+        raise typer.Exit(BAD_CONFIG) from None
+    except DarexError as error:
+        say(problems, str(error), "failed")
+        raise typer.Exit(FAILED) from None
+    except (Exception, SystemExit) as error:
+        say(problems, f"{reason_of(error)}{whole(error)}", "failed")
+        raise typer.Exit(FAILED) from None
+
+
+class Stoppable(Protocol):
+    """What is told by which signal it was stopped."""
+
+    signal: str
+
+
+@contextmanager
+def stopped_by_signals(folder: Stoppable) -> Iterator[None]:
     """Let SIGTERM and SIGHUP stop what is in the block as Ctrl-C does.
 
     What is ignored stays ignored: ``nohup`` and the shell's ``&`` mean it.
@@ -122,7 +142,7 @@ class _Stop:
     a person need not wait for an end that takes long.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: Stoppable) -> None:
         self._folder, self._last = folder, -math.inf
 
     @property
@@ -138,7 +158,8 @@ class _Stop:
             raise KeyboardInterrupt(self._folder.signal)
 
 
-def _ignore_signals() -> None:
+def ignore_signals() -> None:
+    """Let nothing interrupt what is left to do."""
     if threading.current_thread() is threading.main_thread():
         for number in _STOPPING:
             signal.signal(number, signal.SIG_IGN)

@@ -14,6 +14,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 from rich.console import Console
 
+from fl_darex.apps import CLIENT_APP, MAKE_SERVER_APP
 from fl_darex.commands.beforehand import check_calibration, check_folders, check_machine
 from fl_darex.commands.ends import ended, shown, unheard
 from fl_darex.commands.going_on import is_over, stopped_run
@@ -24,10 +25,10 @@ from fl_darex.commands.settings import (
     Overrides,
     quiet,
     read_settings,
-    resolved,
 )
 from fl_darex.compression.methods import METHODS
 from fl_darex.config import RunConfig
+from fl_darex.config.paths import resolved
 from fl_darex.errors import ConfigError
 from fl_darex.flower.optimizers import OPTIMIZERS
 from fl_darex.observers.display import Display
@@ -39,10 +40,6 @@ from fl_darex.registry import load
 
 if TYPE_CHECKING:
     from fl_darex.simulation.resources import Classes
-
-# Named, not imported: the library must not depend on its two halves.
-SERVER = "fl_darex.strategies.server_app:make_app"
-CLIENT = "fl_darex.clients.client_app:app"
 
 
 def own_keys() -> str:
@@ -143,14 +140,14 @@ def _execute(
 ) -> None:
     from fl_darex import simulation  # what it has is loaded where it is used: Ray takes long
 
-    app = load(SERVER, "app")(config, observers, checkpoints)
+    app = load(MAKE_SERVER_APP, "app")(config, observers, checkpoints)
     server_app, clients = _announced(app, config, display), config.federation.clients
     if engine is Engine.local:
         # Server and clients now share this process's session and its one model. They never need it
         # at once, for there is one thread, and each writes all exchanged tensors before it reads,
         # trains, evaluates or saves; the others are frozen. Copies of the first values
         # (`pretrained`, `base`) and the examples are never written to.
-        simulation.simulate_in_process(server_app, CLIENT, clients=clients)
+        simulation.simulate_in_process(server_app, CLIENT_APP, clients=clients)
         return
     display.phases.begin("starting Ray")  # Flower's engine runs on it, too
     resources = simulation.Resources(**config.resources.for_all)
@@ -160,12 +157,12 @@ def _execute(
             for partitions, own in config.resources.by_class
         }
         simulation.simulate(
-            server_app, CLIENT, clients=clients, resources=resources, classes=classes
+            server_app, CLIENT_APP, clients=clients, resources=resources, classes=classes
         )
         return
     from fl_darex.simulation.flower_engine import simulate_with_flower
 
-    simulate_with_flower(server_app, load(CLIENT, "app"), clients=clients, resources=resources)
+    simulate_with_flower(server_app, load(CLIENT_APP, "app"), clients=clients, resources=resources)
 
 
 def _announced(app: ServerApp, config: RunConfig, display: Display) -> ServerApp:

@@ -58,17 +58,6 @@ def read_settings(
     return config, remarks_on_idle(config, said, engine)
 
 
-def resolved(config: RunConfig) -> RunConfig:
-    """Make relative paths absolute: workers and nodes run in other folders."""
-    task = config.task
-    paths = {
-        key: str(Path(value).expanduser().resolve())
-        for key, value in (("model", task.model), ("dataset", task.dataset))
-        if value and Path(value).expanduser().exists()
-    }
-    return config.model_copy(update={"task": task.model_copy(update=paths)})
-
-
 class _StderrNow:
     """Writes to what ``sys.stderr`` is at the moment: live lines put themselves below it."""
 

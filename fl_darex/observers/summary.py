@@ -10,6 +10,7 @@ from typing import Any
 
 from fl_darex.config import RunConfig
 from fl_darex.flower.ledger import Entry
+from fl_darex.observers.code import code_digest
 from fl_darex.observers.observer import RoundReport, RunStart
 
 _PACKAGES = ("fl-darex", "flwr", "torch", "transformers", "peft", "datasets", "numpy", "ray")
@@ -62,11 +63,14 @@ def summarise(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a run's result."""
+    """Return the versions of Python and of the packages that decide a run's result.
+
+    ``code`` is a digest of the files of fl-darex themselves.
+    """
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return {**found, "code": code_digest()}
