@@ -197,6 +197,23 @@ def test_flowers_engine_is_for_single_runs(commands: Commands, cwd: Path) -> Non
     assert code == 2 and "a study takes ray or local" in log
 
 
+def test_a_run_with_several_values_is_a_study_that_the_same_command_goes_on_with(
+    commands: Commands, cwd: Path
+) -> None:
+    (cwd / "small.toml").write_text(TINY.partition("[all]")[2].partition("[tune]")[0])
+    arguments = ["run", "small.toml", "compress.p=.5,.9", "--engine=local", "--out=out"]
+    assert commands.wait(commands.start(arguments, cwd)) == 0, (cwd / "log").read_text()
+    assert [one["folder"] for one in record(cwd)["runs"]] == [
+        "runs/p=0.5/seed-0",
+        "runs/p=0.9/seed-0",
+    ]
+    assert (cwd / "out" / "runs/p=0.9/seed-0" / "model" / "model.safetensors").is_file()
+    assert commands.wait(commands.start(arguments, cwd)) == 0
+    assert "2 of 2 are done already" in (cwd / "log").read_text()
+    assert commands.wait(commands.start([*arguments, "--track=tensorboard"], cwd)) == 2
+    assert "several values of a setting make a study, which takes no" in (cwd / "log").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_runs_side_by_side_on_ray_killed_and_resumed_find_the_same(

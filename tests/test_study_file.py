@@ -11,6 +11,7 @@ import pytest
 from fl_darex.errors import ConfigError
 from fl_darex.study import plan
 from fl_darex.study.study_file import Study, read_study
+from fl_darex.study.sweep import has_lists, sweep
 from fl_darex.study.tuning import choose
 
 WHOLE = """
@@ -228,3 +229,42 @@ def test_nothing_is_chosen_while_a_trial_is_to_come_and_failed_ones_do_not_count
     write_summary(tmp_path / planned[2].folder, 0.4, 9)
     (found,) = choose(tmp_path, planned)
     assert found.settings == {"train.lr": 1e-3} and found.trial == planned[0].folder
+
+
+def sweep_of(folder: Path, *overrides: str) -> Study:
+    (folder / "base.toml").write_text("[federation]\nclients = 4\nseed = 7\n")
+    return sweep(folder / "base.toml", overrides)
+
+
+def test_several_values_of_settings_make_a_study_of_all_their_combinations(tmp_path: Path) -> None:
+    found = sweep_of(tmp_path, "compress.p=.99,.999", "train.lr=1e-3", "compress.method=dare,wanda")
+    assert [arm.name for arm in found.arms] == [
+        *("p=0.99, method=dare", "p=0.99, method=wanda"),
+        *("p=0.999, method=dare", "p=0.999, method=wanda"),
+    ]
+    assert found.seeds == (7,) and found.settings == {"federation.clients": 4, "train.lr": 1e-3}
+    assert found.arms[0].settings == {"compress.p": 0.99, "compress.method": "dare"}
+    found = sweep_of(tmp_path, "federation.seed=3,4", "compress.q=dare,0.02")
+    assert found.seeds == (3, 4)
+    assert [arm.settings["compress.q"] for arm in found.arms] == ["dare", 0.02]
+    assert [arm.name for arm in sweep_of(tmp_path, "federation.seed=3,4").arms] == ["all"]
+
+
+def test_values_that_may_have_commas_are_one(tmp_path: Path) -> None:
+    one = ["task.text-columns=title,body", "resources.classes=0-9: num-gpus=1", "compress.q='a,b'"]
+    assert not has_lists(one) and has_lists([*one, "compress.p=.9,.99"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["compress.p=.9,.9"], "'compress.p=.9,.9' says something twice"),
+        (["compress.p=.9,.99", "compress.p=.5,.6"], "'compress.p=.5,.6' says something twice"),
+        (["federation.seed=1,x"], r"federation.seed = \[1, 'x'\] is not allowed"),
+    ],
+)
+def test_a_sweep_that_says_nothing_clear_is_refused(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sweep_of(tmp_path, *overrides)

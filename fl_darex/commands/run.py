@@ -19,7 +19,7 @@ from fl_darex.commands.beforehand import check_calibration, check_folders, check
 from fl_darex.commands.ends import ended, shown, unheard
 from fl_darex.commands.going_on import is_over, stopped_run
 from fl_darex.commands.loading import load_session
-from fl_darex.commands.messages import plain_console, say
+from fl_darex.commands.messages import plain_console, say, told_in_one_line
 from fl_darex.commands.settings import (
     Engine,
     Overrides,
@@ -37,6 +37,7 @@ from fl_darex.observers.run_folder import RunFolder, reason_of
 from fl_darex.observers.totals import summary_table
 from fl_darex.observers.trackers import check_trackers, tracker
 from fl_darex.registry import load
+from fl_darex.study.sweep import has_lists, sweep
 
 if TYPE_CHECKING:
     from fl_darex.simulation.resources import Classes
@@ -81,8 +82,11 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run a federation and write its run folder."""
+    """Run a federation and write its run folder; with KEY=A,B,C one for each value."""
     console = plain_console()
+    if config is not None and has_lists(overrides or []):
+        _sweep(config, overrides or [], out, engine or Engine.ray, [*(track or [])], resume)
+        return
     words = [*([] if config is None else [str(config)]), *(overrides or [])]
     folder = RunFolder(resume or out or _unnamed(config), numbered=not (resume or out))
     with ended(folder, console):
@@ -102,6 +106,28 @@ def run(
         trackers = list(dict.fromkeys(track or []))
         check_trackers(trackers)
         _run(resolved(settings), folder, engine, trackers, console, resume is not None)
+
+
+def _sweep(
+    config: Path,
+    overrides: list[str],
+    out: Path | None,
+    engine: Engine,
+    track: list[str],
+    resume: Path | None,
+) -> None:
+    """Run all combinations of some settings as a study."""
+    from fl_darex.commands.study import run_study
+
+    console = plain_console()
+    with told_in_one_line():
+        if resume is not None or track or engine is Engine.flower:
+            raise ConfigError(
+                "several values of a setting make a study, which takes no --resume (the same "
+                "command with --out goes on), no --track and no --engine flower"
+            )
+        found = sweep(config, overrides)
+    run_study(found, out or _unnamed(config), engine, console, keep_models=True)
 
 
 def _run(

@@ -6,7 +6,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -103,23 +103,47 @@ def study(
 ) -> None:
     """Run what a study lacks: settings are chosen, then every arm is run with every seed."""
     console = plain_console()
-    with reported(lambda error: "\n" + "".join(traceback.format_exception(error))):
+    with _errors():
         if engine is Engine.flower:
             raise ConfigError("--engine flower is for single runs; a study takes ray or local")
         found = _with(read_study(path), overrides or [])
-        remarks = plan.check(found)
-        folder = out or Path("studies") / path.stem
-        for remark in remarks:
-            say(console, remark, "note")
         if plan_only:
+            for remark in plan.check(found):
+                say(console, remark, "note")
             _say_plan(found, console)
             return
-        going = _Going(
-            *(found, folder, console, shlex.join(["fl-darex", *sys.argv[1:]])),
-            keep_models=keep_models,
-            any_code=any_code,
-            remarks=remarks,
-        )
+    folder = out or Path("studies") / path.stem
+    run_study(found, folder, engine, console, keep_models=keep_models, any_code=any_code)
+
+
+def run_study(
+    found: Study,
+    folder: Path,
+    engine: Engine,
+    console: Console,
+    *,
+    keep_models: bool,
+    any_code: bool = False,
+) -> None:
+    """Do all that is left of a study, as a command.
+
+    Args:
+        found: The study.
+        folder: Its folder.
+        engine: Where runs are done; Flower's is for single ones.
+        console: Where lines go.
+        keep_models: Whether final models stay.
+        any_code: Whether results of other versions of fl-darex are taken.
+
+    Raises:
+        typer.Exit: With its code, unless all is done.
+    """
+    with _errors():
+        remarks = plan.check(found)
+        for remark in remarks:
+            say(console, remark, "note")
+        command = shlex.join(["fl-darex", *sys.argv[1:]])
+        going = _Going(found, folder, console, command, keep_models, any_code, remarks=remarks)
         with _held(folder), _stopped(going), _place(found, engine) as place:
             _do(going, place)
     if going.reasons or not all(is_done(folder, one) for one in (*going.trials, *going.runs)):
@@ -147,6 +171,10 @@ def _do(going: _Going, place: Place) -> None:
         going.reasons[name] = "no trial finished"
         say(going.console, f"{name}: no trial of its settings has a metric, so it has no runs")
     say(going.console, f"study: {going.out}")
+
+
+def _errors() -> AbstractContextManager[None]:
+    return reported(lambda error: "\n" + "".join(traceback.format_exception(error)))
 
 
 def _with(study: Study, overrides: Sequence[str]) -> Study:
