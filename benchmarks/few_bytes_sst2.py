@@ -165,13 +165,18 @@ def best(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def sent(row: dict[str, Any]) -> int:
-    """Return the bytes of a whole run, both ways."""
-    return sum(row["by_round"]["up_bytes"]) + sum(row["by_round"]["down_bytes"])
+    """Return the bytes of a whole run, both ways, with the handshake."""
+    return round((row["dense_up_bytes"] + row["dense_down_bytes"]) / row["total_ratio"])
+
+
+def handshake(row: dict[str, Any]) -> int:
+    """Return the bytes that were sent before the rounds."""
+    return sent(row) - row["up_bytes"] - row["down_bytes"]
 
 
 def to_target(row: dict[str, Any], target: float) -> tuple[int, int] | None:
     """Return the rounds and the bytes, both ways, after which a run first reached a metric."""
-    by, so_far = row["by_round"], 0
+    by, so_far = row["by_round"], handshake(row)
     for place, metric in enumerate(by["metric"]):
         so_far += by["up_bytes"][place] + by["down_bytes"][place]
         if metric is not None and metric >= target:
