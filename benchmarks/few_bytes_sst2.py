@@ -83,17 +83,18 @@ def arms() -> dict[str, tuple[str, list[str]]]:
     found["eden1 p=0.99 shared"] = ("weights", [*one_bit[0.99], *SHARED])
     for name in ("LoRA r=1", "LoRA r=8"):
         found[f"{name}, eden1"] = (name, [*ADAMW, *ADAPTERS[name], *WHOLE, *ONE_BIT])
+    for p, rotate in product((0.999, 0.99), ("", ", fixed")):
+        fixed = ["compress.rotate=false"] * bool(rotate)
+        found[f"mask first p={p}{rotate}"] = (f"masked {str(p)[1:]}", [*masked(p), *fixed])
+    for name, settings in ADAPTERS.items():
+        found[f"{name}, eden1"] = (name, [*ADAMW, *settings, *WHOLE, *ONE_BIT])
+    found["eden1 p=0.997 shared"] = ("weights", [*one_bit[0.997], *SHARED])
     for p, q in product((0.997, 0.999), ("", ", curvature")):
         settings = [adamr, f"compress.p={p}", *ONE_BIT, *SHARED]
         chosen = ["compress.q=curvature"] * bool(q)
         found[f"eden1 p={p} shared, AdamR{q}"] = ("weights", [*settings, *chosen])
-    for p, rotate in product((0.999, 0.99), ("", ", fixed")):
-        fixed = ["compress.rotate=false"] * bool(rotate)
-        found[f"mask first p={p}{rotate}"] = (f"masked {str(p)[1:]}", [*masked(p), *fixed])
-    found["eden1 p=0.997 shared"] = ("weights", [*one_bit[0.997], *SHARED])
     for name, settings in ADAPTERS.items():
-        for values, coded in (("eden1", ONE_BIT), ("fp16", FP16)):
-            found[f"{name}, {values}"] = (name, [*ADAMW, *settings, *WHOLE, *coded])
+        found[f"{name}, fp16"] = (name, [*ADAMW, *settings, *WHOLE, *FP16])
     for p in (0.984, 0.9):
         found[f"eden1 p={p} shared"] = ("weights", [*one_bit[p], *SHARED])
     for p, down in product((0.99, 0.984, 0.9), ("eden2", "eden4")):
