@@ -142,7 +142,11 @@ def complete(
     left = [job for job in jobs if job not in known]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(parallel, mp_context=spawn) as pool:
-        for done in as_completed(pool.submit(run_one, *job) for job in left):
-            rows.append(done.result())
-            save(name, rows)
+        try:
+            for done in as_completed([pool.submit(run_one, *job) for job in left]):
+                rows.append(done.result())
+                save(name, rows)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # nobody would save what they come to
+            raise
     return rows

@@ -13,6 +13,8 @@ from typing import Any
 
 from scipy.stats import t as student
 
+from fl_darex.files.atomic import write_text_atomically
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 KEPT = (
@@ -56,8 +58,8 @@ def half_width(gaps: Sequence[float]) -> float:
 def save(name: str, rows: Any) -> None:
     """Write results to ``benchmarks/results/NAME.json``."""
     RESULTS.mkdir(exist_ok=True)
-    text = json.dumps(rows, indent=1) + "\n"
-    (RESULTS / f"{name}.json").write_text(text, encoding="utf-8")
+    # At once: another process may read it meanwhile.
+    write_text_atomically(RESULTS / f"{name}.json", json.dumps(rows, indent=1) + "\n")
 
 
 def load(name: str) -> Any:
