@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_measures import run_folder
 
 from fl_darex.errors import ConfigError
 from fl_darex.study import plan
@@ -143,10 +144,12 @@ REFUSED = {
     "[grid]\ncompress.p = [0.9, 0.9]\n": "it must be a list of values, each once",
     "[tune]\ntrain.lr = [1e-3]\n": "tune.examples = None is not allowed",
     "[tune]\nexamples = 5\nseed = -1\n": r"tune.seed = \[-1\] is not allowed",
-    "[tune]\nexamples = 5\nlr = [1e-3]\n": "unknown key 'lr'; allowed: examples, seed, task.KEY",
+    "[tune]\nexamples = 5\nlr = [1e-3]\n": "unknown key 'lr'; allowed: examples, seed, target, ",
     "[tune]\nexamples = 5\n[arms.c]\ntune.p = [0.9]\n": "arms.c.tune has the unknown key 'p'",
     "[arms.c]\ntune.compress.p = [0.9]\n": r"arms.c.tune needs a table \[tune\] with examples",
     "[arms.c]\ntask.tuning-examples = 3\n": "arms.c sets task.tuning-examples; .* tune.examples",
+    "[tune]\nexamples = 5\ntarget = 0.9\n": "tune.target is a part of what the reference reaches",
+    "[tune]\nexamples = 5\ntarget = -1\n": "tune.target = -1 is not allowed; it must be a number",
     "seeds = [0]\n[tune]\nexamples = 5\n": r"tune.seed = 0 is among seeds = \[0\]; choose on an",
 }
 
@@ -212,22 +215,43 @@ TRIED = "[tune]\nexamples = 5\ntrain.lr = [1e-3, 3e-3, 1e-2]\n[arms.a]\n"
 def test_the_best_metric_is_chosen_then_the_fewest_bytes_then_the_first(
     trials: list[tuple[float | None, int]], chosen: float | None, tmp_path: Path
 ) -> None:
-    planned = plan.trials(study(tmp_path, "seeds = [1]\n" + TRIED))
+    found = study(tmp_path, "seeds = [1]\n" + TRIED)
+    planned = plan.trials(found)
     for one, (metric, size) in zip(planned, trials, strict=True):
         write_summary(tmp_path / one.folder, metric, size)
-    found = choose(tmp_path, planned)
-    assert [dict(one.settings) for one in found] == ([{"train.lr": chosen}] if chosen else [])
+    made = choose(tmp_path, found, planned)
+    assert [dict(one.settings) for one in made] == ([{"train.lr": chosen}] if chosen else [])
+
+
+def test_with_a_target_the_fewest_bytes_to_it_are_best_and_metrics_where_it_is_not_reached(
+    tmp_path: Path,
+) -> None:
+    tune = "[tune]\nexamples = 5\ntarget = 0.9\ntrain.lr = [1e-3, 3e-3, 1e-2]\n"
+    text = f"seeds = [1]\nreference = 'dense'\n{tune}[arms.dense]\n[arms.a]\n[arms.b]\n"
+    said = study(tmp_path, text)
+    planned = plan.trials(said)
+    curves: list[list[float | None]] = [
+        *([0.5, 0.9, 1.0], [0.9, 0.9, 0.9], [0.1, 0.1, 0.1]),  # the goal is .9
+        *([0.5, 0.8, 0.99], [0.5, 0.91, 0.92], [0.8, 0.85, 0.89]),
+        *([0.1, 0.2, 0.3], [0.5, 0.5, 0.2], [0.1, 0.1, 0.31]),
+    ]
+    for one, metrics in zip(planned, curves, strict=True):
+        summary = {"final_metric": metrics[-1], "total_bytes": 18_100}
+        run_folder(tmp_path / one.folder, metrics, **summary)
+    found = {one.arm: one.settings["train.lr"] for one in choose(tmp_path, said, planned)}
+    assert found == {"dense": 1e-3, "a": 3e-3, "b": 1e-2}
 
 
 def test_nothing_is_chosen_while_a_trial_is_to_come_and_failed_ones_do_not_count(
     tmp_path: Path,
 ) -> None:
-    planned = plan.trials(study(tmp_path, "seeds = [1]\n" + TRIED))
+    said = study(tmp_path, "seeds = [1]\n" + TRIED)
+    planned = plan.trials(said)
     write_summary(tmp_path / planned[0].folder, 0.5, 9)
     write_summary(tmp_path / planned[1].folder, 0.9, 9, "failed")
-    assert choose(tmp_path, planned) == []
+    assert choose(tmp_path, said, planned) == []
     write_summary(tmp_path / planned[2].folder, 0.4, 9)
-    (found,) = choose(tmp_path, planned)
+    (found,) = choose(tmp_path, said, planned)
     assert found.settings == {"train.lr": 1e-3} and found.trial == planned[0].folder
 
 

@@ -157,7 +157,7 @@ def _do(going: _Going, place: Place) -> None:
     if going.trials:
         say(going.console, f"choosing settings: {len(going.trials)} trials")
         going.do(going.trials, place)
-        going.choices = choose(going.out, going.trials)
+        going.choices = choose(going.out, study, going.trials)
         by_name = {arm.name: arm for arm in study.arms}
         for one in going.choices:
             going.remarks += plan.edges(by_name[one.arm], one.settings)

@@ -19,6 +19,7 @@
     [tune]                             # tried for each arm; the best on tuning examples is taken
     examples = 300
     seed = 0
+    target = 0.95                      # of the reference's best trial; fewest bytes to it are best
     train.lr = [3e-4, 1e-3, 3e-3]
     federation.rounds = 10             # a scalar is a setting of all trials
 
@@ -86,11 +87,14 @@ class Tuning:
     Attributes:
         examples: So many training examples are measured on, which no trial trains on.
         seed: Of all trials; none of the study's.
+        target: Part of the final metric of the reference's best trial: of trials that reach it, the
+            one is best that sends the fewest bytes until then. None: the best final metric is.
         settings: Of all trials, such as fewer rounds.
     """
 
     examples: int
     seed: int
+    target: float | None = None
     settings: Settings = field(default_factory=dict)
 
 
@@ -178,6 +182,11 @@ def _check(study: Study) -> None:
             f"reference = {study.reference!r} is no arm; arms: {', '.join(map(repr, names))}"
             f"{nearest(study.reference, names)}"
         )
+    if study.tuning is not None and study.tuning.target is not None and not study.reference:
+        raise ConfigError(
+            "tune.target is a part of what the reference reaches: set reference = 'NAME OF AN "
+            "ARM', or leave it out"
+        )
     if study.tuning is not None and study.tuning.seed in study.seeds:
         raise ConfigError(
             f"tune.seed = {study.tuning.seed} is among seeds = {list(study.seeds)}; choose on "
@@ -218,7 +227,7 @@ def _tuning(tree: Mapping[str, Any]) -> tuple[Tuning | None, Knobs]:
     """Return how settings are chosen, and what is tried for every arm."""
     if not tree:
         return None, {}
-    own = ("examples", "seed")
+    own = ("examples", "seed", "target")
     rest = flatten({key: value for key, value in tree.items() if key not in own})
     check_sections("tune", rest, own)
     knobs = {key: value for key, value in rest.items() if isinstance(value, list)}
@@ -230,5 +239,6 @@ def _tuning(tree: Mapping[str, Any]) -> tuple[Tuning | None, Knobs]:
             "training examples that trials are measured on"
         )
     (seed,) = seeds([tree.get("seed", 0)], "tune.seed")
-    found = Tuning(examples=examples, seed=seed, settings=scalars("tune", settings))
+    target = a_number("tune.target", tree["target"], 0.0, 10.0) if "target" in tree else None
+    found = Tuning(examples=examples, seed=seed, target=target, settings=scalars("tune", settings))
     return found, lists("tune", knobs)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_darex.observers import files
+from fl_darex.study.curves import read_curve
+from fl_darex.study.measures import to_target
 from fl_darex.study.plan import Planned
-from fl_darex.study.study_file import Settings
+from fl_darex.study.study_file import Settings, Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,35 +31,52 @@ class Choice:
     trial: str
 
 
-def choose(out: Path, trials: Sequence[Planned]) -> list[Choice]:
-    """Return the best trial of each arm at each point: the highest final metric, then fewer bytes.
+def choose(out: Path, study: Study, trials: Sequence[Planned]) -> list[Choice]:
+    """Return the best trial of each arm at each point of the grid.
 
-    An arm of which a trial is still to come, or none has a metric, has no choice.
+    That is the one with the highest final metric or, with ``tune.target`` and but for the
+    reference, of those that reach the target the one with the fewest bytes until then, both ways;
+    of equals the one that sends less in all, then the first. An arm of which a trial is still to
+    come, or none has a metric, has no choice.
 
     Args:
         out: The study's folder.
+        study: The study.
         trials: All of it.
     """
     groups: dict[tuple[str, int], list[Planned]] = {}
     for one in trials:
         groups.setdefault((one.arm, one.point), []).append(one)
+    part = study.tuning.target if study.tuning else None
     found = []
     for (arm, point), some in groups.items():
-        best = _best(out, some)
+        goal = None
+        if part and arm != study.reference:  # which is chosen by what it reaches
+            highest = _highest(out, groups.get((study.reference, point), []))
+            goal = highest and highest * part
+        best = _best(out, some, goal)
         if best is not None and best.tried is not None:
             choice = Choice(arm=arm, point=point, settings=best.tried, trial=best.folder)
             found.append(choice)
     return found
 
 
-def _best(out: Path, trials: Iterable[Planned]) -> Planned | None:
-    scored: list[tuple[float, int, int, Planned]] = []
+def _highest(out: Path, trials: Iterable[Planned]) -> float | None:
+    """Return the best final metric of some trials; None: there is none yet."""
+    metrics = (files.read_summary(out / one.folder).get("final_metric") for one in trials)
+    sound = [float(one) for one in metrics if one is not None and math.isfinite(one)]
+    return max(sound, default=None)
+
+
+def _best(out: Path, trials: Iterable[Planned], goal: float | None) -> Planned | None:
+    scored: list[tuple[tuple[float, ...], Planned]] = []
     for place, one in enumerate(trials):
         summary = files.read_summary(out / one.folder)
         if summary.get("status") not in ("finished", "failed"):
             return None
         metric = summary.get("final_metric")
         if summary["status"] == "finished" and metric is not None and math.isfinite(metric):
-            # Of equals, the one that sends less, then the one that was named first.
-            scored.append((float(metric), -int(summary["total_bytes"]), -place, one))
-    return max(scored, key=lambda row: row[:3])[3] if scored else None
+            spent = to_target(read_curve(out / one.folder), goal) if goal else None
+            first = (1.0, -float(spent.total)) if spent else (0.0, float(metric))
+            scored.append(((*first, -float(summary["total_bytes"]), -float(place)), one))
+    return max(scored, key=lambda row: row[0])[1] if scored else None
