@@ -87,7 +87,8 @@ class DarexStrategy(PackedRounds):
             to 1,000 times as large). Nothing is dropped then, and q is 1. A change beside the mask
             is an error of that client.
         method: ``"dare"``, ``"structured"``, ``"magnitude"``, ``"wanda"`` (for clients with
-            ``DarexMod(norms=...)``), or ``"dense"``: the same path with nothing dropped. Or a
+            ``DarexMod(norms=...)``), or ``"dense"``: the same path with nothing dropped; one of
+            `fl_darex.compression.methods.RIVALS`, which others have published. Or a
             `fl_darex.compression.Method` of your own, for clients with ``DarexMod(methods=[...])``.
         downlink: How the model goes to the clients. ``"dense"``: whole, to everybody.
             ``"update"``: what changed since the version that a client holds. ``"server"``: the
@@ -136,7 +137,8 @@ class DarexStrategy(PackedRounds):
             another run, or a damaged one, is refused. After the last round it is removed.
         options: The method's own settings: ``scope`` of magnitude and WANDA (among which entries
             the largest are chosen: ``"layer"``, ``"row"``, ``"global"``), ``columns`` of structured
-            pruning (fraction of the input columns that is kept).
+            pruning (fraction of the input columns that is kept); for all others see
+            ``METHODS[name].options``.
 
     Attributes are those of `PackedRounds`: ``ledger``, ``q``, ``rho`` and ``counted``.
 

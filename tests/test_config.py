@@ -142,13 +142,16 @@ def configs(draw: Any) -> RunConfig:
     else:
         values |= {"train.local-steps": draw(st.integers(1, 9)), "train.local-epochs": 0}
     method = values.get("compress.method")
-    if method in ("magnitude", "wanda"):
+    if method in METHODS and METHODS[method].packs and not METHODS[method].seeded:
         values |= {"compress.mask": "client", "compress.scope": "row", "train.masked": False}
         values["compress.rotate"] = True
     if method == "structured":
         values["compress.columns"] = 1.0
     if method == "structured" or values.get("compress.values") == "sign":
         values["compress.mask"] = "client"
+    if method in METHODS and METHODS[method].feeds_back:
+        values |= {"compress.q": "dare", "compress.mask": "client", "compress.rotate": True}
+        values["train.masked"] = False
     q = values.get("compress.q")
     if method == "dense" or (q == CURVATURE and method != "dare"):
         values["compress.q"] = "dare"

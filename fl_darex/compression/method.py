@@ -64,6 +64,8 @@ class Method:
             sent, 1-p is the unbiased q, and the clients of a round may share a mask.
         packs: Whether clients send packets at all.
         remembers: Whether `compress` keeps something for the next round.
+        feeds_back: Whether what a packet does not deliver is added to the next change. Then
+            nothing is made up for at once: q is 1.
     """
 
     name: ClassVar[str]
@@ -71,6 +73,7 @@ class Method:
     seeded: ClassVar[bool] = False
     packs: ClassVar[bool] = True
     remembers: ClassVar[bool] = False
+    feeds_back: ClassVar[bool] = False
 
     def check(self, uplink: Uplink) -> None:
         """Raise `ValueError` where settings do not go together; the message begins with a key."""
