@@ -123,6 +123,10 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
     )
 
 
+NEEDS = {"stc": {"compress.values": "sign"}}
+"""Without which a method is refused."""
+
+
 @st.composite
 def configs(draw: Any) -> RunConfig:
     keys = draw(st.sets(st.sampled_from(sorted(FIELDS))))
@@ -149,6 +153,8 @@ def configs(draw: Any) -> RunConfig:
         values["compress.columns"] = 1.0
     if method == "structured" or values.get("compress.values") == "sign":
         values["compress.mask"] = "client"
+    if method in NEEDS:
+        values |= NEEDS[method] | {"train.adapter": "auto"}
     if method in METHODS and METHODS[method].feeds_back:
         values |= {"compress.q": "dare", "compress.mask": "client", "compress.rotate": True}
         values["train.masked"] = False
@@ -232,6 +238,7 @@ def test_every_value_of_every_key_is_written_and_read_back(key, data, tmp_path):
         "train.weight-decay": {"train.optimizer": "adamw"},
         "compress.lora": {"train.lora-rank": 1},
         "resources.classes": {"federation.clients": 3},
+        "compress.method": NEEDS.get(value, {}),
         "compress.scale": {"compress.values": "eden2"},
         "train.adapter": {"train.lora-rank": 0},
     }.get(key, {})

@@ -19,6 +19,7 @@ from fl_darex.strategies import DarexStrategy
 SETTINGS: dict[str, dict[str, Any]] = {
     "topk": {"p": 0.9},
     "randk": {"p": 0.9},
+    "stc": {"p": 0.9, "values": "sign"},
 }
 """With which each method runs."""
 

@@ -26,7 +26,9 @@ QChoice = Literal[
 """``"dare"`` is 1-p; the others are rules of `fl_darex.rescaling.rules`."""
 
 # Rows can be added to these tables, so any text may be right.
-MethodChoice = Literal["dense", "dare", "structured", "magnitude", "wanda", "topk", "randk"] | str
+MethodChoice = (
+    Literal["dense", "dare", "structured", "magnitude", "wanda", "topk", "randk", "stc"] | str
+)
 ValuesChoice = (
     Literal[
         "fp64", "fp32", "fp16", "bf16", "int8", "int4", "eden4", "eden3", "eden2", "eden1", "sign"
