@@ -27,12 +27,15 @@ QChoice = Literal[
 
 # Rows can be added to these tables, so any text may be right.
 MethodChoice = (
-    Literal["dense", "dare", "structured", "magnitude", "wanda", "topk", "randk", "stc"] | str
+    Literal["dense", "dare", "structured", "magnitude", "wanda"]
+    | Literal["topk", "randk", "stc"]
+    | str
 )
 ValuesChoice = (
     Literal[
         "fp64", "fp32", "fp16", "bf16", "int8", "int4", "eden4", "eden3", "eden2", "eden1", "sign"
     ]
+    | Literal["qsgd8", "qsgd4", "qsgd2"]
     | str
 )
 DownlinkChoice = Literal["dense", "update", "server"] | str
