@@ -197,7 +197,8 @@ class DarexStrategy(PackedRounds):
             uplink, dict(p=p, seed=seed, dense=dense, dense_below=dense_below, **more), options
         )
         wrapped = Wrapped(strategy, replies)
-        check_form(uplink, wrapped.form, strategy)
+        clip = tightest(clip, wrapped.clipping_norm)
+        check_form(uplink, wrapped.form, strategy, clip)
         broadcast = broadcast_for(downlink, uplink, downlink_p, downlink_values, base_held)
         if apart:
             more |= dict(downlink_p=downlink_p, downlink_values=downlink_values, **options)
@@ -208,7 +209,6 @@ class DarexStrategy(PackedRounds):
             values=_named(downlink_values) or uplink.values,
             held=base_held,
         )
-        clip = tightest(clip, wrapped.clipping_norm)
         kept = checkpoints_for(checkpoint, uplink, down, dict(clip=clip, secure=repr(secure)))
         most = max_weight
         super().__init__(wrapped, uplink, broadcast, clip, most, secure, validate, on_reply, kept)

@@ -123,7 +123,10 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
     )
 
 
-NEEDS = {"stc": {"compress.values": "sign"}}
+NEEDS: dict[str, dict[str, Any]] = {
+    "stc": {"compress.values": "sign"},
+    "signsgd": {"compress.values": "sign", "compress.p": 0.0, "compress.q": "dare"},
+}
 """Without which a method is refused."""
 
 

@@ -129,6 +129,10 @@ ROWS = [
     ("compress.downlink-values", {"compress.downlink": "dense"}, {}, "'update' or 'server'"),
     ("compress.scope", {}, {"compress.method": "wanda"}, "'magnitude' or 'wanda' or 'topk'"),
     ("compress.columns", {}, {"compress.method": "structured"}, "compress.method = 'structured'"),
+    (
+        *("compress.step", {}),
+        *({"compress.method": "signsgd", "compress.p": 0, "compress.values": "sign"}, "'signsgd'"),
+    ),
     ("compress.feedback", {}, {"compress.method": "topk"}, "compress.method = 'topk'"),
     ("server.lr", {}, {"server.strategy": "fedavgm"}, "'fedavgm' or 'fedadam'"),
     ("server.momentum", {"server.strategy": "fedadam"}, {"server.strategy": "fedavgm"}, "fedavgm"),

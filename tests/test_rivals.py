@@ -20,6 +20,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "topk": {"p": 0.9},
     "randk": {"p": 0.9},
     "stc": {"p": 0.9, "values": "sign"},
+    "signsgd": {"p": 0.0, "values": "sign"},
 }
 """With which each method runs."""
 

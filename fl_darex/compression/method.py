@@ -66,6 +66,8 @@ class Method:
         remembers: Whether `compress` keeps something for the next round.
         feeds_back: Whether what a packet does not deliver is added to the next change. Then
             nothing is made up for at once: q is 1.
+        adds_up: Whether updates are summands, which clipping, noise, and strategies that are given
+            each client's own take for granted.
     """
 
     name: ClassVar[str]
@@ -74,6 +76,7 @@ class Method:
     packs: ClassVar[bool] = True
     remembers: ClassVar[bool] = False
     feeds_back: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = True
 
     def check(self, uplink: Uplink) -> None:
         """Raise `ValueError` where settings do not go together; the message begins with a key."""
@@ -132,12 +135,13 @@ class Method:
         return SparseUpdate.of_packet(opened)
 
     def combine(
-        self, before: Before, layout: Layout, parts: Sequence[Part]
+        self, before: Before, layout: Layout, parts: Sequence[Part], terms: Terms
     ) -> tuple[Arrays | None, list[Part]]:
         """Return the model that the updates of a round make together: their weighted mean.
 
-        A method whose updates are no summands, such as votes, does it in its own way; see
-        `weighted_mean` for the arguments and what is returned.
+        A method whose updates are no summands, such as votes, does it in its own way, and says so
+        in `adds_up`; see `weighted_mean` for the arguments and what is returned. ``terms`` are
+        those of any of the clients.
         """
         return weighted_mean(before, layout, parts)
 
