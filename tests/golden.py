@@ -237,6 +237,22 @@ GOLDEN = {
         "006c00f4"  # bn.running_var
         "0201000000000000"  # steps
     ),
+    "lookup2": bytes.fromhex(
+        HEAD
+        + "0e"  # value coding: lookup2
+        + ORIGIN
+        + "000f0100"
+        + FINGERPRINT
+        + "000000000000000004000000000000000000000000000000"
+        "d6cedaed"  # CRC-32
+        "0000"  # more than 2.25 standard deviations, 1.277, below the mean, 1.188: none
+        "833a"  # more than .75: 0.001, rounded to 0.00099945
+        "603f"  # around the mean: the mean of 0.75 and 1 is 0.875
+        "4040"  # above: 3
+        "7a"  # of two bits each, the low ones first: 2, 2, 3, 1
+        "006c00f4"  # bn.running_var
+        "0201000000000000"  # steps
+    ),
 }
 
 # --- other ways to say where survivors are ----------------------------------------------------

@@ -428,8 +428,8 @@ Q = (
         (
             *("compress.values", "int3"),
             "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'eden4', 'eden3', 'eden2', 'eden1', "
-            "'sign', 'fp64', 'qsgd8', 'qsgd4', 'qsgd2', or 'package.module:name'; did you mean "
-            "'int8'?",
+            "'sign', 'fp64', 'qsgd8', 'qsgd4', 'qsgd2', 'lookup2', or 'package.module:name'; did "
+            "you mean 'int8'?",
         ),
         (
             "compress.mask",

@@ -133,6 +133,8 @@ ROWS = [
         *("compress.step", {}),
         *({"compress.method": "signsgd", "compress.p": 0, "compress.values": "sign"}, "'signsgd'"),
     ),
+    ("compress.decay", {}, {"compress.method": "sparseloco"}, "compress.method = 'sparseloco'"),
+    ("compress.chunk", {}, {"compress.method": "sparseloco"}, "compress.method = 'sparseloco'"),
     ("compress.feedback", {}, {"compress.method": "topk"}, "compress.method = 'topk'"),
     ("server.lr", {}, {"server.strategy": "fedavgm"}, "'fedavgm' or 'fedadam'"),
     ("server.momentum", {"server.strategy": "fedadam"}, {"server.strategy": "fedavgm"}, "fedavgm"),

@@ -112,7 +112,8 @@ def test_golden_packets_of_the_narrow_codings_are_read_as_written():
     assert kept["qsgd8"] == [0.025634765625 * code for code in (29, 39, 117, 0)]
     assert kept["qsgd4"] == [0.46484375 * code for code in (2, 2, 6, 0)]
     assert kept["qsgd2"] == [0.0, 0.0, 3.265625, 0.0]
-    for values in ("bf16", "int8", "int4", "sign", "qsgd8", "qsgd4", "qsgd2"):
+    assert kept["lookup2"] == [0.875, 0.875, 3.0, 0.00099945068359375]
+    for values in ("bf16", "int8", "int4", "sign", "qsgd8", "qsgd4", "qsgd2", "lookup2"):
         again = read(GOLDEN[values], values=values)
         assert again.dense["bn.running_var"].tolist() == [0.125, -0.5]
         assert int(again.raw["steps"]) == 258
@@ -182,6 +183,7 @@ def test_the_header_has_96_bytes_and_the_packet_nothing_else():
     assert len(GOLDEN["qsgd8"]) == 96 + (2 + 4) + 2 * 2 + 8
     assert len(GOLDEN["qsgd4"]) == 96 + (2 + 2) + 2 * 2 + 8
     assert len(GOLDEN["qsgd2"]) == 96 + (2 + 1) + 2 * 2 + 8
+    assert len(GOLDEN["lookup2"]) == 96 + (8 + 1) + 2 * 2 + 8
 
 
 # --- decode inverts encode --------------------------------------------------------------------
@@ -285,6 +287,8 @@ def test_the_same_update_has_the_same_bytes_and_its_size_follows_from_the_counts
     assert len(body) == kept + whole + raw
     if values in WIDTHS:
         assert kept == WIDTHS[values] * update.count
+    elif values == "lookup2":
+        assert kept == 8 * -(-update.count // 4096) + -(-2 * update.count // 8)
     elif not values.startswith("eden"):
         bits, scales = BITS[values], -(-update.count // 256)
         assert kept == 2 * scales + -(-bits * update.count // 8)
@@ -440,7 +444,9 @@ def test_an_exponent_in_an_fp64_or_fp32_packet_is_refused(field, exponent, value
         read(forge(GOLDEN[values], **{field: exponent}), values=values)
 
 
-@pytest.mark.parametrize("values", ["bf16", "int8", "int4", "sign", "qsgd8", "qsgd4", "qsgd2"])
+@pytest.mark.parametrize(
+    "values", ["bf16", "int8", "int4", "sign", "qsgd8", "qsgd4", "qsgd2", "lookup2"]
+)
 def test_an_exponent_where_the_coding_has_none_is_refused(values):
     with pytest.raises(PacketError, match="exponent is 3, allowed: 0 to 0"):
         read(forge(GOLDEN[values], exponent=3), values=values)
@@ -452,6 +458,15 @@ def test_a_scale_that_is_no_number_above_zero_is_refused(values, scale):
     body = scale + take_apart(GOLDEN[values])[1][2:]
     with pytest.raises(PacketError, match="a scale that is no number above 0"):
         read(forge(GOLDEN[values], body=body), values=values)
+
+
+@pytest.mark.parametrize("number", [b"\x80\x7f", b"\xc0\x7f", b"\x80\xff", b"\xff\xff"])
+def test_a_number_of_a_table_that_is_not_finite_is_refused(number):
+    body = take_apart(GOLDEN["lookup2"])[1]
+    for at in (0, 6):  # also where no code chooses it
+        odd = forge(GOLDEN["lookup2"], body=body[:at] + number + body[at + 2 :])
+        with pytest.raises(PacketError, match="NaN or infinite"):
+            read(odd, values="lookup2")
 
 
 @pytest.mark.parametrize(
@@ -470,7 +485,8 @@ def test_the_lowest_code_which_no_encoder_writes_is_refused(values, codes):
 
 
 @pytest.mark.parametrize(
-    ("values", "bits"), [("int4", 0x10), ("sign", 0x08), ("qsgd4", 0x10), ("qsgd2", 0x40)]
+    ("values", "bits"),
+    [("int4", 0x10), ("sign", 0x08), ("qsgd4", 0x10), ("qsgd2", 0x40), ("lookup2", 0x40)],
 )
 def test_bits_that_mean_nothing_must_be_zero(values, bits):
     update = dare({"w": np.ones(3, np.float32)}, 0.0, seed=0)

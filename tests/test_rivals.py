@@ -21,6 +21,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "randk": {"p": 0.9},
     "stc": {"p": 0.9, "values": "sign"},
     "signsgd": {"p": 0.0, "values": "sign"},
+    "sparseloco": {"p": 0.97, "values": "lookup2"},
 }
 """With which each method runs."""
 

@@ -233,6 +233,11 @@ def numbers(coding: int, data: bytes, count: int, exponent: int) -> list[float]:
         return [float(np.float32(half * 2.0**-exponent)) for half in halves]
     if coding == 2:
         return [upper_half(bits) for bits in struct.unpack(f"<{count}H", data)]
+    if coding == 14:
+        tables = 4 * -(-count // 4096)
+        table = [upper_half(bits) for bits in struct.unpack(f"<{tables}H", data[: 2 * tables])]
+        bits = bits_of(data[2 * tables :])
+        return [table[i // 4096 * 4 + bits[2 * i] + 2 * bits[2 * i + 1]] for i in range(count)]
     blocks = -(-count // 256)
     scales = [upper_half(bits) for bits in struct.unpack(f"<{blocks}H", data[: 2 * blocks])]
     body = data[2 * blocks :]
@@ -312,6 +317,7 @@ def number_bytes(coding: int, count: int) -> int:
         8 * count,
         *[0] * 4,
         *(scales + count, scales + (count + 1) // 2, scales + (count + 3) // 4),
+        8 * -(-count // 4096) + (count + 3) // 4,
     ][coding]
 
 

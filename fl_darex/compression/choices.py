@@ -28,14 +28,14 @@ QChoice = Literal[
 # Rows can be added to these tables, so any text may be right.
 MethodChoice = (
     Literal["dense", "dare", "structured", "magnitude", "wanda"]
-    | Literal["topk", "randk", "stc", "signsgd"]
+    | Literal["topk", "randk", "stc", "signsgd", "sparseloco"]
     | str
 )
 ValuesChoice = (
     Literal[
         "fp64", "fp32", "fp16", "bf16", "int8", "int4", "eden4", "eden3", "eden2", "eden1", "sign"
     ]
-    | Literal["qsgd8", "qsgd4", "qsgd2"]
+    | Literal["qsgd8", "qsgd4", "qsgd2", "lookup2"]
     | str
 )
 DownlinkChoice = Literal["dense", "update", "server"] | str
