@@ -127,7 +127,12 @@ ROWS = [
     ("compress.dense-below", DENSE_BOTH, DENSE, "packets"),
     ("compress.downlink-p", {}, {"compress.downlink": "server"}, "compress.downlink = 'server'"),
     ("compress.downlink-values", {"compress.downlink": "dense"}, {}, "'update' or 'server'"),
-    ("compress.scope", {}, {"compress.method": "wanda"}, "'magnitude' or 'wanda' or 'topk'"),
+    (
+        "compress.scope",
+        {},
+        {"compress.method": "wanda"},
+        "'magnitude' or 'wanda' or 'topk' or 'dgc'",
+    ),
     ("compress.columns", {}, {"compress.method": "structured"}, "compress.method = 'structured'"),
     (
         *("compress.step", {}),
@@ -135,6 +140,8 @@ ROWS = [
     ),
     ("compress.decay", {}, {"compress.method": "sparseloco"}, "compress.method = 'sparseloco'"),
     ("compress.chunk", {}, {"compress.method": "sparseloco"}, "compress.method = 'sparseloco'"),
+    ("compress.momentum", {}, {"compress.method": "dgc"}, "compress.method = 'dgc'"),
+    ("compress.warmup-rounds", {}, {"compress.method": "dgc"}, "compress.method = 'dgc'"),
     ("compress.feedback", {}, {"compress.method": "topk"}, "compress.method = 'topk'"),
     ("server.lr", {}, {"server.strategy": "fedavgm"}, "'fedavgm' or 'fedadam'"),
     ("server.momentum", {"server.strategy": "fedadam"}, {"server.strategy": "fedavgm"}, "fedavgm"),

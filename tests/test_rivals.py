@@ -22,6 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stc": {"p": 0.9, "values": "sign"},
     "signsgd": {"p": 0.0, "values": "sign"},
     "sparseloco": {"p": 0.97, "values": "lookup2"},
+    "dgc": {"p": 0.9, "warmup_rounds": 1},
 }
 """With which each method runs."""
 
@@ -65,7 +66,7 @@ def test_secure_aggregation_is_refused(method: str) -> None:
 
 @pytest.mark.parametrize("method", SETTINGS)
 def test_a_configuration_names_it_with_its_options(method: str) -> None:
-    keys = {f"compress.{name}": value for name, value in SETTINGS[method].items()}
+    keys = {f"compress.{name.replace('_', '-')}": value for name, value in SETTINGS[method].items()}
     config = make_config({"compress.method": method} | keys)
     assert config.compress.uplink(seed=0).options.keys() == METHODS[method].options.keys()
     assert make_config(config.flat()) == config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fl_darex.compression.method import Method
 from fl_darex.compression.methods.dare import Dare
 from fl_darex.compression.methods.dense import Dense
+from fl_darex.compression.methods.dgc import Dgc
 from fl_darex.compression.methods.magnitude import Magnitude
 from fl_darex.compression.methods.randk import RandK
 from fl_darex.compression.methods.signsgd import SignSgd
@@ -16,7 +17,7 @@ from fl_darex.compression.methods.wanda import Wanda
 from fl_darex.registry import Registry
 
 _OWN = (Dare(), Magnitude(), Wanda(), Structured(), Dense())
-RIVALS: tuple[Method, ...] = (TopK(), RandK(), Stc(), SignSgd(), SparseLoco())
+RIVALS: tuple[Method, ...] = (TopK(), RandK(), Stc(), SignSgd(), SparseLoco(), Dgc())
 """What others have published, to compare with."""
 
 METHODS: Registry[Method] = Registry("method", Method, (*_OWN, *RIVALS))
