@@ -126,6 +126,7 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
 NEEDS: dict[str, dict[str, Any]] = {
     "stc": {"compress.values": "sign"},
     "signsgd": {"compress.values": "sign", "compress.p": 0.0, "compress.q": "dare"},
+    "powersgd": {"compress.p": 0.0},
 }
 """Without which a method is refused."""
 

@@ -142,6 +142,10 @@ ROWS = [
     ("compress.chunk", {}, {"compress.method": "sparseloco"}, "compress.method = 'sparseloco'"),
     ("compress.momentum", {}, {"compress.method": "dgc"}, "compress.method = 'dgc'"),
     ("compress.warmup-rounds", {}, {"compress.method": "dgc"}, "compress.method = 'dgc'"),
+    (
+        *("compress.rank", {}),
+        *({"compress.method": "powersgd", "compress.p": 0}, "compress.method = 'powersgd'"),
+    ),
     ("compress.feedback", {}, {"compress.method": "topk"}, "compress.method = 'topk'"),
     ("server.lr", {}, {"server.strategy": "fedavgm"}, "'fedavgm' or 'fedadam'"),
     ("server.momentum", {"server.strategy": "fedadam"}, {"server.strategy": "fedavgm"}, "fedavgm"),

@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "signsgd": {"p": 0.0, "values": "sign"},
     "sparseloco": {"p": 0.97, "values": "lookup2"},
     "dgc": {"p": 0.9, "warmup_rounds": 1},
+    "powersgd": {"p": 0.0},
 }
 """With which each method runs."""
 

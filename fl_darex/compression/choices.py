@@ -28,7 +28,7 @@ QChoice = Literal[
 # Rows can be added to these tables, so any text may be right.
 MethodChoice = (
     Literal["dense", "dare", "structured", "magnitude", "wanda"]
-    | Literal["topk", "randk", "stc", "signsgd", "sparseloco", "dgc"]
+    | Literal["topk", "randk", "stc", "signsgd", "sparseloco", "dgc", "powersgd"]
     | str
 )
 ValuesChoice = (

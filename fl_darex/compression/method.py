@@ -81,6 +81,10 @@ class Method:
     def check(self, uplink: Uplink) -> None:
         """Raise `ValueError` where settings do not go together; the message begins with a key."""
 
+    def packet_layout(self, layout: Layout, uplink: Uplink) -> Layout:
+        """Return the layout of a packet: the model's, where tensors are sent as they are."""
+        return layout
+
     def prune(self, delta: Delta, terms: Terms, local: Local) -> Survivors:
         """Return what survives of a client's change."""
         raise TypeError(f"{type(self).__name__} defines neither prune nor compress")

@@ -7,6 +7,7 @@ from fl_darex.compression.methods.dare import Dare
 from fl_darex.compression.methods.dense import Dense
 from fl_darex.compression.methods.dgc import Dgc
 from fl_darex.compression.methods.magnitude import Magnitude
+from fl_darex.compression.methods.powersgd import PowerSgd
 from fl_darex.compression.methods.randk import RandK
 from fl_darex.compression.methods.signsgd import SignSgd
 from fl_darex.compression.methods.sparseloco import SparseLoco
@@ -17,7 +18,7 @@ from fl_darex.compression.methods.wanda import Wanda
 from fl_darex.registry import Registry
 
 _OWN = (Dare(), Magnitude(), Wanda(), Structured(), Dense())
-RIVALS: tuple[Method, ...] = (TopK(), RandK(), Stc(), SignSgd(), SparseLoco(), Dgc())
+RIVALS: tuple[Method, ...] = (TopK(), RandK(), Stc(), SignSgd(), SparseLoco(), Dgc(), PowerSgd())
 """What others have published, to compare with."""
 
 METHODS: Registry[Method] = Registry("method", Method, (*_OWN, *RIVALS))
