@@ -13,6 +13,13 @@ from fl_darex.delta import Delta
 SHAPES = {"a.weight": (8, 9), "b.bias": (11,), "c.weight": (5, 4, 3), "d": (40,)}
 BEFORE = {name: np.zeros(shape) for name, shape in SHAPES.items()}
 
+NEEDS: dict[str, dict[str, Any]] = {
+    "stc": {"values": "sign"},
+    "signsgd": {"p": 0.0, "values": "sign"},
+    "powersgd": {"p": 0.0},
+}
+"""Without which a method is refused."""
+
 Changes = dict[str, np.ndarray]
 
 

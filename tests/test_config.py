@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import papers
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -123,12 +124,10 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
     )
 
 
-NEEDS: dict[str, dict[str, Any]] = {
-    "stc": {"compress.values": "sign"},
-    "signsgd": {"compress.values": "sign", "compress.p": 0.0, "compress.q": "dare"},
-    "powersgd": {"compress.p": 0.0},
+NEEDS = {
+    method: {f"compress.{name}": value for name, value in needs.items()}
+    for method, needs in papers.NEEDS.items()
 }
-"""Without which a method is refused."""
 
 
 @st.composite
@@ -158,7 +157,7 @@ def configs(draw: Any) -> RunConfig:
     if method == "structured" or values.get("compress.values") == "sign":
         values["compress.mask"] = "client"
     if method in NEEDS:
-        values |= NEEDS[method] | {"train.adapter": "auto"}
+        values |= NEEDS[method] | {"train.adapter": "auto", "compress.q": "dare"}
     if method in METHODS and METHODS[method].feeds_back:
         values |= {"compress.q": "dare", "compress.mask": "client", "compress.rotate": True}
         values["train.masked"] = False

@@ -1,4 +1,4 @@
-"""PowerSGD's factors against a transcription of Vogels et al. in float64, and those of strangers."""
+"""PowerSGD's factors against a transcription of Vogels et al., and those of strangers."""
 
 from __future__ import annotations
 
