@@ -69,9 +69,10 @@ class DarexStrategy(PackedRounds):
             rule of `fl_darex.rescaling.rules.RULES` by which each client chooses its own, or
             ``"server-validation"``: the server chooses it each round, with ``validate``;
             ``"group-server-validation"``: and from there on one for each group of layers.
-        values: A row of `fl_darex.wire.codings.CODINGS`; all but ``"sign"`` are unbiased, and all
-            but ``"fp64"``, which is for models in float64, send float32's precision at most. Or a
-            coding of your own, for clients with ``DarexMod(codings=[...])``.
+        values: A row of `fl_darex.wire.codings.CODINGS`; all but ``"sign"`` and ``"lookup2"`` are
+            unbiased, and all but ``"fp64"``, which is for models in float64, send float32's
+            precision at most. Or a coding of your own, for clients with
+            ``DarexMod(codings=[...])``.
         scale: Of ``values="eden1"`` to ``"eden4"``: ``"unbiased"``: clients' mean is right on
             average; ``"least-squares"``: each packet nearer to its update, and shorter.
         mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one;
