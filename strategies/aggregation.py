@@ -70,8 +70,9 @@ def _group(replies: list[Reply], refuse: Refuse) -> tuple[Arrays, list[Reply]] |
     """Return the mean of replies to one model, and those in it; None if there is nothing to add."""
     sound, sent = list(replies), replies[0].sent
     while _weight(sound) > 0.0:
-        how = sound[0].terms.uplink.how  # the method knows how its updates add up
-        result, odd = how.combine(sent.arrays, sent.layout, [reply.part for reply in sound])
+        terms, parts = sound[0].terms, [reply.part for reply in sound]
+        # The method knows how its updates add up.
+        result, odd = terms.uplink.how.combine(sent.arrays, sent.layout, parts, terms)
         if result is not None:
             return result, sound
         # How many entries a mask keeps comes to light when it is drawn: begin again without.

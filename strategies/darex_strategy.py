@@ -69,9 +69,10 @@ class DarexStrategy(PackedRounds):
             rule of `fl_darex.rescaling.rules.RULES` by which each client chooses its own, or
             ``"server-validation"``: the server chooses it each round, with ``validate``;
             ``"group-server-validation"``: and from there on one for each group of layers.
-        values: A row of `fl_darex.wire.codings.CODINGS`; all but ``"sign"`` are unbiased, and all
-            but ``"fp64"``, which is for models in float64, send float32's precision at most. Or a
-            coding of your own, for clients with ``DarexMod(codings=[...])``.
+        values: A row of `fl_darex.wire.codings.CODINGS`; all but ``"sign"`` and ``"lookup2"`` are
+            unbiased, and all but ``"fp64"``, which is for models in float64, send float32's
+            precision at most. Or a coding of your own, for clients with
+            ``DarexMod(codings=[...])``.
         scale: Of ``values="eden1"`` to ``"eden4"``: ``"unbiased"``: clients' mean is right on
             average; ``"least-squares"``: each packet nearer to its update, and shorter.
         mask: ``"client"``: independent masks; ``"round"``: all clients of a round share one;
@@ -87,7 +88,8 @@ class DarexStrategy(PackedRounds):
             to 1,000 times as large). Nothing is dropped then, and q is 1. A change beside the mask
             is an error of that client.
         method: ``"dare"``, ``"structured"``, ``"magnitude"``, ``"wanda"`` (for clients with
-            ``DarexMod(norms=...)``), or ``"dense"``: the same path with nothing dropped. Or a
+            ``DarexMod(norms=...)``), or ``"dense"``: the same path with nothing dropped; one of
+            `fl_darex.compression.methods.RIVALS`, which others have published. Or a
             `fl_darex.compression.Method` of your own, for clients with ``DarexMod(methods=[...])``.
         downlink: How the model goes to the clients. ``"dense"``: whole, to everybody.
             ``"update"``: what changed since the version that a client holds. ``"server"``: the
@@ -136,7 +138,8 @@ class DarexStrategy(PackedRounds):
             another run, or a damaged one, is refused. After the last round it is removed.
         options: The method's own settings: ``scope`` of magnitude and WANDA (among which entries
             the largest are chosen: ``"layer"``, ``"row"``, ``"global"``), ``columns`` of structured
-            pruning (fraction of the input columns that is kept).
+            pruning (fraction of the input columns that is kept); for all others see
+            ``METHODS[name].options``.
 
     Attributes are those of `PackedRounds`: ``ledger``, ``q``, ``rho`` and ``counted``.
 
@@ -195,7 +198,8 @@ class DarexStrategy(PackedRounds):
             uplink, dict(p=p, seed=seed, dense=dense, dense_below=dense_below, **more), options
         )
         wrapped = Wrapped(strategy, replies)
-        check_form(uplink, wrapped.form, strategy)
+        clip = tightest(clip, wrapped.clipping_norm)
+        check_form(uplink, wrapped.form, strategy, clip)
         broadcast = broadcast_for(downlink, uplink, downlink_p, downlink_values, base_held)
         if apart:
             more |= dict(downlink_p=downlink_p, downlink_values=downlink_values, **options)
@@ -206,7 +210,6 @@ class DarexStrategy(PackedRounds):
             values=_named(downlink_values) or uplink.values,
             held=base_held,
         )
-        clip = tightest(clip, wrapped.clipping_norm)
         kept = checkpoints_for(checkpoint, uplink, down, dict(clip=clip, secure=repr(secure)))
         most = max_weight
         super().__init__(wrapped, uplink, broadcast, clip, most, secure, validate, on_reply, kept)

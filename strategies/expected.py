@@ -43,6 +43,7 @@ def up_bytes(layout: Layout, uplink: Uplink, secure: SecureAggregation | None, c
     """
     if secure is None:
         listed = 0.0 if uplink.how.seeded else uplink.keep / ONE
+        layout = uplink.how.packet_layout(layout, uplink)
         return packet_bytes(layout, uplink.keep / ONE, uplink.values, listed, uplink.rule)
     numbers = sum(spec.numel for spec in layout.pruned) * uplink.keep / ONE
     numbers += sum(spec.numel for spec in (*layout.dense, *layout.raw))

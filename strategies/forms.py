@@ -123,14 +123,21 @@ def _choices(name: str, method: str) -> str:
     )
 
 
-def check_form(asked: Uplink, form: str, strategy: Strategy) -> None:
+def check_form(asked: Uplink, form: str, strategy: Strategy, clip: float | None = None) -> None:
     """Raise `ValueError` where clients' replies are not what a strategy takes them for.
 
     Args:
         asked: The settings of the uplink.
         form: Which replies the strategy is given.
         strategy: The outermost one.
+        clip: Largest norm of an update; None: any.
     """
+    if not asked.how.adds_up and (form in ("support", "own") or clip is not None):
+        what = "clips updates" if clip is not None else "is given each client's own arrays"
+        raise ValueError(
+            f"method = {asked.method!r} makes a model of all updates together, in which no single "
+            f"one is a summand, and {type(strategy).__name__} {what}: choose another method"
+        )
     if not asked.how.packs or form not in ("support", "own"):
         return
     name = type(strategy).__name__

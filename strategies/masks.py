@@ -93,10 +93,10 @@ class Masks:
         meet = meeting(self._drawn, uplink.keep)
         self._found = None
         nature = nature_of(uplink.values)
-        # Where the mean is not what was sent, packets say nothing of rho.
+        # Where the mean is not that of the round's changes, packets say nothing of rho.
         if norms is None or meet is None or not uplink.how.seeded or nature.biased:
             return
-        if uplink.mask_first or uplink.scale != "unbiased":
+        if uplink.mask_first or uplink.how.feeds_back or uplink.scale != "unbiased":
             return
         self._found = rho(norms, uplink.keep, meet, nature.nmse)
         packed = [reply for reply in used if reply.packed]

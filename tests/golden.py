@@ -194,6 +194,65 @@ GOLDEN = {
         "000000000000e0bf"  # bn.running_var[1] = -0.5
         "0201000000000000"  # steps
     ),
+    "qsgd8": bytes.fromhex(
+        HEAD
+        + "0b"  # value coding: qsgd8
+        + ORIGIN
+        + "000f0100"
+        + FINGERPRINT
+        + "000000000000000004000000000000000000000000000000"
+        "b3ad8de9"  # CRC-32
+        "d23c"  # length of the block over 127: 3.25/127 rounded up to 0.025634765625
+        "1d"  # bias[2] = 0.75 = 29.3 scales, rounded down to 29
+        "27"  # weight[0] = 1 = 39.01 scales, rounded down to 39
+        "75"  # weight[2] = 3 = 117.03 scales, rounded down to 117
+        "00"  # weight[3] = 0.001 = 0.04 scales, rounded down to 0
+        "006c00f4"  # bn.running_var
+        "0201000000000000"  # steps
+    ),
+    "qsgd4": bytes.fromhex(
+        HEAD
+        + "0c"  # value coding: qsgd4
+        + ORIGIN
+        + "000f0100"
+        + FINGERPRINT
+        + "000000000000000004000000000000000000000000000000"
+        "5fd92183"  # CRC-32
+        "ee3e"  # length of the block over 7: 3.25/7 rounded up to 0.46484375
+        "22"  # bias[2] = 1.6 scales -> 2, in the low half; weight[0] = 2.2 scales -> 2
+        "06"  # weight[2] = 6.5 scales -> 6; weight[3] = 0.002 scales -> 0
+        "006c00f4"  # bn.running_var
+        "0201000000000000"  # steps
+    ),
+    "qsgd2": bytes.fromhex(
+        HEAD
+        + "0d"  # value coding: qsgd2
+        + ORIGIN
+        + "000f0100"
+        + FINGERPRINT
+        + "000000000000000004000000000000000000000000000000"
+        "7801526e"  # CRC-32
+        "5140"  # length of the block: 3.25 rounded up to 3.265625
+        "10"  # of two bits each, the low ones first: 0, 0, weight[2] = 0.92 scales -> 1, 0
+        "006c00f4"  # bn.running_var
+        "0201000000000000"  # steps
+    ),
+    "lookup2": bytes.fromhex(
+        HEAD
+        + "0e"  # value coding: lookup2
+        + ORIGIN
+        + "000f0100"
+        + FINGERPRINT
+        + "000000000000000004000000000000000000000000000000"
+        "d6cedaed"  # CRC-32
+        "0000"  # more than 2.25 standard deviations, 1.277, below the mean, 1.188: none
+        "833a"  # more than .75: 0.001, rounded to 0.00099945
+        "603f"  # around the mean: the mean of 0.75 and 1 is 0.875
+        "4040"  # above: 3
+        "7a"  # of two bits each, the low ones first: 2, 2, 3, 1
+        "006c00f4"  # bn.running_var
+        "0201000000000000"  # steps
+    ),
 }
 
 # --- other ways to say where survivors are ----------------------------------------------------

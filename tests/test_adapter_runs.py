@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from papers import NEEDS
 from safetensors.torch import load_file
 from test_cli import lines, weights
 from texts import BERT, save_tiny_bert, sentences, write
@@ -17,6 +18,7 @@ from texts import BERT, save_tiny_bert, sentences, write
 from fl_darex.adapters import ADAPTERS
 from fl_darex.clients.client_app import app
 from fl_darex.compression import METHODS
+from fl_darex.compression.methods import RIVALS
 from fl_darex.config import RunConfig, make_config
 from fl_darex.observers.header import rows
 from fl_darex.observers.run_folder import RunFolder
@@ -68,15 +70,32 @@ def run(config: RunConfig, out: Path) -> Mapping[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("method", METHODS)
+OTHERS = [row.name for row in RIVALS]
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS.first if name not in OTHERS])
 def test_every_method_and_coding_takes_every_adapter(
     name: str, method: str, data: dict[str, Any], tmp_path: Path
 ) -> None:
+    check_takes(method, name, data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), list(zip(OTHERS, reversed(ADAPTERS.first), strict=False))
+)
+def test_every_rival_takes_an_adapter(
+    method: str, name: str, data: dict[str, Any], tmp_path: Path
+) -> None:
+    check_takes(method, name, data, tmp_path)
+
+
+def check_takes(method: str, name: str, data: dict[str, Any], tmp_path: Path) -> None:
     values = CODINGS[(list(METHODS).index(method) + list(ADAPTERS).index(name)) % len(CODINGS)]
     if ADAPTERS[name].needs_zeros and values in ("sign", "eden1", "eden2"):
         values = "int4"
     compress = {"compress.method": method, "compress.values": values, "compress.dense-below": 0}
-    more = {"compress.columns": 0.6} if method == "structured" else {}
+    more: dict[str, Any] = {"compress.columns": 0.6} if method == "structured" else {}
+    more |= {f"compress.{key}": value for key, value in NEEDS.get(method, {}).items()}
     config = make_config(data | settings(name) | compress | more)
     before = Session(config).read()
     found = run(config, tmp_path / "out")

@@ -142,7 +142,10 @@ def test_a_setting_beside_the_uplink_is_refused_by_name(name: str, value: Any) -
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"scope": "row"}, "scope = 'row' does nothing: it is for method = 'magnitude' or 'wanda'"),
+        (
+            {"scope": "row"},
+            "scope = 'row' does nothing: it is for method = 'magnitude' or 'wanda' or 'topk'",
+        ),
         ({"columns": 0.5}, "columns = 0.5 does nothing: it is for method = 'structured'"),
         ({"method": "dense", "q": 0.5}, "q = 0.5 does nothing: it is for methods that send"),
         ({"method": "dense", "mask_first": True}, "mask_first = True does nothing"),

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import papers
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -123,6 +124,12 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
     )
 
 
+NEEDS = {
+    method: {f"compress.{name}": value for name, value in needs.items()}
+    for method, needs in papers.NEEDS.items()
+}
+
+
 @st.composite
 def configs(draw: Any) -> RunConfig:
     keys = draw(st.sets(st.sampled_from(sorted(FIELDS))))
@@ -142,13 +149,18 @@ def configs(draw: Any) -> RunConfig:
     else:
         values |= {"train.local-steps": draw(st.integers(1, 9)), "train.local-epochs": 0}
     method = values.get("compress.method")
-    if method in ("magnitude", "wanda"):
+    if method in METHODS and METHODS[method].packs and not METHODS[method].seeded:
         values |= {"compress.mask": "client", "compress.scope": "row", "train.masked": False}
         values["compress.rotate"] = True
     if method == "structured":
         values["compress.columns"] = 1.0
     if method == "structured" or values.get("compress.values") == "sign":
         values["compress.mask"] = "client"
+    if method in NEEDS:
+        values |= NEEDS[method] | {"train.adapter": "auto", "compress.q": "dare"}
+    if method in METHODS and METHODS[method].feeds_back:
+        values |= {"compress.q": "dare", "compress.mask": "client", "compress.rotate": True}
+        values["train.masked"] = False
     q = values.get("compress.q")
     if method == "dense" or (q == CURVATURE and method != "dare"):
         values["compress.q"] = "dare"
@@ -229,6 +241,7 @@ def test_every_value_of_every_key_is_written_and_read_back(key, data, tmp_path):
         "train.weight-decay": {"train.optimizer": "adamw"},
         "compress.lora": {"train.lora-rank": 1},
         "resources.classes": {"federation.clients": 3},
+        "compress.method": NEEDS.get(value, {}),
         "compress.scale": {"compress.values": "eden2"},
         "train.adapter": {"train.lora-rank": 0},
     }.get(key, {})
@@ -415,7 +428,8 @@ Q = (
         (
             *("compress.values", "int3"),
             "allowed: 'fp32', 'fp16', 'bf16', 'int8', 'int4', 'eden4', 'eden3', 'eden2', 'eden1', "
-            "'sign', 'fp64', or 'package.module:name'; did you mean 'int8'?",
+            "'sign', 'fp64', 'qsgd8', 'qsgd4', 'qsgd2', 'lookup2', or 'package.module:name'; did "
+            "you mean 'int8'?",
         ),
         (
             "compress.mask",

@@ -148,7 +148,7 @@ MISTAKES = {
     "a key of no section": (["?=1"], "unknown key '?'"),
     "an unknown option": (
         ["compress.method=topk:TopK", "compress.fractoin=0.1"],
-        "unknown key 'compress.fractoin'; own options of method 'topk': fraction; did you mean "
+        "unknown key 'compress.fractoin'; own options of method 'own-topk': fraction; did you mean "
         "'fraction'?",
     ),
     "an option of a method that is not there": (

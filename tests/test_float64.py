@@ -12,6 +12,7 @@ import pytest
 import torch
 from federations import Federation, fedavg, listening, rounds
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedMedian, Krum
+from papers import NEEDS
 from side_by_side import app, assert_equal, both, three
 
 from fl_darex.clients import DarexMod
@@ -145,13 +146,17 @@ def test_survivors_are_divided_by_q_and_averaged_in_float64(shared: bool, per_te
         np.testing.assert_allclose(mean[name], array, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "dense"])
+FLOATS = [name for name in METHODS if name != "dense" and "values" not in NEEDS.get(name, {})]
+
+
+@pytest.mark.parametrize("method", FLOATS)
 def test_every_method_trains_a_float64_model_with_fp64_packets(method: str) -> None:
     mod = DarexMod(norms=lambda message, context: {"coef": np.ones(40)})
     made = app(learn, mods=False)
     made._mods = [mod]
     options: dict[str, Any] = {"columns": 0.5} if method == "structured" else {}
-    strategy = DarexStrategy(three(), 0.5, values="fp64", method=method, **options)
+    options |= {"p": 0.5} | NEEDS.get(method, {})
+    strategy = DarexStrategy(three(), values="fp64", method=method, **options)
     found = to_arrays(rounds(strategy, Federation(made, CLIENTS), 2, MODEL).arrays)
     assert strategy.counted == CLIENTS
     assert found["coef"].dtype == np.float64

@@ -60,6 +60,8 @@ from fl_darex.wire.header import HEADER_BYTES
 from fl_darex.wire.reader import read_packet
 
 WIDTHS = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2}
+BITS = {"int8": 8, "int4": 4, "sign": 1, "qsgd8": 8, "qsgd4": 4, "qsgd2": 2}
+"""Beside a scale for each block."""
 
 
 def small() -> Survivors:
@@ -107,7 +109,11 @@ def test_golden_packets_of_the_narrow_codings_are_read_as_written():
     assert kept["int8"] == [0.023681640625 * code for code in (32, 42, 127, 0)]
     assert kept["int4"] == [0.4296875 * code for code in (2, 2, 7, 0)]
     assert kept["sign"] == [1.1953125] * 4
-    for values in ("bf16", "int8", "int4", "sign"):
+    assert kept["qsgd8"] == [0.025634765625 * code for code in (29, 39, 117, 0)]
+    assert kept["qsgd4"] == [0.46484375 * code for code in (2, 2, 6, 0)]
+    assert kept["qsgd2"] == [0.0, 0.0, 3.265625, 0.0]
+    assert kept["lookup2"] == [0.875, 0.875, 3.0, 0.00099945068359375]
+    for values in ("bf16", "int8", "int4", "sign", "qsgd8", "qsgd4", "qsgd2", "lookup2"):
         again = read(GOLDEN[values], values=values)
         assert again.dense["bn.running_var"].tolist() == [0.125, -0.5]
         assert int(again.raw["steps"]) == 258
@@ -174,6 +180,10 @@ def test_the_header_has_96_bytes_and_the_packet_nothing_else():
     assert len(GOLDEN["int8"]) == 96 + (2 + 4) + 2 * 2 + 8
     assert len(GOLDEN["int4"]) == 96 + (2 + 2) + 2 * 2 + 8
     assert len(GOLDEN["sign"]) == 96 + (2 + 1) + 2 * 2 + 8
+    assert len(GOLDEN["qsgd8"]) == 96 + (2 + 4) + 2 * 2 + 8
+    assert len(GOLDEN["qsgd4"]) == 96 + (2 + 2) + 2 * 2 + 8
+    assert len(GOLDEN["qsgd2"]) == 96 + (2 + 1) + 2 * 2 + 8
+    assert len(GOLDEN["lookup2"]) == 96 + (8 + 1) + 2 * 2 + 8
 
 
 # --- decode inverts encode --------------------------------------------------------------------
@@ -277,8 +287,10 @@ def test_the_same_update_has_the_same_bytes_and_its_size_follows_from_the_counts
     assert len(body) == kept + whole + raw
     if values in WIDTHS:
         assert kept == WIDTHS[values] * update.count
+    elif values == "lookup2":
+        assert kept == 8 * -(-update.count // 4096) + -(-2 * update.count // 8)
     elif not values.startswith("eden"):
-        bits, scales = {"int8": 8, "int4": 4, "sign": 1}[values], -(-update.count // 256)
+        bits, scales = BITS[values], -(-update.count // 256)
         assert kept == 2 * scales + -(-bits * update.count // 8)
 
 
@@ -432,13 +444,15 @@ def test_an_exponent_in_an_fp64_or_fp32_packet_is_refused(field, exponent, value
         read(forge(GOLDEN[values], **{field: exponent}), values=values)
 
 
-@pytest.mark.parametrize("values", ["bf16", "int8", "int4", "sign"])
+@pytest.mark.parametrize(
+    "values", ["bf16", "int8", "int4", "sign", "qsgd8", "qsgd4", "qsgd2", "lookup2"]
+)
 def test_an_exponent_where_the_coding_has_none_is_refused(values):
     with pytest.raises(PacketError, match="exponent is 3, allowed: 0 to 0"):
         read(forge(GOLDEN[values], exponent=3), values=values)
 
 
-@pytest.mark.parametrize("values", ["int8", "int4", "sign"])
+@pytest.mark.parametrize("values", ["int8", "int4", "sign", "qsgd8", "qsgd4", "qsgd2"])
 @pytest.mark.parametrize("scale", [b"\x80\x7f", b"\xc0\x7f", b"\x00\x80", b"\x80\xbf", b"\xff\xff"])
 def test_a_scale_that_is_no_number_above_zero_is_refused(values, scale):
     body = scale + take_apart(GOLDEN[values])[1][2:]
@@ -446,8 +460,22 @@ def test_a_scale_that_is_no_number_above_zero_is_refused(values, scale):
         read(forge(GOLDEN[values], body=body), values=values)
 
 
+@pytest.mark.parametrize("number", [b"\x80\x7f", b"\xc0\x7f", b"\x80\xff", b"\xff\xff"])
+def test_a_number_of_a_table_that_is_not_finite_is_refused(number):
+    body = take_apart(GOLDEN["lookup2"])[1]
+    for at in (0, 6):  # also where no code chooses it
+        odd = forge(GOLDEN["lookup2"], body=body[:at] + number + body[at + 2 :])
+        with pytest.raises(PacketError, match="NaN or infinite"):
+            read(odd, values="lookup2")
+
+
 @pytest.mark.parametrize(
-    ("values", "codes"), [("int8", b"\x00\x80\x00\x00"), ("int4", b"\x80\x00")]
+    ("values", "codes"),
+    [
+        *[(name, b"\x00\x80\x00\x00") for name in ("int8", "qsgd8")],
+        *[(name, b"\x80\x00") for name in ("int4", "qsgd4")],
+        ("qsgd2", b"\x80"),
+    ],
 )
 def test_the_lowest_code_which_no_encoder_writes_is_refused(values, codes):
     old = take_apart(GOLDEN[values])[1]
@@ -456,7 +484,10 @@ def test_the_lowest_code_which_no_encoder_writes_is_refused(values, codes):
         read(forge(GOLDEN[values], body=body), values=values)
 
 
-@pytest.mark.parametrize(("values", "bits"), [("int4", 0x10), ("sign", 0x08)])
+@pytest.mark.parametrize(
+    ("values", "bits"),
+    [("int4", 0x10), ("sign", 0x08), ("qsgd4", 0x10), ("qsgd2", 0x40), ("lookup2", 0x40)],
+)
 def test_bits_that_mean_nothing_must_be_zero(values, bits):
     update = dare({"w": np.ones(3, np.float32)}, 0.0, seed=0)
     packet = encode(update, values)
@@ -854,7 +885,7 @@ def test_a_packet_in_a_dense_round_is_refused():
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_one():
-    known = ["dare", "dense", "magnitude", "structured", "wanda"]
+    known = sorted(METHODS)
     message = re.escape(f"method must be one of {known}, got 'dara'; did you mean 'dare'?")
     with pytest.raises(ValueError, match=message):
         Uplink(method="dara", keep=ONE)

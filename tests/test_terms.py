@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from papers import NEEDS
 
 from fl_darex.compression import METHODS, Method, Terms, Uplink
 from fl_darex.compression.methods.dare import Dare
@@ -55,15 +56,17 @@ def _told(method: Method) -> list[str]:
 @st.composite
 def uplinks(draw: st.DrawFn) -> Uplink:
     method = METHODS[draw(st.sampled_from(sorted(METHODS)))]
-    values = draw(st.sampled_from(sorted(CODINGS)))
+    needs = NEEDS.get(method.name, {})
+    values = needs.get("values") or draw(st.sampled_from(sorted(CODINGS)))
     rules = [rule for rule in RULES if rule != CURVATURE or method.name == "dare"]
     options = {"scope": st.sampled_from(("layer", "row")), "columns": st.floats(0.5, 1)}
+    divided = st.floats(0, 1, exclude_min=True, width=32) | st.sampled_from(rules)
+    if method.feeds_back or not method.adds_up:
+        divided = st.sampled_from(["dare", 1])
     return Uplink(
         method=method.name,
-        keep=draw(st.integers(1, ONE // 2)),
-        q=draw(st.floats(0, 1, exclude_min=True, width=32) | st.sampled_from(rules))
-        if method.packs
-        else 0.5,
+        keep=ONE if "p" in needs else draw(st.integers(1, ONE // 2)),
+        q=draw(divided) if method.packs else 0.5,
         values=values,
         mask=draw(st.sampled_from(_told(method))),
         scale=draw(st.sampled_from(SCALES if values.startswith("eden") else SCALES[:1])),
@@ -71,8 +74,8 @@ def uplinks(draw: st.DrawFn) -> Uplink:
         seed=draw(st.integers(0, 2**63 - 1)),
         dense=draw(st.lists(st.text(max_size=8), max_size=4).map(tuple)),
         dense_below=draw(st.integers(0, 2**40)),
-        rotate=draw(st.booleans()) or not method.seeded,
-        options={name: draw(options[name]) for name in method.options},
+        rotate=draw(st.booleans()) or not method.seeded or method.feeds_back,
+        options={n: draw(options[n]) for n in method.options if n in options},
     )
 
 

@@ -202,7 +202,7 @@ def test_sign_keeps_signs_and_sends_each_blocks_mean_magnitude(numbers):
 def test_whole_tensors_are_written_in_two_bytes_at_least_but_beside_eden():
     for name in ("fp64", "fp32"):
         assert dense_coding(name) is CODINGS[name]
-    for name in ("fp16", "bf16", "int8", "int4", "sign"):
+    for name in ("fp16", "bf16", "int8", "int4", "sign", "qsgd8", "qsgd4", "qsgd2", "lookup2"):
         assert dense_coding(name) is CODINGS["fp16"]
     tensors = {"big": np.zeros(4097), "head": np.zeros(4096), "a.running_var": np.zeros(9000)}
     layout = Layout.of(tensors, {"big", "head"})
@@ -227,6 +227,7 @@ def test_every_coding_has_a_code_of_its_own():
     assert {coding.code: name for name, coding in CODINGS.items()} == {
         **{0: "fp32", 1: "fp16", 2: "bf16", 3: "int8", 4: "int4", 5: "sign", 6: "fp64"},
         **{7: "eden1", 8: "eden2", 9: "eden3", 10: "eden4"},
+        **{11: "qsgd8", 12: "qsgd4", 13: "qsgd2", 14: "lookup2"},
     }
 
 

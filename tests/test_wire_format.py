@@ -226,19 +226,27 @@ def upper_half(bits: int) -> float:
 def numbers(coding: int, data: bytes, count: int, exponent: int) -> list[float]:
     if coding in (0, 6):
         return list(struct.unpack(f"<{count}{'d' if coding else 'f'}", data))
-    if coding > 6:
+    if 6 < coding < 11:
         return eden(coding - 6, data, count)
     if coding == 1:
         halves = struct.unpack(f"<{count}e", data)
         return [float(np.float32(half * 2.0**-exponent)) for half in halves]
     if coding == 2:
         return [upper_half(bits) for bits in struct.unpack(f"<{count}H", data)]
+    if coding == 14:
+        tables = 4 * -(-count // 4096)
+        table = [upper_half(bits) for bits in struct.unpack(f"<{tables}H", data[: 2 * tables])]
+        bits = bits_of(data[2 * tables :])
+        return [table[i // 4096 * 4 + bits[2 * i] + 2 * bits[2 * i + 1]] for i in range(count)]
     blocks = -(-count // 256)
     scales = [upper_half(bits) for bits in struct.unpack(f"<{blocks}H", data[: 2 * blocks])]
     body = data[2 * blocks :]
-    if coding == 3:
+    if coding in (3, 11):
         codes = list(struct.unpack(f"<{count}b", body))
-    elif coding == 4:
+    elif coding == 13:
+        pairs = [2 * high + low for low, high in zip(*[iter(bits_of(body))] * 2, strict=True)]
+        codes = [pair - 4 if pair > 1 else pair for pair in pairs[:count]]
+    elif coding in (4, 12):
         halves = [half for byte in body for half in (byte & 15, byte >> 4)][:count]
         codes = [half - 16 if half > 7 else half for half in halves]
     else:
@@ -299,7 +307,7 @@ def eden(width: int, data: bytes, count: int) -> list[float]:
 
 
 def number_bytes(coding: int, count: int) -> int:
-    if coding > 6:
+    if 6 < coding < 11:
         sizes = blocks_of(count)
         return 8 * bool(count) + 2 * len(sizes) + sum(sizes) * (coding - 6) // 8
     scales = 2 * -(-count // 256)
@@ -307,6 +315,9 @@ def number_bytes(coding: int, count: int) -> int:
         *(4 * count, 2 * count, 2 * count),
         *(scales + count, scales + (count + 1) // 2, scales + (count + 7) // 8),
         8 * count,
+        *[0] * 4,
+        *(scales + count, scales + (count + 1) // 2, scales + (count + 3) // 4),
+        8 * -(-count // 4096) + (count + 3) // 4,
     ][coding]
 
 
@@ -378,7 +389,7 @@ def read(packet: bytes, specs: list[Spec]) -> dict[str, Any]:
             full[name][position] = kind(kept_numbers.pop(0)) / kind(divisor)
     dense = [spec[0] for spec in specs if spec[3] == "dense"]
     runs = [(coding if coding in (0, 6) else 1, dense)]
-    if coding > 6:
+    if 6 < coding < 11:
         statistics = [name for name in dense if is_statistic(name)]
         others = [name for name in dense if not is_statistic(name)]
         small = [name for name in others if sizes[name] <= 4096]

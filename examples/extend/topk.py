@@ -27,10 +27,10 @@ from fl_darex.pruning.largest import largest
 class TopK(Method):
     """The largest entries of change and residual, of the whole model."""
 
-    name: ClassVar[str] = "topk"
+    name: ClassVar[str] = "own-topk"
     remembers: ClassVar[bool] = True
     options: ClassVar[Mapping[str, Option]] = {
-        "fraction": Option(default=0.01, above=0.0, high=1.0, help="topk: part that is sent")
+        "fraction": Option(default=0.01, above=0.0, high=1.0, help="own-topk: part that is sent")
     }
 
     def compress(

@@ -4,6 +4,7 @@ What an own method, coding or downlink policy needs is named here.
 """
 
 from fl_darex.compression.downlink import POLICIES, DownlinkPolicy, StepTerms
+from fl_darex.compression.feedback import Feedback
 from fl_darex.compression.method import NOTHING, Local, Method, State, left_over, with_left_over
 from fl_darex.compression.methods import METHODS
 from fl_darex.compression.terms import Terms
@@ -16,6 +17,7 @@ __all__ = [
     "NOTHING",
     "POLICIES",
     "DownlinkPolicy",
+    "Feedback",
     "Local",
     "Method",
     "Option",

@@ -26,11 +26,16 @@ QChoice = Literal[
 """``"dare"`` is 1-p; the others are rules of `fl_darex.rescaling.rules`."""
 
 # Rows can be added to these tables, so any text may be right.
-MethodChoice = Literal["dense", "dare", "structured", "magnitude", "wanda"] | str
+MethodChoice = (
+    Literal["dense", "dare", "structured", "magnitude", "wanda"]
+    | Literal["topk", "randk", "stc", "signsgd", "sparseloco", "dgc", "powersgd"]
+    | str
+)
 ValuesChoice = (
     Literal[
         "fp64", "fp32", "fp16", "bf16", "int8", "int4", "eden4", "eden3", "eden2", "eden1", "sign"
     ]
+    | Literal["qsgd8", "qsgd4", "qsgd2", "lookup2"]
     | str
 )
 DownlinkChoice = Literal["dense", "update", "server"] | str

@@ -59,11 +59,13 @@ def expected_noise(uplink: Uplink, clients: int) -> float | None:
 
     Returns:
         The ratio; where clients train only what their mask keeps, of the coding alone; None where
-        nothing is dropped at random or rounded coarsely, or clients choose q.
+        nothing is dropped at random or rounded coarsely, what is dropped is fed back, or clients
+        choose q.
     """
     how, keep = uplink.how, uplink.keep / ONE
     rounding = nature_of(uplink.values).nmse
-    if not (how.packs and how.seeded) or uplink.rule or (keep == 1.0 and not rounding):
+    at_random = how.packs and how.seeded and not how.feeds_back
+    if not at_random or uplink.rule or (keep == 1.0 and not rounding):
         return None
     together = 1 if uplink.mask == "round" else clients
     dropped = 0.0 if uplink.mask_first else (1.0 - keep) / together

@@ -64,6 +64,10 @@ class Method:
             sent, 1-p is the unbiased q, and the clients of a round may share a mask.
         packs: Whether clients send packets at all.
         remembers: Whether `compress` keeps something for the next round.
+        feeds_back: Whether what a packet does not deliver is added to the next change. Then
+            nothing is made up for at once: q is 1.
+        adds_up: Whether updates are summands, which clipping, noise, and strategies that are given
+            each client's own take for granted.
     """
 
     name: ClassVar[str]
@@ -71,9 +75,15 @@ class Method:
     seeded: ClassVar[bool] = False
     packs: ClassVar[bool] = True
     remembers: ClassVar[bool] = False
+    feeds_back: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = True
 
     def check(self, uplink: Uplink) -> None:
         """Raise `ValueError` where settings do not go together; the message begins with a key."""
+
+    def packet_layout(self, layout: Layout, uplink: Uplink) -> Layout:
+        """Return the layout of a packet: the model's, where tensors are sent as they are."""
+        return layout
 
     def prune(self, delta: Delta, terms: Terms, local: Local) -> Survivors:
         """Return what survives of a client's change."""
@@ -129,12 +139,13 @@ class Method:
         return SparseUpdate.of_packet(opened)
 
     def combine(
-        self, before: Before, layout: Layout, parts: Sequence[Part]
+        self, before: Before, layout: Layout, parts: Sequence[Part], terms: Terms
     ) -> tuple[Arrays | None, list[Part]]:
         """Return the model that the updates of a round make together: their weighted mean.
 
-        A method whose updates are no summands, such as votes, does it in its own way; see
-        `weighted_mean` for the arguments and what is returned.
+        A method whose updates are no summands, such as votes, does it in its own way, and says so
+        in `adds_up`; see `weighted_mean` for the arguments and what is returned. ``terms`` are
+        those of any of the clients.
         """
         return weighted_mean(before, layout, parts)
 

@@ -77,6 +77,7 @@ class Uplink:
         object.__setattr__(self, "dense", tuple(self.dense))
         self._check_mask()
         self._check_mask_first()
+        self._check_feedback()
         _ = self.divisor
         self.how.check(self)
 
@@ -151,6 +152,27 @@ class Uplink:
             raise ValueError(
                 f"q = {self.q!r} does not go with training what the mask keeps: nothing is "
                 "dropped, so nothing is made up for, and q is 1; leave q = 'dare'"
+            )
+
+    def _check_feedback(self) -> None:
+        if not self.how.feeds_back:
+            return
+        given = f"method = {self.method!r} adds what it does not deliver to the next change"
+        if self.q not in ("dare", 1):
+            raise ValueError(
+                f"q = {self.q!r} makes up at once for what is dropped, and {given}: both would be "
+                "too much; leave q = 'dare', which is 1 here"
+            )
+        if self.mask == AUTO:
+            raise ValueError(
+                f"mask = 'auto' measures how much clients' changes agree, and {given}, so packets "
+                "do not say: choose the mask"
+            )
+        if self.mask_first or not self.rotate:
+            key, value = ("mask_first", True) if self.mask_first else ("rotate", False)
+            raise ValueError(
+                f"{key} = {value} changes the same entries only that are sent, and {given}: there "
+                "is nothing that could come later; set method = 'dare'"
             )
 
     @classmethod
@@ -230,7 +252,7 @@ class Uplink:
     @cached_property
     def divisor(self) -> float:
         """The number that survivors are divided by unless a search finds another one."""
-        if self.mask_first:
+        if self.mask_first or self.how.feeds_back:
             return 1.0
         if self.rule or self.q in SERVER_RULES:
             return self.keep / ONE

@@ -88,10 +88,21 @@ def _by_row(spec: TensorSpec, scores: Numbers, keep: int) -> Positions:
     rows = spec.shape[0] if len(spec.shape) > 1 else 1
     if not spec.numel:
         return np.empty(0, dtype=np.int64)
+    return largest_of_rows(scores, rows, kept_count(spec.numel // rows, keep))
+
+
+def largest_of_rows(scores: Numbers, rows: int, count: int) -> Positions:
+    """Return the flat positions of the ``count`` largest scores of each row, of equals the first.
+
+    Args:
+        scores: Flattened, at least one; 0 or more; 0 never survives.
+        rows: How many rows of equal length they are.
+        count: At most the length of a row.
+    """
     # As integers, magnitudes keep their order and NaN comes out on top, so that it is not lost.
     table = as_bits(np.ascontiguousarray(scores)).reshape(rows, -1)
     width = table.shape[1]
-    count, step = kept_count(width, keep), max(1, _AT_ONCE // width)
+    step = max(1, _AT_ONCE // width)
     found = []
     for first in range(0, rows if count else 0, step):
         part = table[first : first + step]

@@ -56,8 +56,9 @@ def encode(
     Args:
         survivors: What pruning left.
         values: Coding of the numbers: ``"fp64"``, ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"``,
-            ``"int4"``, ``"eden4"`` to ``"eden1"`` or ``"sign"``. Dense tensors are written in fp16
-            at least, but beside EDEN's: in int8, and the large ones as survivors are.
+            ``"int4"``, ``"eden4"`` to ``"eden1"``, ``"sign"``, ``"qsgd8"``, ``"qsgd4"``,
+            ``"qsgd2"`` or ``"lookup2"``. Dense tensors are written in fp16 at least, but beside
+            EDEN's: in int8, and the large ones as survivors are.
         base: Version of the model that the numbers are changes to, 8 bytes; zeros: not said.
         sender: Who writes, so that stochastic rounding differs where a mask is shared; None: the
             mask's own slot.

@@ -61,6 +61,12 @@ class SecureSum:
                 "are of a rotation of its own, and their sum means nothing; leave values out, as "
                 "SecureAggregation(bits=...) says how numbers travel up, or name downlink_values"
             )
+        if asked.how.remembers:
+            raise ValueError(
+                f"method {asked.method!r} keeps what its packets do not deliver, and cannot know "
+                "what becomes of them as integers, which are clipped and rounded: secure "
+                "aggregation is for method 'dare' or 'structured'"
+            )
         if asked.rule:
             raise ValueError(
                 f"with secure aggregation all clients need the same q; q={asked.rule!r} lets each "

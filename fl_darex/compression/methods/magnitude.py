@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SCOPE = Option(
     default="layer",
     choices=SCOPES,
-    help="magnitude, wanda: among which entries the largest are kept",
+    help="magnitude, wanda, topk, dgc: among which entries the largest are kept",
 )
 
 

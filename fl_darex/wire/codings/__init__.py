@@ -17,6 +17,8 @@ from fl_darex.wire.codings.coding import Coding, Nature, Numbers, type_of
 from fl_darex.wire.codings.eden import EDEN1, EDEN2, EDEN3, EDEN4, SCALES, Scale, scaled, scales_of
 from fl_darex.wire.codings.floats import BF16, FP16, FP32, FP64
 from fl_darex.wire.codings.integers import INT4, INT8, SIGN
+from fl_darex.wire.codings.lookup import LOOKUP2
+from fl_darex.wire.codings.qsgd import QSGD2, QSGD4, QSGD8
 
 if TYPE_CHECKING:
     from fl_darex.delta import TensorSpec
@@ -65,7 +67,8 @@ class _Codings(Registry[Coding]):
 
 
 _OWN = [FP32, FP16, BF16, INT8, INT4, EDEN4, EDEN3, EDEN2, EDEN1, SIGN, FP64]
-CODINGS: Registry[Coding] = _Codings("coding", Coding, _OWN)
+_RIVALS = [QSGD8, QSGD4, QSGD2, LOOKUP2]  # what others have published, to compare with
+CODINGS: Registry[Coding] = _Codings("coding", Coding, [*_OWN, *_RIVALS])
 
 
 def coding_of(code: int) -> Coding | None:

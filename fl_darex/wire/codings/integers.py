@@ -17,17 +17,19 @@ from fl_darex.wire.codings.coding import Coding, Nature, Numbers
 _AT_ONCE = 1 << 16  # numbers: their temporaries stay in cache
 
 
-class _Integer(Coding):
-    """Integers of ``width`` bits in ``[-top, top]``: two's complement without its lowest number."""
+class Integer(Coding):
+    """Integers in ``[-top, top]``: two's complement of 8, 4 or 2 bits without its lowest number."""
 
     width: int
     top: int
 
     def size(self, count: int) -> int:
+        """Return the bytes of ``count`` numbers: scales, then codes."""
         return scales.size(count) + (count * self.width + 7) // 8
 
     def write(self, numbers: Numbers, exponent: int, noise: NDArray[np.uint64]) -> bytes:
-        largest = _largest_per_block(numbers)
+        """Return the bytes of finite numbers, each rounded up or down at random."""
+        largest = self._tops(numbers)
         # The next number up: division may have rounded down, and no code may pass the top.
         up = np.nextafter(largest / np.float32(self.top), np.float32(np.inf))
         steps = scales.rounded_up(up)
@@ -41,6 +43,7 @@ class _Integer(Coding):
         return scales.written(steps) + self._packed(codes)
 
     def largest(self, data: memoryview, count: int, exponent: int) -> float:
+        """Check bytes from a stranger and return a bound of what they can stand for."""
         scale = scales.largest(data, count, exponent)
         if (self._codes(data, count, 0, count) < -self.top).any():
             refuse(f"holds a code below {-self.top}", Reason.VALUES)
@@ -49,38 +52,50 @@ class _Integer(Coding):
             return float(scale * np.float32(self.top))
 
     def read(self, data: memoryview, count: int, exponent: int, start: int, end: int) -> Numbers:
+        """Return numbers ``start`` to ``end - 1`` of ``count``."""
         codes = self._codes(data, count, start, end)
         return codes.astype(np.float32) * scales.read(data, start, end)
 
+    def _tops(self, numbers: Numbers) -> Numbers:
+        """Return what the largest code stands for in each block, at least: its largest number."""
+        if not numbers.size:
+            return np.zeros(0, dtype=np.float32)
+        starts = np.arange(0, numbers.size, scales.BLOCK)
+        found: Numbers = np.maximum.reduceat(np.abs(numbers), starts)
+        return found
+
     def _packed(self, codes: NDArray[np.int8]) -> bytes:
-        return codes.tobytes()
+        each = 8 // self.width
+        low = np.zeros(-(-codes.size // each) * each, dtype=np.uint8)
+        low[: codes.size] = codes.view(np.uint8) & np.uint8((1 << self.width) - 1)
+        whole = low[::each].copy()
+        for place in range(1, each):
+            whole |= low[place::each] << np.uint8(place * self.width)
+        return whole.tobytes()
 
     def _codes(self, data: memoryview, count: int, start: int, end: int) -> NDArray[np.int8]:
-        return np.frombuffer(data[scales.size(count) :][start:end], dtype=np.int8)
+        each = 8 // self.width
+        first = start // each * each  # a byte holds several
+        body = data[scales.size(count) :][first // each : -(-end // each)]
+        whole = np.frombuffer(body, dtype=np.uint8)
+        if each == 1:
+            return whole.view(np.int8)
+        codes, high = np.empty(each * whole.size, dtype=np.int8), np.uint8(8 - self.width)
+        for place in range(each):
+            # Up and down again: the sign of few bits becomes that of eight.
+            up = (whole >> np.uint8(place * self.width)) << high
+            codes[place::each] = up.view(np.int8) >> np.int8(high)
+        return codes[start - first : end - first]
 
 
-class _Int8(_Integer):
+class _Int8(Integer):
     name, code, bits = "int8", 3, 8 + scales.BITS
     width, top = 8, 127
 
 
-class _Int4(_Integer):
+class _Int4(Integer):
     name, code, bits = "int4", 4, 4 + scales.BITS
     width, top = 4, 7
-
-    def _packed(self, codes: NDArray[np.int8]) -> bytes:
-        nibbles = np.zeros((codes.size + 1) // 2 * 2, dtype=np.uint8)
-        nibbles[: codes.size] = codes.view(np.uint8) & np.uint8(0xF)
-        return (nibbles[::2] | nibbles[1::2] << np.uint8(4)).tobytes()
-
-    def _codes(self, data: memoryview, count: int, start: int, end: int) -> NDArray[np.int8]:
-        first = start & ~1  # a byte holds two
-        body = data[scales.size(count) :][first // 2 : (end + 1) // 2]
-        pairs = np.frombuffer(body, dtype=np.uint8)
-        nibbles = np.empty(2 * pairs.size, dtype=np.uint8)
-        nibbles[::2], nibbles[1::2] = pairs & np.uint8(0xF), pairs >> np.uint8(4)
-        # Shift up and down again: the sign of four bits becomes that of eight.
-        return (nibbles << np.uint8(4)).view(np.int8)[start - first : end - first] >> np.int8(4)
 
 
 class _Sign(Coding):
@@ -127,11 +142,3 @@ def _rounded(scaled: Numbers, noise: NDArray[np.uint64], start: int) -> Numbers:
     uniform = words(noise, start, (scaled.size + 1) & ~1)[: scaled.size]
     # Exact: a float32 fraction times 2**32 has no rounding, and float64 holds both sides.
     return lower + (uniform < (scaled - lower) * np.float32(2**32))
-
-
-def _largest_per_block(numbers: Numbers) -> Numbers:
-    if not numbers.size:
-        return np.zeros(0, dtype=np.float32)
-    starts = np.arange(0, numbers.size, scales.BLOCK)
-    found: Numbers = np.maximum.reduceat(np.abs(numbers), starts)
-    return found
