@@ -59,7 +59,7 @@ def exchange(number: int, client: int, kind: str, up: int, down: int) -> dict[st
     return {"round": number, "client": client, "kind": kind, "up_bytes": up, "down_bytes": down}
 
 
-def write_study(folder: Path, runs: Sequence[Mapping[str, Any]], **told: Any) -> Path:
+def write_study(folder: Path, runs: Sequence[Mapping[str, Any]], /, **told: Any) -> Path:
     """A ``study.json`` around runs, each as it has them; arms are theirs unless told."""
     names = list(dict.fromkeys(run["arm"] for run in runs))
     study = {

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter
 
 from fl_darex.study.looks import FAINT, INK, OTHER, Look
 from fl_darex.study.plots import COLUMN
@@ -75,8 +74,10 @@ def canvas(x_label: str, y_label: str, rows: int = 0) -> tuple[StudyFigure, Axes
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
     """Write a name at each of some rows, the first one at the top."""
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", labelsize=6.5)
+    axes.set_yticks(range(len(names)), [""] * len(names))
+    place: Any = {"ha": "right", "va": "center", "transform": axes.get_yaxis_transform()}
+    for row, name in enumerate(names):
+        axes.text(-0.03, row, name, fontsize=6.5, **place)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
@@ -109,10 +110,6 @@ def readable(text: str, most: int = 60) -> str:
 
 def without_missing_glyphs(figure: Figure) -> None:
     """Write out, as Python does, the characters that the figure's font does not have."""
-    for axes in figure.axes:
-        names = axes.yaxis.get_major_formatter()
-        if isinstance(names, FixedFormatter):
-            axes.set_yticks(axes.get_yticks(), [_written_out(name) for name in names.seq])
     for text in figure.findobj(Text):
         if isinstance(text, Text):
             text.set_text(_written_out(text.get_text()))

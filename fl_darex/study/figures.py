@@ -111,7 +111,7 @@ def pareto_front(
             mean, half, ends = row.final
             low, high = ends or (mean - (half or 0.0), mean + (half or 0.0))
             look = styles[row.arm]
-            bars: Any = [[mean - low], [high - mean]]
+            bars: Any = [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]  # but for rounding
             style: Any = {"color": look.color, "marker": look.marker or ".", "markersize": 5}
             axes.errorbar(row.total / 1e6, mean, bars, ls="", capsize=2, elinewidth=0.8, **style)
         front = [

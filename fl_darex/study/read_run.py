@@ -66,7 +66,11 @@ def _check(curve: Curve) -> None:
     for key, value in numbers:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise TypeError(f"{key} is {value!r}; allowed: a number or null")
-    bytes_sent = [("dense_total_bytes", summary.get("dense_total_bytes", 0))]
+    layers = summary.get("layers")
+    if layers is not None and not isinstance(layers, list):
+        raise TypeError(f"layers is {layers!r:.60}; allowed: a list, or null")
+    bytes_sent = [("bytes of layers", layer["bytes"]) for layer in layers or [] if layer["name"]]
+    bytes_sent += [("dense_total_bytes", summary.get("dense_total_bytes", 0))]
     bytes_sent += [("handshake_bytes", curve.handshake)]
     bytes_sent += [(k, row[k]) for row in curve.rows for k in ("up_bytes", "down_bytes")]
     for key, value in [*bytes_sent, *(("round", number) for number in curve.rounds)]:

@@ -74,7 +74,9 @@ def _by_target(table: Headline) -> str:
     if best is None:
         return f"No other arm reaches {goal} with every seed."
     took = best.to_target.mean if best.to_target and best.to_target.mean else 0.0
-    cost = f"{best.arm} reaches {goal} with {numbers.in_bytes(took)}"
+    of = best.to_target.runs if best.to_target else 0
+    part = f" ({of} of {best.planned} runs)" if of < best.planned else ""
+    cost = f"{best.arm}{part} reaches {goal} with {numbers.in_bytes(took)}"
     own = reference.to_target.mean
     if own is None or not took:
         return f"{cost}."

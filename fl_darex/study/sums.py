@@ -28,8 +28,8 @@ def bytes_by_layer(result: Result, point: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name in result.names:
         sums: Counter[str] = Counter()
-        runs = [r.curve.summary.get("layers") for r in result.shown(name, point) if r.curve]
-        told = [layers for layers in runs if isinstance(layers, list) and layers]
+        runs = (r.curve.summary.get("layers") for r in result.shown(name, point) if r.curve)
+        told = [layers for layers in runs if layers]
         for layer in (layer for layers in told for layer in layers):
             sums[str(layer["name"])] += layer["bytes"]
         for layer, total in sums.items():

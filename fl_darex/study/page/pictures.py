@@ -41,10 +41,19 @@ class Pictures:
     Args:
         folder: Where the files go.
         link: Makes a link from the page to a file.
+        formats: Of the files.
+
+    Attributes:
+        files: Those that were written.
     """
 
-    def __init__(self, folder: Path, link: Callable[[Path, str], Html]) -> None:
-        self._folder, self._link = folder, link
+    def __init__(
+        self,
+        folder: Path,
+        link: Callable[[Path, str], Html],
+        formats: Sequence[str] = FORMATS,
+    ) -> None:
+        self._folder, self._link, self._formats = folder, link, formats
         self._left = MOST_BYTES
         self.files: list[Path] = []
 
@@ -89,10 +98,12 @@ class Pictures:
         )
 
     def _save(self, panel: Panel) -> list[Path]:
+        if not self._formats:
+            return []
         figure = panel.draw(True)
         without_missing_glyphs(figure)
         self._folder.mkdir(parents=True, exist_ok=True)
         with rc_context(STYLE):
-            files = save_figure(figure, self._folder / panel.key, FORMATS)
+            files = save_figure(figure, self._folder / panel.key, self._formats)
         self.files += files
         return files
