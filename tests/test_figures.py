@@ -124,14 +124,16 @@ def test_characters_that_the_font_lacks_are_written_out_in_files(tmp_path: Path)
         assert "a\\u6a21\\u578bü" in found
 
 
-@pytest.mark.parametrize("name", ["$x", "$a$ $b_1$", "\\frac", "tab\there\x00", "%", "x" * 300])
+@pytest.mark.parametrize(
+    "name", ["$x", "$a$ $b_1$", "\\frac", "tab\there\x00", "%", "x" * 300, "_"]
+)
 def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
     write_run(tmp_path / "a")
     runs = [entry(name, 1, "a"), entry("other", 1, "a")]
     result = load_result(write_study(tmp_path, runs))
     for figure in (figures.metric_by_round(result), figures.bytes_by_kind(result)):
         shown = figure._repr_svg_()
-        assert readable(name, 22)[:20].replace("&", "&amp;") in shown
+        assert readable(name, 22)[:20] in shown
 
 
 def test_a_long_run_is_thinned_and_keeps_its_ends(tmp_path: Path) -> None:

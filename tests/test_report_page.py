@@ -7,7 +7,9 @@ import html
 import io
 import json
 import math
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -32,7 +34,8 @@ from fl_darex.study.read_folders import load_result
 
 pytestmark = pytest.mark.filterwarnings("error:Glyph")
 
-NAMES = ["dense", "<i>&amp;\"'_%$", "$x^2$ \\frac", "_hidden", "模型"]
+NAMES = ["dense", "<i>&amp;\"'_%$", "$x^2$ \\frac", "_hidden\x1b", "模型"]
+SHOWN = [name.replace("\x1b", r"\x1b") for name in NAMES]
 GRID = [{"federation.partition": "iid"}, {"federation.partition": "dirichlet"}]
 VOID = {"meta", "br", "hr"}
 UNMEASURED = {"federation.evaluate": "none"}
@@ -209,7 +212,7 @@ def test_texts_are_escaped_and_no_other_script_runs(page) -> None:
     assert len(read.root.all("script")) == 1 and "alert" not in read.root.all("script")[0].text
     assert read.root.all("h1")[0].text == "Title </title><script>x</script>"
     assert not read.root.all("i"), "the name of an arm is no markup"
-    assert {row[0] for row in tables(read)["headline-table"][1]} == {*NAMES}
+    assert {row[0] for row in tables(read)["headline-table"][1]} == {*SHOWN}
     assert "&amp;amp;" in text and "no &lt;memory&gt; &amp; more" in text
 
 
@@ -217,7 +220,7 @@ def test_the_numbers_of_a_point_are_those_of_the_runs_files(page, study: Path) -
     names, rows = tables(page[1])["point-1-table"]
     for cells in rows:
         row = dict(zip(names, cells, strict=True))
-        folders = [study / f"runs/{NAMES.index(row['arm'])}/1/{seed}" for seed in (1, 2, 3)]
+        folders = [study / f"runs/{SHOWN.index(row['arm'])}/1/{seed}" for seed in (1, 2, 3)]
         there = [f / "summary.json" for f in folders if (f / "summary.json").is_file()]
         found = [json.loads(file.read_text("utf-8")) for file in there]
         found = [one for one in found if one["status"] == "finished"]
@@ -238,13 +241,13 @@ def test_the_headline_says_what_is_missing_and_the_page_why(page) -> None:
     assert names == ["arm", "point", "seed", "status", "reason", "whole error"]
     told = {(row[0], row[2], row[3], row[4]) for row in rows}
     assert ("模型", "3", "failed, 2 of 4 rounds", "no <memory> & more") in told
-    assert ("_hidden", "2", "missing", "<script>alert(1)") in told
+    assert (SHOWN[3], "2", "missing", "<script>alert(1)") in told
 
 
 def test_tuning_settings_and_origin_are_there(page) -> None:
     _, read = page
     found = tables(read)
-    assert found["tuning-counts"] == (["arm", "runs"], [[name, "1"] for name in NAMES])
+    assert found["tuning-counts"] == (["arm", "runs"], [[name, "1"] for name in SHOWN])
     assert found["tuning-trials"][1][0][2:] == ["train.lr = 0.001", "0.5000", "chosen"]
     names, rows = found["differences"]
     assert names == ["arm", "compress.method", "compress.p"] and rows[0][:2] == ["dense", "dense"]
@@ -265,6 +268,16 @@ def test_links_lead_to_the_files_from_where_the_page_is(tmp_path: Path) -> None:
     assert "../pictures/bytes-by-kind.svg" in files and "../a run%20&/summary.json" in files
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_folder_whose_name_is_no_text_has_a_page(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"run-\xff")
+    write_run(folder, [None] * 4, UNMEASURED, initial_metric=None)
+    out = tmp_path / "page.html"
+    write_report(load_result(folder), out)
+    text = out.read_text("utf-8")
+    assert r"Run run-\udcff" in text and 'href="run-%FF/summary.json"' in text
+
+
 def test_the_tables_to_copy_are_the_headline(page) -> None:
     _, read = page
     names, rows = tables(read)["headline-table"]
@@ -274,7 +287,9 @@ def test_the_tables_to_copy_are_the_headline(page) -> None:
         if one.all("pre")
     }
     table = list(csv.DictReader(io.StringIO(copies["CSV, exact numbers"])))
-    assert [row["arm"] for row in table] == [row[0] for row in rows]
+    assert [row["arm"] for row in table] == [row[0] for row in rows] and {
+        row[0] for row in rows
+    } == {*SHOWN}
     shown = [f"{float(row['final_mean']):.4f}" for row in table]
     assert shown == [row[names.index("final accuracy")].split()[0] for row in rows]
     assert copies["Markdown"].count("\n") == len(rows) + 2 and r"\toprule" in copies["LaTeX"]

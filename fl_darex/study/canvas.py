@@ -81,24 +81,36 @@ def name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def add_legend(figure: Figure, looks: Mapping[str, Look]) -> None:
-    """Name the looks below the axes, and make the figure higher by what that takes."""
+def add_legend(figure: Figure, looks: Mapping[str, Look], lines: bool = True) -> None:
+    """Name the looks below the axes, and make the figure higher by what that takes.
+
+    Args:
+        figure: Gets the legend.
+        looks: By name.
+        lines: Whether they are lines, not dots alone.
+    """
     named = {readable(name, 34): look for name, look in looks.items() if look.own}
-    handles = [Line2D([], [], **look.line) for look in named.values()]
     if others := len(looks) - len(named):
         named[f"{others} others"] = OTHER
-        handles.append(Line2D([], [], color=FAINT, linewidth=0.6))
     longest = max(map(len, named), default=0)
     columns = 1 if longest > 19 else 2 if longest > 10 else 3
-    lines = -(-len(named) // columns)
-    figure.set_figheight(figure.get_figheight() + _ROW * lines)
+    rows = -(-len(named) // columns)
+    figure.set_figheight(figure.get_figheight() + _ROW * rows)
     # A legend leaves out names that begin with an underscore; what it has may be renamed.
     legend = figure.legend(
-        handles, ["x" * len(name) for name in named], loc="outside lower center", ncols=columns
+        [_handle(look, lines) for look in named.values()],
+        ["x" * len(name) for name in named],
+        loc="outside lower center",
+        ncols=columns,
     )
     legend.set_frame_on(False)
     for text, name in zip(legend.get_texts(), named, strict=True):
         text.set_text(name)
+
+
+def _handle(look: Look, lines: bool) -> Line2D:
+    dots: Any = {} if lines else {"linestyle": "", "marker": look.marker or "."}
+    return Line2D([], [], linewidth=1.2 if look.own else 0.6, **{**look.line, **dots})
 
 
 def readable(text: str, most: int = 60) -> str:

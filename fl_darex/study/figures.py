@@ -122,7 +122,7 @@ def pareto_front(
         totals = [row.total / 1e6 for row in rows if row.total]
         if totals:
             log_axis(axes, min(totals), max(totals))
-        return _done(figure, axes, result, legend)
+        return _done(figure, axes, result, legend, lines=False)
 
 
 def bytes_by_kind(result: Result, point: int = 0, *, legend: bool = True) -> StudyFigure:
@@ -177,11 +177,13 @@ def _lines(
     return drawn
 
 
-def _done(figure: StudyFigure, axes: Axes, result: Result, legend: bool) -> StudyFigure:
+def _done(
+    figure: StudyFigure, axes: Axes, result: Result, legend: bool, lines: bool = True
+) -> StudyFigure:
     if not axes.has_data():
         axes.text(0.5, 0.5, "nothing was measured", ha="center", transform=axes.transAxes)
     if legend and len(result.arms) > 1:
-        add_legend(figure, looks(result))
+        add_legend(figure, looks(result), lines)
     return figure
 
 
@@ -203,5 +205,5 @@ def _dots(
             if max(values) > 100 * min(values):  # names have taken the room for more numbers
                 axes.xaxis.set_major_locator(LogLocator(numticks=5))
         if legend:
-            add_legend(figure, styles)
+            add_legend(figure, styles, lines=False)
         return figure

@@ -78,7 +78,7 @@ def _by_target(table: Headline) -> str:
     part = f" ({of} of {best.planned} runs)" if of < best.planned else ""
     cost = f"{best.arm}{part} reaches {goal} with {numbers.in_bytes(took)}"
     own = reference.to_target.mean
-    if own is None or not took:
+    if own is None or not took or of != reference.to_target.reached:  # other seeds than its
         return f"{cost}."
     if own <= took:
         return f"No other arm takes fewer bytes to {goal} than {result.reference} itself does."

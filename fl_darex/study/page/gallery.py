@@ -59,7 +59,7 @@ def front(
         "a bootstrap over points and seeds" if len(table.points) > 1 else "Student's t over seeds"
     )
     caption = (
-        f"A point for each arm: means over seeds; bars are 95 % intervals, by {bars}. The line "
+        f"A point for each arm, {_over(result)}; bars are 95 % intervals, by {bars}. The line "
         "joins the arms that no other beats in both. Arms that have not finished are left out."
     )
     panel = Panel(
@@ -121,7 +121,7 @@ def _sums(pictures: Pictures, result: Result, point: int, prefix: str) -> list[H
             lambda legend: figures.bytes_by_kind(result, point, legend=legend),
             _listed("Bytes by kind of exchange", kinds),
         )
-        caption = "Both ways, a whole run, the mean over seeds; on a logarithmic axis."
+        caption = f"Both ways, a whole run, {_over(result)}; on a logarithmic axis."
         styles = figures.kinds_looks(result, point)
         found.append(pictures.figure("Bytes by kind of exchange", [panel], caption, styles, False))
     if layers:
@@ -130,7 +130,7 @@ def _sums(pictures: Pictures, result: Result, point: int, prefix: str) -> list[H
             lambda legend: figures.bytes_by_layer(result, point, legend=legend),
             _listed("Bytes by layer", layers),
         )
-        caption = "The layers with the most bytes; a whole run, the mean over seeds."
+        caption = f"The layers with the most bytes; a whole run, {_over(result)}."
         found.append(pictures.figure("Bytes by layer", [panel], caption, looks(result), False))
     return found
 
@@ -173,6 +173,11 @@ def _seeds(result: Result, point: int) -> str:
         f"Lines are means over seeds {seeds}{some}; bands reach from the lowest to the highest "
         f"seed.{grey}"
     )
+
+
+def _over(result: Result) -> str:
+    seeds = ", ".join(map(str, result.seeds))
+    return f"seed {seeds}" if len(result.seeds) == 1 else f"the mean over seeds {seeds}"
 
 
 def _title(text: str) -> str:

@@ -15,13 +15,17 @@ Part = str | None
 
 
 def safe(text: Part) -> Html:
-    """Return a text as HTML; control characters are written out, as no HTML may hold them."""
+    """Return a text as HTML, which may hold no control characters: they are written out."""
     if text is None:
         return Html("")
     if isinstance(text, Html):
         return text
-    shown = "".join(c if c.isprintable() or c in "\n\xa0" else ascii(c)[1:-1] for c in text)
-    return Html(html.escape(shown, quote=True))
+    return Html(html.escape(printable(text), quote=True))
+
+
+def printable(text: str) -> str:
+    """Return a text with what is no character written out, as Python does."""
+    return "".join(c if c.isprintable() or c in "\n\xa0" else ascii(c)[1:-1] for c in text)
 
 
 def tag(name: str, /, *parts: Part, **attributes: str | bool) -> Html:

@@ -142,4 +142,4 @@ def _link(page_folder: Path, path: Path, text: Part) -> Html:
         relative = Path(os.path.relpath(path.resolve(), page_folder.resolve())).as_posix()
     except ValueError:  # on another drive
         return tag("span", text)
-    return tag("a", text, href=quote(relative))
+    return tag("a", text, href=quote(os.fsencode(relative)))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from fl_darex.study.canvas import as_text
 from fl_darex.study.looks import FAINT, INK, LIGHT
-from fl_darex.study.page.html import Html
+from fl_darex.study.page.html import Html, printable
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _COLORS = {INK: "currentColor", FAINT: "var(--faint)"} | {
@@ -38,7 +38,7 @@ def inline_svg(figure: Figure, key: str, words: str) -> Html:
         _adapt(element, key, kept)
     box = root.get("viewBox", "")
     root.attrib.clear()
-    root.attrib.update({"viewBox": box, "role": "img", "aria-label": words})
+    root.attrib.update({"viewBox": box, "role": "img", "aria-label": printable(words)})
     return Html(ElementTree.tostring(root, "unicode"))
 
 
