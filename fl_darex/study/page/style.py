@@ -55,13 +55,13 @@ nav a {{ display: inline-block; padding: .3rem 0; }}
 .scroll {{ overflow-x: auto; margin: .75rem 0; }}
 table {{ border-collapse: separate; border-spacing: 0; font-size: .875rem; line-height: 1.35; }}
 caption {{ text-align: left; font-weight: 600; font-size: 1rem; padding: 0 0 .4rem; }}
-th, td {{ padding: .4rem .7rem; text-align: left; vertical-align: top; }}
+th, td {{ padding: .4rem .55rem; text-align: left; vertical-align: top; }}
 thead th {{ vertical-align: bottom; border-bottom: 2px solid var(--ink); font-weight: 600; }}
 tbody th, tbody td {{ border-bottom: 1px solid var(--line); }}
-tbody th {{ font-weight: 600; min-width: min(9rem, 28vw); max-width: 16rem; }}
+tbody th {{ font-weight: 600; min-width: 7rem; max-width: 16rem; }}
 .number {{ text-align: right; font-variant-numeric: tabular-nums; }}
 td.number {{ white-space: nowrap; }}
-thead th.number {{ min-width: 4.6rem; }}
+thead th.number {{ min-width: 4.3rem; }}
 .more {{ display: block; color: var(--soft); font-weight: 400; font-size: .8125rem; }}
 .pinned tbody th, .pinned thead th:first-child {{
   position: sticky; left: 0; background: var(--ground); z-index: 1;
