@@ -12,7 +12,7 @@ ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help quickstart test slow-test deployment-test flower-versions lint fuzz clean moved
+.PHONY: help quickstart test slow-test browser-test deployment-test flower-versions lint fuzz clean moved
 
 help:
 	@echo "make quickstart   fine-tune on digits with ten simulated clients; the result is in runs/"
@@ -20,6 +20,7 @@ help:
 	@echo "make lint         check format, style and types"
 	@echo "make slow-test    whole runs on Ray, on Flower's engine and on a SuperLink that make test"
 	@echo "                  leaves out; takes minutes"
+	@echo "make browser-test looks at a report in Chromium, where that is installed: widths, colours, print"
 	@echo "make deployment-test"
 	@echo "                  run apps on SuperLinks with SuperNodes that are killed, come late or"
 	@echo "                  misbehave; takes minutes, and make test leaves it out"
@@ -41,6 +42,9 @@ test: $(VENV)/.ready-dev
 # pyproject.toml keeps these tests out of the others by their marks.
 slow-test: $(VENV)/.ready-dev
 	$(IN)/pytest -n $(AT_ONCE) --dist loadfile -m slow $(ARGS)
+
+browser-test: $(VENV)/.ready-dev
+	$(IN)/pytest -m browser -rs tests/test_browser.py $(ARGS)
 
 deployment-test: $(VENV)/.ready-dev
 	$(IN)/pytest -n $(AT_ONCE) --dist loadfile -m deployment tests/deployment $(ARGS)

@@ -10,6 +10,7 @@ import typer
 
 from fl_darex import __version__
 from fl_darex.commands.check import check
+from fl_darex.commands.report import report
 from fl_darex.commands.run import own_keys, run
 from fl_darex.commands.settings import ABOUT
 from fl_darex.commands.study import ABOUT as STUDY
@@ -29,6 +30,7 @@ for command in (run, check):
     about = ABOUT.format(command=command.__name__)
     app.command(help=f"{does}\n\n{about}", epilog=own_keys())(command)
 app.command(help=f"{study.__doc__}\n\n{STUDY}")(study)
+app.command()(report)
 
 
 def _version(wanted: bool) -> None:

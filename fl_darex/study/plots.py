@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -78,17 +79,18 @@ def plot_run(folder: Path) -> list[Path]:
         return files + save_figure(by_bytes, target / "metric-by-megabytes")
 
 
-def save_figure(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure in all `FORMATS`; the same figure gives the same bytes.
+def save_figure(figure: Figure, path: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write a figure in some formats; the same figure gives the same bytes.
 
     Args:
         figure: The figure.
         path: Where to, without a suffix.
+        formats: Some of `FORMATS`.
     """
-    files = [path.with_name(f"{path.name}.{kind}") for kind in FORMATS]
+    files = [path.with_name(f"{path.name}.{kind}") for kind in formats]
     # The layout moves ticks, which have longer labels then: a second one finds room for these.
     figure.draw_without_rendering()
-    for file, kind in zip(files, FORMATS, strict=True):
+    for file, kind in zip(files, formats, strict=True):
         figure.savefig(file, dpi=300, metadata=_SAME[kind])
     return files
 
