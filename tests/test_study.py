@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from forked import Commands
+from test_cli import fl_darex
 from test_resume_runs import rounds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,8 +107,9 @@ def test_every_trial_and_run_is_there_and_the_record_says_so(whole: Path) -> Non
         for seed in (1, 2):
             text = (whole / "out" / f"runs/{arm}/seed-{seed}" / "config.toml").read_text()
             assert f"lr = {best['settings']['train.lr']}" in text and f"seed = {seed}" in text
-    last = (whole / "log").read_text().splitlines()[-2:]
-    assert last[0].startswith("[4/4] dare, seed 2: accuracy 0.") and last[1] == "study: out"
+    log = (whole / "log").read_text()
+    assert "[4/4] dare, seed 2: accuracy 0." in log and "dare reaches 99 % of the final" in log
+    assert log.endswith("study: out; fl-darex report out writes its page\n")
     kept = {path.name for path in (whole / "out" / RUNS[0]).iterdir()}
     assert kept == {"config.toml", "rounds.jsonl", "clients.jsonl", "summary.json"}
 
@@ -117,6 +119,16 @@ def test_the_same_command_again_does_nothing(commands: Commands, whole: Path) ->
     code, log = said(commands, whole)
     assert code == 0 and log.count("4 of 4 are done already") == 2
     assert contents(whole / "out" / "runs") == before
+
+
+def test_its_page_has_a_row_for_each_arm_and_says_what_was_tried(
+    whole: Path, tmp_path: Path
+) -> None:
+    done = fl_darex("report", str(whole / "out"), "--out=page.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    for words in ("dense", "dare", "train.lr", "0.0001"):
+        assert words in page
 
 
 def test_runs_of_other_settings_or_other_code_are_refused(commands: Commands, whole: Path) -> None:

@@ -13,8 +13,16 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
-from fl_darex.commands.ends import INTERRUPTED, ignore_signals, reported, say, stopped_by_signals
+from fl_darex.commands.ends import (
+    INTERRUPTED,
+    ignore_signals,
+    reported,
+    say,
+    stopped_by_signals,
+    unheard,
+)
 from fl_darex.commands.messages import FAILED, plain_console
 from fl_darex.commands.settings import Engine, Overrides, quiet
 from fl_darex.config import read_overrides
@@ -22,9 +30,13 @@ from fl_darex.errors import ConfigError
 from fl_darex.files.lock import Lock
 from fl_darex.observers import files
 from fl_darex.study import plan
+from fl_darex.study.columns import columns
+from fl_darex.study.headline import headline
 from fl_darex.study.plan import Planned
+from fl_darex.study.read_folders import load_result
 from fl_darex.study.record import is_done, refuse_others, write_record
 from fl_darex.study.runner import Place, here, one_ray
+from fl_darex.study.sentence import incomplete, seeds_of, sentence
 from fl_darex.study.study_file import Study, read_study
 from fl_darex.study.tuning import Choice, choose
 
@@ -170,7 +182,7 @@ def _do(going: _Going, place: Place) -> None:
     for name in without:
         going.reasons[name] = "no trial finished"
         say(going.console, f"{name}: no trial of its settings has a metric, so it has no runs")
-    say(going.console, f"study: {going.out}")
+    _say_results(going)
 
 
 def _errors() -> AbstractContextManager[None]:
@@ -226,6 +238,28 @@ def _stopped(going: _Going) -> Iterator[None]:
             going.write()
             say(going.console, f"stopped; what is done is in {going.out}; the same command goes on")
             raise typer.Exit(INTERRUPTED) from None
+
+
+_SHOWN = ("arm", "runs", "final", "gap", "total_bytes", "ratio", "bytes_to_target")
+
+
+def _say_results(going: _Going) -> None:
+    """Print the columns of the headline that fit a terminal, and where all of it is."""
+    going.write()
+    result = load_result(going.out)
+    found = headline(result)
+    shown = [column for column in columns(found) if column.key in _SHOWN]
+    table = Table(title=result.title)
+    for column in shown:
+        table.add_column(column.name, justify="left" if column.key == "arm" else "right")
+    for row in found.rows:
+        table.add_row(*(column.text(row) for column in shown))
+    with unheard():
+        going.console.print(table)
+    for line in filter(None, (sentence(found), seeds_of(found), incomplete(result))):
+        say(going.console, line)
+    page = shlex.join(["fl-darex", "report", str(going.out)])
+    say(going.console, f"study: {going.out}; {page} writes its page")
 
 
 def _line(out: Path, one: Planned, trouble: str) -> str:

@@ -48,6 +48,7 @@ class RunFolder:
         path: The folder. It must not exist yet, or be empty; it is taken when the run starts, or
             by `reserve`.
         numbered: Take ``path-2``, ``path-3`` and so on where ``path`` is not free.
+        model: Whether the final model is saved.
 
     Attributes:
         path: The folder; with ``numbered``, the one that was taken.
@@ -57,10 +58,10 @@ class RunFolder:
             their own that does not say it.
     """
 
-    def __init__(self, path: Path, numbered: bool = False) -> None:
+    def __init__(self, path: Path, numbered: bool = False, model: bool = True) -> None:
         self.path = path
         self.status = self.signal = self.engine = ""
-        self._numbered = numbered
+        self._numbered, self._saves = numbered, model
         self._config: RunConfig | None = None
         self._made: list[Path] = []
         self._start: RunStart | None = None
@@ -190,7 +191,7 @@ class RunFolder:
             self._reports.append(report)
             append_line(self.path / files.ROUNDS, strict_json(asdict(report)))
             last = self._config is not None and report.round == self._config.federation.rounds
-            if last:
+            if last and self._saves:
                 self._save(save_model)
             self._write_summary("finished" if last else "running")
 

@@ -40,7 +40,7 @@ def carry_out(folder: Path, settings: Mapping[str, Scalar], keep_model: bool) ->
     from fl_darex.simulation.in_process import simulate_in_process
     from fl_darex.training.session import session, settled
 
-    config, made = make_config(settings), RunFolder(folder)
+    config, made = make_config(settings), RunFolder(folder, model=keep_model)
     made.engine = "local"
     with made:
         _take(made, config)
@@ -49,8 +49,6 @@ def carry_out(folder: Path, settings: Mapping[str, Scalar], keep_model: bool) ->
             app = load(MAKE_SERVER_APP, "app")(config, [made], folder / files.CHECKPOINT)
             simulate_in_process(app, CLIENT_APP, clients=config.federation.clients)
     shutil.rmtree(folder / files.CHECKPOINT, ignore_errors=True)
-    if not keep_model:
-        shutil.rmtree(folder / files.MODEL, ignore_errors=True)
 
 
 def _take(made: RunFolder, config: RunConfig) -> None:
