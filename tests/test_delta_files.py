@@ -17,7 +17,7 @@ import pytest
 import torch
 from golden_file import BASE, FILE, HALVES, TEXT, TUNED
 from safetensors.torch import load_file, save_file
-from test_deltas import HOWS, TYPES, moved, saved, weights
+from small_checkpoints import HOWS, TYPES, moved, saved, weights
 from test_wire_format import hash8, read
 
 from fl_darex import deltas

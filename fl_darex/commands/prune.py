@@ -20,7 +20,11 @@ with BASE, fl-darex apply makes a model of it again. An example:
 
 Tensors that BASE lacks, such as a fresh head, are kept whole; those that did not change cost
 nothing. Configuration, tokenizer and other small files (.json, .txt, .model, .jinja, .md) go along:
-those that differ from BASE's are put into FILE, the others are taken from BASE again."""
+those that differ from BASE's are put into FILE, the others are taken from BASE again.
+
+Other forms are for other programs: dense is the model's folder that apply would make; csr is the
+change as CSR matrices, sparse-safetensors the new values with their indices (vLLM's patches), each
+in one .safetensors file."""
 
 
 def prune(
@@ -60,6 +64,10 @@ def prune(
     dense_below: Annotated[
         int, typer.Option(help="keep tensors of at most so many entries whole")
     ] = 0,
+    form: Annotated[
+        str,
+        typer.Option("--format", help="darex; or dense (a folder), csr, sparse-safetensors"),
+    ] = "darex",
     no_files: Annotated[
         bool, typer.Option("--no-files", help="leave configuration, tokenizer and the like out")
     ] = False,
@@ -83,7 +91,7 @@ def prune(
         )
         models = deltas.open_checkpoint(base), deltas.open_checkpoint(finetuned)
         with bars(console) as told:
-            found = deltas.prune(*models, out, how, carry_files=not no_files, told=told)
+            found = deltas.prune_as(form, *models, out, how, carry_files=not no_files, told=told)
         for remark in found.remarks:
             say(console, remark, "note:", "yellow")
         share = f"{found.kept:,} of {found.entries:,} entries" if found.entries else "no entries"

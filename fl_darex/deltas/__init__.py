@@ -7,6 +7,7 @@ gone through tensor by tensor. The commands ``fl-darex prune``, ``apply`` and ``
 from fl_darex.deltas.applied import apply, check_base, restored_tensors, survivors_of
 from fl_darex.deltas.checkpoints import Checkpoint, open_checkpoint
 from fl_darex.deltas.container import DeltaFile, open_delta
+from fl_darex.deltas.exported import export, prune_as
 from fl_darex.deltas.pruned import Pruned, prune
 from fl_darex.deltas.report import Report, inspect
 from fl_darex.deltas.settings import Pruning
@@ -19,10 +20,12 @@ __all__ = [
     "Report",
     "apply",
     "check_base",
+    "export",
     "inspect",
     "open_checkpoint",
     "open_delta",
     "prune",
+    "prune_as",
     "restored_tensors",
     "survivors_of",
 ]

@@ -52,6 +52,7 @@ def apply(
         PacketError: If a packet is damaged; nothing is written then.
         OSError: If the folder cannot be written.
     """
+    check_folder(Path(out).expanduser())
     check_base(delta, base, told)
     with _new_folder(Path(out).expanduser()) as folder:
         for file in delta.header.files if carry_files else ():
@@ -145,13 +146,21 @@ def _content(file: File, delta: DeltaFile, base: Checkpoint) -> bytes:
     return content
 
 
+def check_folder(out: Path) -> None:
+    """Refuse a place where no new folder can be made.
+
+    Raises:
+        ConfigError: If something is there, but for an empty folder, or there is none to put it in.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{str(out)!r} is there already; name a new folder, or remove it")
+    if not out.parent.is_dir():
+        raise ConfigError(f"there is no folder {str(out.parent)!r}; make it first")
+
+
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder that takes its place when the block is left, and is gone if it raises."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"{str(out)!r} is there already; name a new folder, or remove it")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder {str(out.absolute().parent)!r}; make it first")
     for old in out.absolute().parent.glob(f"{out.name}.*.part"):  # of processes that were killed
         with suppress(OSError):
             if old.stat().st_mtime < time.time() - UNFINISHED_SECONDS:

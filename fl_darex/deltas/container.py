@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import accumulate
 from os import PathLike
@@ -77,6 +77,18 @@ class DeltaWriter:
         self._file.write(part)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a place where no file can be written.
+
+    Raises:
+        ConfigError: If a folder is there, or there is none to write it into.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{str(path)!r} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {str(path.parent)!r}; make it first")
+
+
 @contextmanager
 def writing(path: str | PathLike[str]) -> Iterator[DeltaWriter]:
     """Write a delta's file that others see whole, when the block is left, or not at all."""
@@ -91,6 +103,7 @@ class DeltaFile:
     Attributes:
         header: What it says of itself.
         size: Its bytes.
+        name: What it is called in errors; empty: nothing.
     """
 
     __repr__ = described
@@ -100,6 +113,7 @@ class DeltaFile:
     _packets: tuple[memoryview, ...]
     _files: Mapping[str, memoryview]
     _rows: Mapping[int, list[Row]]
+    name: str = ""
     _last: dict[int, Packet] = field(default_factory=dict)
     _whole: dict[int, Mapping[str, Numbers]] = field(default_factory=dict)
 
@@ -115,7 +129,8 @@ class DeltaFile:
         """
         if number not in self._last:
             self._last.clear()
-            self._last[number] = self._opened(number)
+            with _named(self.name):
+                self._last[number] = self._opened(number)
         return self._last[number]
 
     def dense(self, number: int) -> Mapping[str, Numbers]:
@@ -169,10 +184,17 @@ def open_delta(path: str | PathLike[str]) -> DeltaFile:
         start = file.read(len(MAGIC))
     if start != MAGIC:
         raise ConfigError(f"{str(place)!r} was not written by fl-darex prune; name one that was")
+    with _named(name := repr(str(place))):
+        return replace(parse(np.memmap(place, np.uint8, mode="r").data), name=name)
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Let errors of the block say which file they are about."""
     try:
-        return parse(np.memmap(place, np.uint8, mode="r").data)
+        yield
     except PacketError as error:
-        raise PacketError(f"{str(place)!r}: {error}", error.reason) from None
+        raise PacketError(f"{name}: {error}" if name else str(error), error.reason) from None
 
 
 def parse(data: memoryview) -> DeltaFile:

@@ -18,7 +18,7 @@ from fl_darex.deltas.checkpoints import (
     says_the_same,
     small_files,
 )
-from fl_darex.deltas.container import DeltaWriter, writing
+from fl_darex.deltas.container import DeltaWriter, check_place, writing
 from fl_darex.deltas.header import File, Header, Row
 from fl_darex.deltas.matching import matched
 from fl_darex.deltas.packing import Source, in_packets, name_odd
@@ -78,17 +78,18 @@ def prune(
         told: Is told what goes on.
 
     Raises:
-        ConfigError: If a tensor is of a type that cannot be written.
+        ConfigError: If a tensor is of a type that cannot be written, or the file cannot be there.
         DeltaError: If a change is NaN or infinite.
         OSError: If the file cannot be written.
     """
+    check_place(place := Path(out).expanduser())
     rows, remarks = matched(tuned.tensors, base.tensors, how)
     rows = in_packets(rows, how.keep)
     needed = {row.base: base.tensors[row.base] for row in rows if row.base is not None}
     version = version_of(needed, _counted(told, "reading BASE", base, list(needed)))
     files, contents, left = _files(base, tuned) if carry_files else ([], [], [])
     source = Source(tuned.tensors, base.tensors, how)
-    with writing(out) as file:
+    with writing(place) as file:
         rows, lengths = _packets(file, source, rows, version, told)
         for content in contents:
             file.add(content)
@@ -101,8 +102,7 @@ def prune(
             notes=_notes(base, tuned, how),
         )
         file.finish(header)
-    size = Path(out).expanduser().stat().st_size
-    return Pruned(header, size, _bytes(tuned), (*remarks, *left))
+    return Pruned(header, place.stat().st_size, _bytes(tuned), (*remarks, *left))
 
 
 def _packets(

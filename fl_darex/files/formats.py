@@ -195,21 +195,23 @@ def check(suffix: str, name: str, tensor: StoredTensor) -> None:
         )
 
 
-def write_npz(file: IO[Any], tensors: Mapping[str, StoredTensor]) -> None:
-    """Write tensors, one after the other, uncompressed."""
+def write_npz(file: IO[Any], tensors: Mapping[str, StoredTensor], notes: Mapping[str, str]) -> None:
+    """Write tensors, one after the other, uncompressed; it has no place for notes."""
     with zipfile.ZipFile(file, "w") as archive:
         for name, tensor in tensors.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as opened:
                 np.lib.format.write_array(opened, _as_written(name, tensor), allow_pickle=False)
 
 
-def write_safetensors(file: IO[Any], tensors: Mapping[str, StoredTensor]) -> None:
-    """Write tensors, one after the other."""
+def write_safetensors(
+    file: IO[Any], tensors: Mapping[str, StoredTensor], notes: Mapping[str, str]
+) -> None:
+    """Write tensors, one after the other, and notes into the header's metadata."""
     sizes = {name: _kind(tensor.dtype).itemsize for name, tensor in tensors.items()}
     # Wide types first, so that every tensor is aligned without gaps.
     order = sorted(tensors, key=lambda name: (-sizes[name], name))
     # Some readers, transformers among them, ask what framework the tensors' layout is that of.
-    header: dict[str, Any] = {_NOTES: {"format": "pt"}}
+    header: dict[str, Any] = {_NOTES: {"format": "pt", **notes}}
     end = 0
     for name in order:
         code, shape = _CODES[tensors[name].dtype], tensors[name].shape

@@ -86,13 +86,16 @@ def read_tensors(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
     return {name: np.array(array) for name, array in open_tensors(path).items()}
 
 
-def write_tensors(path: str | PathLike[str], tensors: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: str | PathLike[str], tensors: Mapping[str, Any], notes: Mapping[str, str] | None = None
+) -> None:
     """Write a checkpoint whole or not at all.
 
     Args:
         path: Ends with ``.safetensors`` or ``.npz``; its folder must exist.
         tensors: NumPy arrays or torch tensors by name. `StoredTensors`, from a file or made by the
             caller, are read one at a time and rounded to the type that their description says.
+        notes: Texts for the metadata of a ``.safetensors`` file.
 
     Raises:
         ConfigError: If the path has another suffix, or the format lacks a tensor's type or name.
@@ -105,7 +108,7 @@ def write_tensors(path: str | PathLike[str], tensors: Mapping[str, Any]) -> None
     for name, tensor in described.items():
         formats.check(place.suffix, name, tensor)
     with open_atomically(place) as file:
-        write(file, described)
+        write(file, described, notes or {})
 
 
 def _described(tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
