@@ -29,7 +29,8 @@ def apply(
     with told_in_one_line():
         from fl_darex import deltas
 
-        delta, model = deltas.open_delta(file), deltas.open_checkpoint(base)
+        delta = deltas.open_delta(file)
+        model = deltas.open_base(base, delta)
         with bars(console) as told:
             deltas.apply(model, delta, out, carry_files=not no_files, told=told)
         say(console, f"model: {out}")

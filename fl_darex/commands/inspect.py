@@ -38,7 +38,7 @@ def inspect(
         from fl_darex import deltas
 
         delta = deltas.open_delta(file)
-        model = None if base is None else deltas.open_checkpoint(base)
+        model = None if base is None else deltas.open_base(base, delta)
         with bars(plain_console(stderr=True)) as told:
             report = deltas.inspect(delta, model, told)
         if as_json:

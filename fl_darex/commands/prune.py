@@ -68,6 +68,13 @@ def prune(
         str,
         typer.Option("--format", help="darex; or dense (a folder), csr, sparse-safetensors"),
     ] = "darex",
+    adapter: Annotated[
+        bool,
+        typer.Option(
+            "--adapter",
+            help="FINETUNED holds a LoRA adapter: of BASE, or one after more training than BASE's",
+        ),
+    ] = False,
     no_files: Annotated[
         bool, typer.Option("--no-files", help="leave configuration, tokenizer and the like out")
     ] = False,
@@ -89,7 +96,7 @@ def prune(
             dense=tuple(dense or ()),
             dense_below=dense_below,
         )
-        models = deltas.open_checkpoint(base), deltas.open_checkpoint(finetuned)
+        models = deltas.open_pair(base, finetuned, adapter=adapter)
         with bars(console) as told:
             found = deltas.prune_as(form, *models, out, how, carry_files=not no_files, told=told)
         for remark in found.remarks:

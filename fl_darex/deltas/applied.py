@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fl_darex.delta import Layout
 from fl_darex.deltas.arithmetic import restored, version_of
-from fl_darex.deltas.checkpoints import Checkpoint, digest_of
+from fl_darex.deltas.checkpoints import ADAPTER, Checkpoint, digest_of, open_checkpoint
 from fl_darex.deltas.container import DeltaFile
 from fl_darex.deltas.header import File, Row, refuse
 from fl_darex.deltas.settings import Told, silent
@@ -136,8 +136,8 @@ def _restored(base: Mapping[str, StoredTensor], delta: DeltaFile, row: Row) -> N
 def _content(file: File, delta: DeltaFile, base: Checkpoint) -> bytes:
     if file.packed:
         return delta.content(file)
-    place = base.place / file.path
-    content = place.read_bytes() if base.place.is_dir() and place.is_file() else b""
+    place = base.files.get(file.path)
+    content = b"" if place is None else place.read_bytes()
     if digest_of(content) != file.digest:
         raise ConfigError(
             f"{file.path!r} is to be taken from {str(base.place)!r}, where it is missing or has "
@@ -173,6 +173,15 @@ def _new_folder(out: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+
+
+def open_base(path: str | PathLike[str], delta: DeltaFile) -> Checkpoint:
+    """Open the folder that a delta is for: its adapter, where the delta is an adapter's.
+
+    Raises:
+        ConfigError: If it cannot be read.
+    """
+    return open_checkpoint(path, adapter=delta.header.weights == ADAPTER)
 
 
 def check_base(delta: DeltaFile, base: Checkpoint, told: Told = silent) -> None:

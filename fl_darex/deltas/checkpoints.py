@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from os import PathLike
 from pathlib import Path
@@ -33,12 +33,16 @@ class Checkpoint:
     Attributes:
         place: Its folder, or its one file.
         tensors: Each by its name, read when it is asked for.
+        files: Small files that go with it, by their paths inside its folder.
         weights: What the file of its tensors is called.
+        remarks: What a person should know, a line each.
     """
 
     place: Path
     tensors: Mapping[str, StoredTensor]
+    files: Mapping[str, Path] = field(default_factory=dict)
     weights: str = MODEL
+    remarks: tuple[str, ...] = ()
 
 
 def open_checkpoint(path: str | PathLike[str], *, adapter: bool = False) -> Checkpoint:
@@ -69,23 +73,13 @@ def open_checkpoint(path: str | PathLike[str], *, adapter: bool = False) -> Chec
             else f"no .safetensors or pytorch_model*.bin file lies in {str(place)!r}"
         )
     tensors = open_tensors(source, torch_files=True).data
-    return Checkpoint(place, tensors, ADAPTER if adapter else MODEL)
+    files = dict(_small_files(place)) if place.is_dir() else {}
+    return Checkpoint(place, tensors, files, ADAPTER if adapter else MODEL)
 
 
 def has_adapter(path: str | PathLike[str]) -> bool:
     """Return whether a folder holds an adapter."""
     return _adapter_file(Path(path).expanduser()) is not None
-
-
-def small_files(checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield the paths of what goes with a model, inside its folder, sorted."""
-    folder = checkpoint.place
-    if folder.is_dir():
-        inside = [*folder.glob("*"), *folder.glob("*/*")]
-        for file in sorted(path for path in inside if path.is_file()):
-            path = file.relative_to(folder)
-            if is_small_file(path.as_posix()) and not path.parts[0].startswith("checkpoint-"):
-                yield path.as_posix()
 
 
 def is_small_file(path: str) -> bool:
@@ -111,6 +105,14 @@ def says_the_same(path: str, one: bytes, other: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return first == second
+
+
+def _small_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    inside = [*folder.glob("*"), *folder.glob("*/*")]
+    for file in sorted(path for path in inside if path.is_file()):
+        path = file.relative_to(folder)
+        if is_small_file(path.as_posix()) and not path.parts[0].startswith("checkpoint-"):
+            yield path.as_posix(), file
 
 
 def _adapter_file(folder: Path) -> Path | None:

@@ -16,7 +16,6 @@ from fl_darex.deltas.checkpoints import (
     Checkpoint,
     digest_of,
     says_the_same,
-    small_files,
 )
 from fl_darex.deltas.container import DeltaWriter, check_place, writing
 from fl_darex.deltas.header import File, Header, Row
@@ -102,7 +101,7 @@ def prune(
             notes=_notes(base, tuned, how),
         )
         file.finish(header)
-    return Pruned(header, place.stat().st_size, _bytes(tuned), (*remarks, *left))
+    return Pruned(header, place.stat().st_size, _bytes(tuned), (*tuned.remarks, *remarks, *left))
 
 
 def _packets(
@@ -132,14 +131,14 @@ def _packets(
 def _files(base: Checkpoint, tuned: Checkpoint) -> tuple[list[File], list[bytes], list[str]]:
     """Return the small files of a model, the packed content of those inside, and remarks."""
     files, contents, left, room = [], [], [], MOST_BYTES
-    for path in small_files(tuned):
-        place, other = tuned.place / path, base.place / path
+    for path, place in sorted(tuned.files.items()):
+        other = base.files.get(path)
         size = place.stat().st_size
         if size > room:
             left.append(f"{path} is left out: small files may have {MOST_BYTES >> 20} MiB in all")
             continue
         content, packed = place.read_bytes(), b""
-        before = other.read_bytes() if base.place.is_dir() and other.is_file() else None
+        before = None if other is None else other.read_bytes()
         if before is not None and says_the_same(path, content, before):
             content = before
         else:
