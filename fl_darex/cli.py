@@ -9,7 +9,13 @@ from typing import Annotated
 import typer
 
 from fl_darex import __version__
+from fl_darex.commands.apply import ABOUT as APPLY
+from fl_darex.commands.apply import apply
 from fl_darex.commands.check import check
+from fl_darex.commands.inspect import ABOUT as INSPECT
+from fl_darex.commands.inspect import inspect
+from fl_darex.commands.prune import ABOUT as PRUNE
+from fl_darex.commands.prune import prune
 from fl_darex.commands.report import report
 from fl_darex.commands.run import own_keys, run
 from fl_darex.commands.settings import ABOUT
@@ -29,8 +35,9 @@ for command in (run, check):
     does = str(command.__doc__)
     about = ABOUT.format(command=command.__name__)
     app.command(help=f"{does}\n\n{about}", epilog=own_keys())(command)
-app.command(help=f"{study.__doc__}\n\n{STUDY}")(study)
 app.command()(report)
+for other, words in ((study, STUDY), (prune, PRUNE), (apply, APPLY), (inspect, INSPECT)):
+    app.command(help=f"{other.__doc__}\n\n{words}")(other)
 
 
 def _version(wanted: bool) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fl_darex.change import added, holds
-from fl_darex.entries import flat, gather, to_numpy, widened
+from fl_darex.entries import flat, gather, span, to_numpy, widened
 from fl_darex.errors import DeltaError
 
 Tensors = Mapping[str, Any]
@@ -195,7 +195,15 @@ class Delta:
         tuned = flat(self._tuned[name])
         if self._base is not None:
             tuned = _minus(tuned, flat(self._base[name]))
-        return tuned.astype(self.dtype)  # a copy: training may go on
+        # A copy of what came in: training may go on.
+        return tuned.astype(self.dtype, copy=self._base is None)
+
+    def part(self, name: str, start: int, end: int) -> NDArray[Any]:
+        """Return entries ``start`` to ``end - 1`` of what `whole` returns."""
+        tuned = span(self._tuned[name], start, end)
+        if self._base is not None:
+            tuned = _minus(tuned, span(self._base[name], start, end))
+        return tuned.astype(self.dtype, copy=self._base is None)
 
     def moved_by(
         self, name: str, change: NDArray[Any], positions: Any | None = None

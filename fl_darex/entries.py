@@ -1,6 +1,7 @@
-"""A tensor's entries as NumPy numbers, whether it is NumPy's or torch's.
+"""A tensor's entries as NumPy numbers, whether it is NumPy's, torch's or one in a file.
 
-torch itself is not imported here, but where one of its tensors comes in.
+torch itself is not imported here, but where one of its tensors comes in. A tensor in a file
+(`fl_darex.files.formats.StoredTensor`) reads single entries itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 def gather(tensor: Any, positions: Any) -> NDArray[Any]:
     """Return the entries at flat positions inside a tensor, gathered where it lies."""
+    if hasattr(tensor, "entries_at"):
+        return widened(tensor.entries_at(to_numpy(positions)))
     if not hasattr(tensor, "detach"):
         # Positions come from masks of this tensor; "clip" saves a pass that checks them first.
         return widened(np.asarray(tensor).reshape(-1).take(to_numpy(positions), mode="clip"))
@@ -22,6 +25,13 @@ def gather(tensor: Any, positions: Any) -> NDArray[Any]:
 
         positions = torch.from_numpy(np.require(positions, requirements="W"))
     return to_numpy(entries.index_select(0, positions.to(entries.device)))
+
+
+def span(tensor: Any, start: int, end: int) -> NDArray[Any]:
+    """Return entries ``start`` to ``end - 1`` of the flattened tensor."""
+    if hasattr(tensor, "span"):
+        return widened(tensor.span(start, end))
+    return to_numpy(tensor.reshape(-1)[start:end])
 
 
 def flat(tensor: Any) -> NDArray[Any]:

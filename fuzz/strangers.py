@@ -5,13 +5,15 @@
 
 The first byte of an input chooses what the rest is taken for: a packet as it comes, or with a right
 checksum, or with the right header fields as well, so that the parser behind each check is
-reached; a positions section; an array in a reply; settings in a message; a delivery to a client.
-The golden packets of the tests are where it begins.
+reached; a positions section; an array in a reply; settings in a message; a delivery to a client; a
+file of changes as it comes, with a right digest, or as the header of one.
+The golden packets and the golden file of the tests are where it begins.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import resource
 import struct
@@ -29,13 +31,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 with atheris.instrument_imports(include=["fl_darex"]):
     import golden
+    import golden_file
     import numpy as np
     from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 
     from fl_darex.clients.receiver import Receiver
     from fl_darex.compression import SparseUpdate, Terms, Uplink
     from fl_darex.compression.weighted_sum import Part, weighted_mean
+    from fl_darex.deltas import inspect, restored_tensors
+    from fl_darex.deltas.container import parse
     from fl_darex.errors import PacketError
+    from fl_darex.files.formats import StoredTensor
     from fl_darex.flower.model_note import Greeting, ModelNote
     from fl_darex.flower.private import adopt_run
     from fl_darex.flower.records import packet_record, to_arrays, view_arrays
@@ -51,6 +57,7 @@ with atheris.instrument_imports(include=["fl_darex"]):
 
 MODEL = golden.TENSORS
 LAYOUT, MASK = golden.LAYOUT, golden.MASK
+BASE = {name: StoredTensor(a.dtype.name, a.shape, a.copy) for name, a in golden_file.BASE.items()}
 FIRST = content_version(tensor_digests(MODEL))
 TERMS = Terms(uplink=Uplink(method="dare", keep=ONE // 2, seed=7), round=3, slot=2)
 GROWTH = 256 << 20  # bytes of memory that a process may add, libFuzzer's own included
@@ -157,6 +164,40 @@ def delivery(data: bytes) -> None:
     receiver.receive(packet_record(sent), told, question, context)
 
 
+def file_of_changes(data: bytes) -> None:
+    """A file of changes: a report, and what it makes of a base where that is one that it is for."""
+    delta = parse(memoryview(data))
+    report = inspect(delta)
+    assert all(np.isfinite(row.largest) for row in report.tensors)
+    needed = {row.base: row.shape for row in delta.header.rows if row.base is not None}
+    if all(name in BASE and BASE[name].shape == shape for name, shape in needed.items()):
+        for name, tensor in restored_tensors(BASE, delta).items():
+            assert tensor.stored().shape == tensor.shape, name
+    for file in delta.header.files:
+        if file.packed:
+            assert len(delta.content(file)) == file.size
+
+
+def with_digest(data: bytes) -> bytes:
+    """Make a file of which magic, version, lengths at its end and digest are right."""
+    packed = data[16:]
+    start = b"DARF\1\0\0\0" + packed
+    return closed(start, min(int.from_bytes(data[:8], "little"), len(packed)), data[8:16])
+
+
+def with_header(data: bytes) -> bytes:
+    """Make a file of the golden packets with any header."""
+    body = golden_file.PRUNED + golden_file.WHOLE + golden_file.CONFIG
+    packed = zlib.compress(data)
+    return closed(b"DARF\1\0\0\0" + body + packed, len(packed), len(data).to_bytes(8, "little"))
+
+
+def closed(start: bytes, packed: int, length: bytes) -> bytes:
+    """Put what every file of changes ends with behind it."""
+    data = start + packed.to_bytes(8, "little") + length.ljust(8, b"\0")
+    return data + hashlib.blake2b(data, digest_size=32).digest()
+
+
 KINDS: list[Callable[[bytes], None]] = [
     check_packet,
     lambda data: check_packet(sealed(data)),
@@ -167,6 +208,9 @@ KINDS: list[Callable[[bytes], None]] = [
     array_of,
     settings,
     delivery,
+    file_of_changes,
+    lambda data: file_of_changes(with_digest(data)),
+    lambda data: file_of_changes(with_header(data)),
 ]
 
 
@@ -188,6 +232,11 @@ def corpus(folder: Path) -> None:
                 (folder / f"{kind}-{name}-{extra.hex()}").write_bytes(
                     bytes([kind]) + extra + packet
                 )
+        if KINDS[kind] is file_of_changes:
+            (folder / "file").write_bytes(bytes([kind]) + golden_file.FILE)
+            (folder / "header").write_bytes(bytes([kind + 2]) + golden_file.TEXT.encode())
+            inside, ends = golden_file.FILE[8:-48], golden_file.FILE[-48:-32]
+            (folder / "digest").write_bytes(bytes([kind + 1]) + ends + inside)
 
 
 def fuzz(folder: Path, options: list[str]) -> None:

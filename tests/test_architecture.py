@@ -45,6 +45,10 @@ ROOMS = {
     },
     "secagg": {"change", "checks", "compression", "masks", "delta", "survivors", "wire"},
     "files": {"wire"},
+    "deltas": {
+        *("change", "delta", "files", "masks", "positions", "pruning", "rescaling", "survivors"),
+        *("wire",),
+    },
     "flower": {"checks", "compression", "options", "registry", "secagg", "seeds", "wire"},
     "config": {
         *("adapters", "compression", "flower", "masks", "options", "registry", "rescaling"),
@@ -172,7 +176,7 @@ WITHOUT_FLOWER = (
     "ties",
     *("positions", "survivors", "pruning", "rescaling", "optim", "lora", "wire", "compression"),
     "adapters",
-    *("secagg", "files", "activations", "checks", "shown"),
+    *("secagg", "files", "deltas", "activations", "checks", "shown"),
 )
 
 

@@ -51,6 +51,16 @@ with torch.no_grad():
 tuned = dict(model.named_parameters())
 batches = [{"input_ids": torch.randint(20, (2, 5))}]
 """,
+    "docs/deltas.md": """
+from pathlib import Path
+import numpy as np
+from fl_darex.files.tensors import write_tensors
+
+for name in ("base", "tuned"):
+    folder = Path(f"~/models/{name}").expanduser()
+    folder.mkdir()
+    write_tensors(folder / "model.safetensors", {"w": np.random.default_rng().random((50, 40))})
+""",
     "docs/extend.md": "".join(
         f"from {name} import *\n" for name in ("own_coding", "own_downlink", "own_task", "topk")
     ),

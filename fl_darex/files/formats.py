@@ -28,7 +28,26 @@ _NAMES = {
     **{"U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8"},
 }
 _CODES = {name: code for code, name in _NAMES.items()}
+TYPES = tuple(_CODES)
+"""The types of tensors that can be read and written, as NumPy spells them, and bfloat16."""
+
 _NOTES = "__metadata__"
+
+
+@dataclass(frozen=True)
+class Bfloat16:
+    """Reads a tensor of bfloat16 as float32, which holds every bfloat16 exactly.
+
+    Attributes:
+        bits: Reads it as it is stored, as uint16.
+    """
+
+    bits: Callable[[], NDArray[np.uint16]]
+
+    def __call__(self) -> NDArray[np.float32]:
+        """Return its numbers."""
+        numbers: NDArray[np.float32] = from_bfloat16(self.bits())
+        return numbers
 
 
 @dataclass(frozen=True)
@@ -45,6 +64,35 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     load: Callable[[], NDArray[Any]]
+
+    @property
+    def numel(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes as it is stored, where its type can be read."""
+        return bytes_of(self.dtype, self.shape) if self.dtype in TYPES else self.numel
+
+    def stored(self) -> NDArray[Any]:
+        """Return what `load` does, but bfloat16 that lies in a file as its bits, in uint16."""
+        return self.load.bits() if isinstance(self.load, Bfloat16) else self.load()
+
+    def entries_at(self, positions: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the entries at flat positions inside it; of bfloat16 only these are widened."""
+        return self._numbers(self.stored().reshape(-1).take(positions, mode="clip"))
+
+    def span(self, start: int, end: int) -> NDArray[Any]:
+        """Return entries ``start`` to ``end - 1`` of the flattened tensor."""
+        return self._numbers(self.stored().reshape(-1)[start:end])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return what `load` does: it can stand where an array can."""
+        return np.array(self.load(), dtype=dtype, copy=copy)
+
+    def _numbers(self, entries: NDArray[Any]) -> NDArray[Any]:
+        return from_bfloat16(entries) if isinstance(self.load, Bfloat16) else entries
 
 
 @contextmanager
@@ -116,7 +164,7 @@ def _mapped(
     file: Path, name: str, data: NDArray[np.uint8], dtype: str, shape: Any, data_offsets: Any
 ) -> StoredTensor:
     @reading(file)
-    def load() -> NDArray[Any]:
+    def stored() -> NDArray[Any]:
         if dtype not in _NAMES:
             raise ValueError(f"{name!r} is of type {dtype}; convert it to float32 first")
         part = data[slice(*data_offsets)]
@@ -124,9 +172,11 @@ def _mapped(
             raise ValueError(f"{name!r} holds booleans that are neither 0 nor 1")
         array = part.view(_kind(_NAMES[dtype])).reshape(shape)
         # Only files that other programs wrote can hold tensors at odd places; these are copied.
-        return from_bfloat16(array) if dtype == "BF16" else np.require(array, None, "A")
+        return np.require(array, None, "A")
 
-    return StoredTensor(_NAMES.get(dtype, dtype), tuple(shape), load)
+    if dtype == "BF16":
+        return StoredTensor("bfloat16", tuple(shape), Bfloat16(stored))
+    return StoredTensor(_NAMES.get(dtype, dtype), tuple(shape), stored)
 
 
 def check(suffix: str, name: str, tensor: StoredTensor) -> None:
@@ -145,21 +195,23 @@ def check(suffix: str, name: str, tensor: StoredTensor) -> None:
         )
 
 
-def write_npz(file: IO[Any], tensors: Mapping[str, StoredTensor]) -> None:
-    """Write tensors, one after the other, uncompressed."""
+def write_npz(file: IO[Any], tensors: Mapping[str, StoredTensor], notes: Mapping[str, str]) -> None:
+    """Write tensors, one after the other, uncompressed; it has no place for notes."""
     with zipfile.ZipFile(file, "w") as archive:
         for name, tensor in tensors.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as opened:
                 np.lib.format.write_array(opened, _as_written(name, tensor), allow_pickle=False)
 
 
-def write_safetensors(file: IO[Any], tensors: Mapping[str, StoredTensor]) -> None:
-    """Write tensors, one after the other."""
+def write_safetensors(
+    file: IO[Any], tensors: Mapping[str, StoredTensor], notes: Mapping[str, str]
+) -> None:
+    """Write tensors, one after the other, and notes into the header's metadata."""
     sizes = {name: _kind(tensor.dtype).itemsize for name, tensor in tensors.items()}
     # Wide types first, so that every tensor is aligned without gaps.
     order = sorted(tensors, key=lambda name: (-sizes[name], name))
     # Some readers, transformers among them, ask what framework the tensors' layout is that of.
-    header: dict[str, Any] = {_NOTES: {"format": "pt"}}
+    header: dict[str, Any] = {_NOTES: {"format": "pt", **notes}}
     end = 0
     for name in order:
         code, shape = _CODES[tensors[name].dtype], tensors[name].shape
@@ -170,6 +222,11 @@ def write_safetensors(file: IO[Any], tensors: Mapping[str, StoredTensor]) -> Non
     file.write(len(text).to_bytes(8, "little") + text)
     for name in order:
         file.write(np.ascontiguousarray(_as_written(name, tensors[name])))
+
+
+def bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Return the bytes that a tensor takes in a file."""
+    return math.prod(shape) * _kind(dtype).itemsize
 
 
 def _kind(dtype: str) -> np.dtype[Any]:
@@ -183,20 +240,25 @@ def _as_written(name: str, tensor: StoredTensor) -> NDArray[Any]:
     Raises:
         DeltaError: If the values have another shape, or are floats where integers are stored.
     """
-    array = np.asarray(tensor.load())
+    array = np.asarray(tensor.stored())
     if array.shape != tensor.shape:
         raise DeltaError(f"{name!r} is of shape {tensor.shape}, its new values {array.shape}")
+    if isinstance(tensor.load, Bfloat16):
+        return array.astype("<u2", casting="equiv", copy=False)
     half = tensor.dtype == "bfloat16"
     dtype = np.dtype(np.float32) if half else _kind(tensor.dtype)
     try:
         array = array.astype(dtype, casting="same_kind", copy=False)
     except TypeError:
         raise DeltaError(f"{name!r} is of type {tensor.dtype}, its values {array.dtype}") from None
-    return _rounded(array) if half else array
+    return rounded_to_bfloat16(array) if half else array
 
 
-def _rounded(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Return numbers as bfloat16; NaN stays NaN with its sign and the upper part of its payload."""
+def rounded_to_bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Return numbers as bfloat16, flattened.
+
+    NaN stays NaN with its sign and the upper part of its payload.
+    """
     flat = np.ascontiguousarray(numbers).reshape(-1)
     bits = flat.view(np.uint32)
     # A payload in the lower half alone would be lost, and the NaN be infinity.

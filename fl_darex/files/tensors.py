@@ -1,4 +1,7 @@
-"""Tensors in files that anybody may have made: ``.safetensors`` and ``.npz``, never pickle.
+"""Tensors in files that anybody may have made: ``.safetensors`` and ``.npz``.
+
+Pickles can run any code and are not opened. Only who asks for torch's own files, ``.bin``, has them
+read, by torch's reader of tensors alone (``weights_only``).
 
 Types are kept. NumPy has no bfloat16: such a tensor is given as float32, which holds its values
 exactly, its description says ``"bfloat16"``, and what is written as bfloat16 again is the same bit
@@ -22,10 +25,12 @@ from fl_darex.errors import ConfigError
 from fl_darex.files import formats
 from fl_darex.files.atomic import open_atomically
 from fl_darex.files.formats import StoredTensor, reading
+from fl_darex.files.torch_files import read_torch
 
 _READERS = {".npz": formats.read_npz, ".safetensors": formats.read_safetensors}
 _WRITERS = {".npz": formats.write_npz, ".safetensors": formats.write_safetensors}
 _INDEX = "model.safetensors.index.json"
+_TORCH, _TORCH_FILES, _TORCH_INDEX = ".bin", "pytorch_model*.bin", "pytorch_model.bin.index.json"
 
 
 class StoredTensors(UserDict[str, Any]):
@@ -43,7 +48,7 @@ class StoredTensors(UserDict[str, Any]):
         return found
 
 
-def open_tensors(path: str | PathLike[str]) -> StoredTensors:
+def open_tensors(path: str | PathLike[str], *, torch_files: bool = False) -> StoredTensors:
     """Return the tensors of a checkpoint by name, of which none is read before it is asked for.
 
     Those of ``.safetensors`` files are memory-mapped: do not write into such a file while it is in
@@ -53,6 +58,8 @@ def open_tensors(path: str | PathLike[str]) -> StoredTensors:
         path: A ``.safetensors`` file, an ``.npz`` file, or a folder of ``.safetensors`` files, as
             ``save_pretrained`` leaves them: those that ``model.safetensors.index.json`` names, or
             all where there is no index.
+        torch_files: Whether it may be a ``.bin`` file, or a folder of ``pytorch_model*.bin`` files
+            without any of the others; torch is loaded for them.
 
     Raises:
         ConfigError: If there is no such file, it cannot be read, or the files of a folder do not
@@ -60,7 +67,11 @@ def open_tensors(path: str | PathLike[str]) -> StoredTensors:
             that NumPy lacks.
     """
     place = Path(path).expanduser()
-    return StoredTensors(_in_folder(place) if place.is_dir() else _in_file(place))
+    if not place.is_dir():
+        return StoredTensors(_in_file(place, torch_files))
+    if torch_files and not list(place.glob("*.safetensors")) and list(place.glob(_TORCH_FILES)):
+        return StoredTensors(_in_folder(place, _TORCH_INDEX, _TORCH_FILES))
+    return StoredTensors(_in_folder(place, _INDEX, "*.safetensors"))
 
 
 def read_tensors(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
@@ -75,13 +86,16 @@ def read_tensors(path: str | PathLike[str]) -> dict[str, NDArray[Any]]:
     return {name: np.array(array) for name, array in open_tensors(path).items()}
 
 
-def write_tensors(path: str | PathLike[str], tensors: Mapping[str, Any]) -> None:
+def write_tensors(
+    path: str | PathLike[str], tensors: Mapping[str, Any], notes: Mapping[str, str] | None = None
+) -> None:
     """Write a checkpoint whole or not at all.
 
     Args:
         path: Ends with ``.safetensors`` or ``.npz``; its folder must exist.
         tensors: NumPy arrays or torch tensors by name. `StoredTensors`, from a file or made by the
             caller, are read one at a time and rounded to the type that their description says.
+        notes: Texts for the metadata of a ``.safetensors`` file.
 
     Raises:
         ConfigError: If the path has another suffix, or the format lacks a tensor's type or name.
@@ -94,7 +108,7 @@ def write_tensors(path: str | PathLike[str], tensors: Mapping[str, Any]) -> None
     for name, tensor in described.items():
         formats.check(place.suffix, name, tensor)
     with open_atomically(place) as file:
-        write(file, described)
+        write(file, described, notes or {})
 
 
 def _described(tensors: Mapping[str, Any]) -> dict[str, StoredTensor]:
@@ -125,18 +139,18 @@ def _format(file: Path) -> str:
     return file.suffix
 
 
-def _in_file(file: Path) -> dict[str, StoredTensor]:
-    read = _READERS[_format(file)]
+def _in_file(file: Path, torch_files: bool = False) -> dict[str, StoredTensor]:
+    read = read_torch if torch_files and file.suffix == _TORCH else _READERS[_format(file)]
     if file.exists() and not file.is_file():  # to open a pipe is to wait for ever
         raise ConfigError(f"{str(file)!r} is there and is no file")
     with reading(file):
         return read(file)
 
 
-def _in_folder(folder: Path) -> dict[str, StoredTensor]:
-    index = folder / _INDEX
-    places = _places(index) if index.is_file() else {}
-    files = sorted(set(places.values()) or (path.name for path in folder.glob("*.safetensors")))
+def _in_folder(folder: Path, index_name: str, pattern: str) -> dict[str, StoredTensor]:
+    index, suffix = folder / index_name, Path(pattern).suffix
+    places = _places(index, suffix) if index.is_file() else {}
+    files = sorted(set(places.values()) or (path.name for path in folder.glob(pattern)))
     if not files:
         raise ConfigError(f"no .safetensors file lies in the folder {str(folder)!r}")
     found: dict[str, StoredTensor] = {}
@@ -144,7 +158,7 @@ def _in_folder(folder: Path) -> dict[str, StoredTensor]:
     for file in files:
         if not (folder / file).exists():
             raise ConfigError(f"{str(index)!r} names {file!r}, which is missing; fetch it again")
-        for name, tensor in _in_file(folder / file).items():
+        for name, tensor in _in_file(folder / file, suffix == _TORCH).items():
             if name in held:
                 raise ConfigError(
                     f"{name!r} is in both {held[name]!r} and {file!r} of {str(folder)!r}; give "
@@ -159,7 +173,7 @@ def _in_folder(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def _places(index: Path) -> dict[str, str]:
+def _places(index: Path, suffix: str) -> dict[str, str]:
     """Return the name of the file that each tensor lies in."""
     with reading(index):
         content = json.loads(index.read_text("utf-8"))
@@ -169,8 +183,6 @@ def _places(index: Path) -> dict[str, str]:
         for name, file in places.items():
             # Anybody may have written it, and it could point to anything on this machine.
             plain = isinstance(file, str) and Path(file).name == file
-            if not plain or not file.endswith(".safetensors"):
-                raise ValueError(
-                    f"{name!r} is in {file!r}, which is no .safetensors file beside it"
-                )
+            if not plain or not file.endswith(suffix):
+                raise ValueError(f"{name!r} is in {file!r}, which is no {suffix} file beside it")
         return places

@@ -8,7 +8,8 @@ lowest position.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,38 @@ _HIGH_BITS = 16  # of a magnitude: its exponent and the beginning of its fractio
 Bits = NDArray[np.unsignedinteger[Any]]
 
 
-def largest(tensors: Mapping[str, Numbers], count: int) -> dict[str, Positions]:
+class Pieces(Protocol):
+    """Numbers that are worked out piece by piece, so that they are never all in memory."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+
+    def __getitem__(self, piece: slice, /) -> Numbers:
+        """Return the numbers from one place to another, of the flattened tensor."""
+
+
+Tensors = Mapping[str, Numbers | Pieces]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which magnitudes survive.
+
+    Attributes:
+        threshold: The smallest one, as bits.
+        equal: How many of that size survive, of those that are still to be looked at.
+    """
+
+    threshold: int
+    equal: int
+
+
+def largest(tensors: Tensors, count: int) -> dict[str, Positions]:
     """Return the flat positions of the ``count`` largest magnitudes over all tensors.
 
     Zeros never survive, so there are fewer where fewer entries are not zero.
@@ -35,6 +67,14 @@ def largest(tensors: Mapping[str, Numbers], count: int) -> dict[str, Positions]:
     Raises:
         TypeError: If they are of other types, or not all of one.
     """
+    return above(tensors, find_cut(tensors, count))[0]
+
+
+def find_cut(tensors: Tensors, count: int) -> Cut | None:
+    """Return where the ``count`` largest magnitudes end; None: nothing survives.
+
+    See `largest`. Two passes over the tensors.
+    """
     histogram = np.zeros(1 << _HIGH_BITS, dtype=np.int64)
     zeros = 0
     for _, _, bits in _pieces(tensors):
@@ -43,17 +83,33 @@ def largest(tensors: Mapping[str, Numbers], count: int) -> dict[str, Positions]:
     histogram[0] -= zeros
     count = min(count, int(histogram.sum()))
     if not count:
-        return {name: np.empty(0, dtype=np.int64) for name in tensors}
-    above = np.cumsum(histogram[::-1])[::-1]  # entries in a bin or a higher one
-    edge = int(np.flatnonzero(above >= count)[-1])
-    left = count - int(above[edge] - histogram[edge])  # of the edge's own entries
-    threshold, equal = _threshold(tensors, edge, left)
-    return _collect(tensors, threshold, equal)
+        return None
+    reached = np.cumsum(histogram[::-1])[::-1]  # entries in a bin or a higher one
+    edge = int(np.flatnonzero(reached >= count)[-1])
+    left = count - int(reached[edge] - histogram[edge])  # of the edge's own entries
+    return _cut(tensors, edge, left)
 
 
-def _pieces(
-    tensors: Mapping[str, Numbers],
-) -> Iterator[tuple[str, int, Bits]]:
+def above(tensors: Tensors, cut: Cut | None) -> tuple[dict[str, Positions], Cut | None]:
+    """Return the flat positions of what survives, and the cut for tensors that come after these."""
+    if cut is None:
+        return {name: np.empty(0, dtype=np.int64) for name in tensors}, None
+    threshold, equal = cut.threshold, cut.equal
+    parts: dict[str, list[Positions]] = {name: [] for name in tensors}
+    for name, start, bits in _pieces(tensors):
+        found = np.flatnonzero(bits >= threshold)
+        ties = np.flatnonzero(bits[found] == threshold)
+        found = np.delete(found, ties[equal:])
+        equal = max(0, equal - ties.size)
+        parts[name].append(found + start)
+    where = {
+        name: np.concatenate(some) if some else np.empty(0, dtype=np.int64)
+        for name, some in parts.items()
+    }
+    return where, Cut(threshold, equal)
+
+
+def _pieces(tensors: Tensors) -> Iterator[tuple[str, int, Bits]]:
     """Yield each tensor's name, a position, and the bits of the magnitudes from there on."""
     first: np.dtype[Any] | None = None
     for name, tensor in tensors.items():
@@ -61,10 +117,11 @@ def _pieces(
         first = kind if first is None else first
         if kind != first or kind not in (np.float32, np.float64):
             raise TypeError(f"{name!r} is of type {kind}; all must be float32, or all float64")
-        flat = as_bits(tensor)
-        magnitude = flat.dtype.type(np.iinfo(flat.dtype).max >> 1)  # all but the sign
+        flat = tensor.reshape(-1) if isinstance(tensor, np.ndarray) else tensor
+        magnitude = np.dtype(f"u{kind.itemsize}").type(2 ** (8 * kind.itemsize - 1) - 1)
         for start in range(0, flat.size, _AT_ONCE):
-            yield name, start, flat[start : start + _AT_ONCE] & magnitude
+            # All but the sign.
+            yield name, start, as_bits(flat[start : start + _AT_ONCE]) & magnitude
 
 
 def as_bits(numbers: Numbers) -> Bits:
@@ -78,26 +135,11 @@ def _high(bits: Bits) -> Bits:
     return high
 
 
-def _threshold(tensors: Mapping[str, Numbers], edge: int, left: int) -> tuple[int, int]:
-    """Return the smallest surviving magnitude as bits, and how many of that size survive."""
+def _cut(tensors: Tensors, edge: int, left: int) -> Cut:
     parts = []
     for _, _, bits in _pieces(tensors):
         parts.append(bits[(_high(bits) == edge) & (bits > 0)])
     candidates = np.concatenate(parts)
     place = candidates.size - left
     threshold = int(np.partition(candidates, place)[place])
-    return threshold, left - int(np.count_nonzero(candidates > threshold))
-
-
-def _collect(tensors: Mapping[str, Numbers], threshold: int, equal: int) -> dict[str, Positions]:
-    parts: dict[str, list[Positions]] = {name: [] for name in tensors}
-    for name, start, bits in _pieces(tensors):
-        found = np.flatnonzero(bits >= threshold)
-        ties = np.flatnonzero(bits[found] == threshold)
-        found = np.delete(found, ties[equal:])
-        equal = max(0, equal - ties.size)
-        parts[name].append(found + start)
-    return {
-        name: np.concatenate(some) if some else np.empty(0, dtype=np.int64)
-        for name, some in parts.items()
-    }
+    return Cut(threshold, left - int(np.count_nonzero(candidates > threshold)))

@@ -7,15 +7,16 @@ rescaled.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fl_darex.delta import Delta, as_delta
+from fl_darex.delta import Delta, TensorSpec, as_delta
 from fl_darex.masks import keep_threshold
 from fl_darex.positions import ListedMask
 from fl_darex.pruning.scores import Scope, Score, keep_largest
-from fl_darex.survivors import Survivors
+from fl_darex.survivors import Numbers, Survivors
 
 
 def magnitude(
@@ -52,3 +53,26 @@ def magnitude(
 def magnitudes(delta: Delta) -> Score:
     """Return how to score a tensor: by the magnitude of its changes."""
     return lambda spec: np.abs(delta.whole(spec.name))
+
+
+@dataclass(frozen=True, eq=False)
+class Magnitudes:
+    """The same of one tensor, piece by piece: see `fl_darex.pruning.largest.Pieces`."""
+
+    delta: Delta
+    spec: TensorSpec
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The changes' type."""
+        return self.delta.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return self.spec.numel
+
+    def __getitem__(self, piece: slice) -> Numbers:
+        """Return the magnitudes from one place to another, of the flattened tensor."""
+        found: Numbers = np.abs(self.delta.part(self.spec.name, piece.start, piece.stop))
+        return found

@@ -23,13 +23,21 @@ def tensor_digests(arrays: Mapping[str, NDArray[Any]]) -> dict[str, bytes]:
     Args:
         arrays: The tensors by name, in any order.
     """
-    digests = {}
-    for name, array in arrays.items():
-        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        head = repr((name, array.dtype.name, array.shape)).encode("utf-8", "surrogatepass")
-        content = little.reshape(-1).view(np.uint8)
-        digests[name] = _hash([len(head).to_bytes(8, "little"), head, content])
-    return digests
+    return {name: digest_of_tensor(name, array.dtype.name, array) for name, array in arrays.items()}
+
+
+def digest_of_tensor(name: str, dtype: str, array: NDArray[Any]) -> bytes:
+    """Return a digest of a tensor's name, type, shape and content.
+
+    Args:
+        name: Its name.
+        dtype: Its type as NumPy or torch spells it.
+        array: Its content; of types that NumPy lacks, such as bfloat16, the bits.
+    """
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    head = repr((name, dtype, array.shape)).encode("utf-8", "surrogatepass")
+    content = little.reshape(-1).view(np.uint8)
+    return _hash([len(head).to_bytes(8, "little"), head, content])
 
 
 def content_version(digests: Mapping[str, bytes]) -> bytes:
