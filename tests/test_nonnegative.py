@@ -180,22 +180,31 @@ def test_no_rounding_sends_clients_a_variance_that_is_not_above_zero(
     last = to_arrays(found.arrays)[variance]
     assert last.min() > 0 and np.abs(last - goal).max() < 100
     if down == "eden2" and downlink != "dense":
-        assert "above it; take downlink_values = 'int8' or finer" in caplog.text
+        assert "above it: it is written in 'int8'; with downlink_values = 'int8'" in caplog.text
+        assert "the whole model goes" not in caplog.text
 
 
-def test_what_a_policy_has_kept_waits_where_the_whole_model_goes(caplog):
-    """Half of the weights' step in round 1 is kept; round 2 has variances that few bits lose."""
+@pytest.mark.parametrize(("least", "whole"), [(0.01, False), (1e-6, True)])
+@pytest.mark.parametrize("downlink", ["update", "server"])
+def test_what_a_policy_has_kept_is_not_lost_where_a_finer_packet_or_the_whole_model_goes(
+    downlink, least, whole, caplog
+):
+    """Part of the weights' step in round 1 is kept; round 2 has variances that few bits lose."""
     base = {"w": np.zeros(2000, np.float32), "v": np.ones(N, np.float32)}
-    goal = np.geomspace(0.01, 1000, N, dtype=np.float32)
+    goal = np.geomspace(least, 1000, N, dtype=np.float32)
     step = np.random.default_rng(0).normal(size=2000).astype(np.float32)
 
     def change(arrays, partition, round_):
-        moved = {"w": arrays["w"] + (step if round_ < 3 else 0)}
+        moved = {"w": arrays["w"] + (step if round_ < 3 else np.sign(step) * np.float32(1e-4))}
         return moved | {"v": goal if round_ == 2 else arrays["v"]}
 
-    asked = {"downlink_values": "eden1", "downlink": "server", "downlink_p": 0.5, "dense": ["v"]}
+    asked = {"downlink_values": "eden1", "downlink": downlink, "dense": ["v"]}
+    asked |= {"downlink_p": 0.5} if downlink == "server" else {}
     strategy = DarexStrategy(three(), 0, values="fp32", **asked)
     with listening(caplog):
         found = to_arrays(rounds(strategy, Federation(app(change), 3), 40, base).arrays)
-    assert "round 2: the whole model goes to all clients: rounding in 'eden1'" in caplog.text
+    assert "round 2: rounding in 'eden1' would take entries of ['v'] to 0 or below" in caplog.text
+    assert "it is written in 'int8'" in caplog.text
+    assert ("the whole model goes to all" in caplog.text) == whole
+    assert found["v"].min() > 0
     assert np.linalg.norm(found["w"] - 2 * step) < 0.05 * np.linalg.norm(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from logging import WARNING
 
 from flwr.common.logger import log
@@ -12,6 +13,7 @@ from fl_darex.compression.method import State
 from fl_darex.compression.update import Before, SparseUpdate
 from fl_darex.delta import Delta
 from fl_darex.errors import DeltaError
+from fl_darex.wire.codings import CODINGS
 from fl_darex.wire.reader import read_packet
 
 from ..nonnegative import positive
@@ -27,8 +29,9 @@ def packed(
 ) -> tuple[tuple[bytes, Arrays] | None, State]:
     """Return a step's packet and the model that clients then hold, and what the policy keeps.
 
-    Where rounding would take a variance to 0 or below, with which a model computes NaN, the whole
-    model goes, and what the policy has kept so far waits on.
+    Where rounding would take a variance to 0 or below, with which a model computes NaN, this packet
+    is written in a finer coding. Where none is fine enough the whole model goes, and what the
+    policy has kept so far waits on.
 
     Args:
         policy: What is sent of the step.
@@ -41,21 +44,30 @@ def packed(
     Returns:
         Packet and model, or None: the whole model goes to everybody; and what is kept now.
     """
-    watched = positive(before, after)
-    so_far = {name: rest.copy() for name, rest in kept.items() if watched}
-    try:
-        packet, kept = policy.pack(step, terms, kept)
-    except DeltaError as error:
-        log(WARNING, "round %s: the whole model goes to all clients: %s", terms.round, error)
-        return None, {}
-    if packet is None:
-        return None, kept
-    moved = SparseUpdate.of_packet(read_packet(packet, step.layout)).values(before)
-    if turned := [name for name in watched if not moved[name].min() > 0]:
+    watched, codings = positive(before, after), [terms.values, *_finer(terms.values)]
+    for values, next_one in zip(codings, [*codings[1:], ""], strict=True):
+        rest = {name: one.copy() for name, one in kept.items()} if watched else kept
+        try:
+            packet, rest = policy.pack(step, replace(terms, values=values), rest)
+        except DeltaError as error:
+            log(WARNING, "round %s: the whole model goes to all clients: %s", terms.round, error)
+            return None, {}
+        if packet is None:
+            return None, rest
+        moved = SparseUpdate.of_packet(read_packet(packet, step.layout)).values(before)
+        turned = [name for name in watched if not moved[name].min() > 0]
+        if not turned:
+            return (packet, moved), rest
+        what = f"it is written in {next_one!r}" if next_one else "the whole model goes to all"
         text = (
-            "round %s: the whole model goes to all clients: rounding in %r would take entries of "
-            "%s to 0 or below, which are above it; take downlink_values = 'int8' or finer"
+            "round %s: rounding in %r would take entries of %s to 0 or below, which are above it: "
+            "%s; with downlink_values = 'int8' or finer that is rare"
         )
-        log(WARNING, text, terms.round, terms.values, turned[:5])
-        return None, {name: rest for name, rest in so_far.items() if name not in turned}
-    return (packet, moved), kept
+        log(WARNING, text, terms.round, values, turned[:5], what)
+    return None, {name: one for name, one in kept.items() if name not in turned}
+
+
+def _finer(values: str) -> list[str]:
+    """Return the codings that are tried where one rounds too much."""
+    own = CODINGS[values].bits
+    return [name for name in ("int8", "fp16") if CODINGS[name].bits > own]

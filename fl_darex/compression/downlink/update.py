@@ -33,7 +33,7 @@ class WholeStep(DownlinkPolicy):
     def pack(self, step: Delta, terms: StepTerms, state: State) -> tuple[bytes, State]:
         """Return the whole step."""
         survivors = _survivors(step, terms, CODINGS[terms.values])
-        if not nature_of(terms.values).nmse:
+        if not (state or nature_of(terms.values).nmse):
             return encode(survivors, terms.values, base=terms.version), {}
         whole = with_left_over(step, state)
         survivors = gather_from(whole, step, survivors.mask)
