@@ -128,6 +128,13 @@ def test_what_cannot_be_is_said_in_a_line_with_its_exit_code(models, arguments, 
     assert not Path("out").exists() and not Path("x").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
+def test_a_folder_that_cannot_be_written_is_said_in_a_line(models):
+    Path("shut").mkdir(mode=0o500)
+    code, _, err = fl_darex("prune", "base", "tuned", "-o", "shut/x", "--p", "0.9")
+    assert code == 1 and err.startswith("failed:") and "Permission denied" in err
+
+
 def test_a_damaged_packet_is_said_with_the_name_of_its_file(models):
     fl_darex("prune", "base", "tuned", "-o", "x.darex", "--p", "0.9")
     from hashlib import blake2b
