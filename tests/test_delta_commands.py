@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from small_checkpoints import Tensors, moved, saved, weights
 from typer.testing import CliRunner
 
 from fl_darex.cli import app
+from fl_darex.commands.progress import bars
 from fl_darex.files.formats import StoredTensor
 from fl_darex.files.tensors import StoredTensors, write_tensors
 
@@ -128,6 +131,13 @@ def test_what_cannot_be_is_said_in_a_line_with_its_exit_code(models, arguments, 
     assert not Path("out").exists() and not Path("x").exists()
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
+def test_a_folder_that_cannot_be_written_is_said_in_a_line(models):
+    Path("shut").mkdir(mode=0o500)
+    code, _, err = fl_darex("prune", "base", "tuned", "-o", "shut/x", "--p", "0.9")
+    assert code == 1 and err.startswith("failed:") and "Permission denied" in err
+
+
 def test_a_damaged_packet_is_said_with_the_name_of_its_file(models):
     fl_darex("prune", "base", "tuned", "-o", "x.darex", "--p", "0.9")
     from hashlib import blake2b
@@ -140,6 +150,16 @@ def test_a_damaged_packet_is_said_with_the_name_of_its_file(models):
         code, _, err = fl_darex(*arguments.split())
         assert code == 1 and err.startswith("failed: 'x.darex': the packet was damaged"), err
     assert not list(Path().glob("out*"))
+
+
+def test_bars_are_shown_on_a_terminal_alone():
+    for terminal in (False, True):
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=terminal, width=80)
+        with bars(console) as told:
+            told("pruning", 1, 4)
+            told("pruning", 4, 4)
+        assert ("pruning" in text.getvalue()) == terminal
 
 
 def big(folder: Path, seed: int, size: int = 64) -> Path:

@@ -20,11 +20,11 @@ from safetensors.torch import load_file, save_file
 from small_checkpoints import HOWS, TYPES, moved, saved, weights
 from test_wire_format import hash8, read
 
-from fl_darex import deltas
+from fl_darex import __version__, deltas
 from fl_darex.delta import Layout, TensorSpec
 from fl_darex.deltas import Pruning, open_checkpoint, open_delta
 from fl_darex.deltas.container import parse
-from fl_darex.deltas.header import MOST_ENTRIES
+from fl_darex.deltas.header_reader import MOST_ENTRIES
 from fl_darex.errors import DarexError, PacketError
 from fl_darex.wire.header import read_header
 
@@ -166,6 +166,7 @@ def test_what_is_written_is_the_golden_file_but_for_zlib(base, tmp_path):
     data = (tmp_path / "x.darex").read_bytes()
     size = int.from_bytes(data[-48:-40], "little")
     text = zlib.decompress(data[-48 - size : -48]).decode()
+    text = text.replace(f"fl-darex {__version__}", "fl-darex 0.1.0")
     packed = json.loads(text)["files"][0]["packed"]
     assert text.replace(f'"packed":{packed}', '"packed":15') == TEXT
     ours = b"DARF\1\0\0\0" + golden_file.PRUNED + golden_file.WHOLE
@@ -218,7 +219,6 @@ def more(key: str, value: Any, name: str = "weight") -> Any:
     return lambda told: row(told, name).update({key: value})
 
 
-HUGE = MOST_ENTRIES + 1
 FORGERIES: dict[str, tuple[Any, str]] = {
     "base": (lambda told: told.update(base="x"), "says base = 'x'; allowed: 16 hexadecimal"),
     "another": (lambda told: told.update(base="0" * 16), "packet that is a change to another"),
@@ -243,6 +243,7 @@ FORGERIES: dict[str, tuple[Any, str]] = {
     "shape": (more("shape", [2, -3]), "says shape"),
     "axes": (more("shape", [1] * 33), "says shape"),
     "huge": (more("shape", [2**20, 2**20]), "says shape"),
+    "one more": (more("shape", [MOST_ENTRIES + 1]), "says shape"),
     "fraction": (more("shape", [2.0, 3]), "says shape"),
     "truth": (more("kept", True), "says kept = True"),
     "kept": (more("kept", 7), "keeps 7 of the 6 entries"),
@@ -260,6 +261,16 @@ FORGERIES: dict[str, tuple[Any, str]] = {
     "code": (lambda told: told["files"][0].update(path="modeling.py"), "says path"),
     "hidden": (lambda told: told["files"][0].update(path=".ssh/a.json"), "says path"),
     "windows": (lambda told: told["files"][0].update(path="c:\\a.json"), "says path"),
+    "folder": (
+        lambda told: told["files"].append(
+            {"path": "config.json/a.json", "size": 0, "packed": 0, "digest": "0" * 32}
+        ),
+        "a file that is a folder, too",
+    ),
+    "adapter": (
+        lambda told: told["files"][0].update(path="adapter_config.json"),
+        "has an adapter's configuration for a model",
+    ),
     "large file": (lambda told: told["files"][0].update(size=2**40), "says size"),
     "file twice": (
         lambda told: told["files"].append({**told["files"][0], "packed": 0}),

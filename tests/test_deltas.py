@@ -191,6 +191,10 @@ def test_the_fine_tuned_models_type_comes_out(tmp_path, before, after):
     how = Pruning(method="dare", p=0.8, values="fp32", q=1.0)
     found, delta, out = there_and_back(tmp_path, base, tuned, how)
     assert {row.name: row.role for row in found.header.rows}["still"] == "same"
+    coarser = [
+        text for text in found.remarks if "coarser type than BASE's, 'a.bias' bfloat" in text
+    ]
+    assert len(coarser) == (after == "bf16")
     assert same({"still": out["still"]}, {"still": tuned["still"]})
     for row in delta.header.rows:
         if row.role != "pruned":
@@ -416,6 +420,14 @@ def test_what_cannot_be_pruned_leaves_the_old_file_and_no_half_one(tmp_path):
 def test_a_wrong_setting_is_named_with_what_is_allowed(settings, match):
     with pytest.raises(ConfigError, match=match):
         Pruning(**{"method": "dare", "p": 0.9, **settings})
+
+
+def test_norms_of_other_tensors_are_not_taken_for_none(tmp_path):
+    how = Pruning(method="wanda", p=0.5, norms={"other": np.ones(3)})
+    with pytest.raises(
+        ConfigError, match=r"norms has none of the pruned tensors, such as 'a\.bias'"
+    ):
+        there_and_back(tmp_path, weights(0), moved(weights(0)), how)
 
 
 def test_every_flipped_byte_is_noticed(tmp_path):

@@ -19,6 +19,8 @@ from fl_darex.errors import ConfigError, DarexError
 BAD_CONFIG, FAILED = 2, 1
 """Exit codes: what was asked for cannot be; it could not be done."""
 
+_FOR_PEOPLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 def plain_console(*, stderr: bool = False) -> Console:
     """Return a console that shows texts, titles and cells of tables as they are."""
@@ -53,7 +55,7 @@ def told_in_one_line() -> Iterator[None]:
         say(plain_console(stderr=True), str(error), "error:" if bad else "failed:", "red")
         raise typer.Exit(BAD_CONFIG if bad else FAILED) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _FOR_PEOPLE:
             raise
         say(plain_console(stderr=True), str(error), "failed:", "red")
         raise typer.Exit(FAILED) from None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
+from glob import escape
 from os import PathLike, replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def survivors_of(delta: DeltaFile, row: Row) -> tuple[Positions, Numbers]:
     Raises:
         PacketError: If its packet is damaged, or its mask keeps another number of entries.
     """
-    packet, start = delta.packet(row.packet), start_of(delta, row)
+    packet, (_, start) = delta.packet(row.packet), delta.place(row)
     positions = packet.mask.in_layout(Layout((row.spec,)))[row.name]
     if positions.size != row.kept:
         refuse(
@@ -109,16 +110,10 @@ def survivors_of(delta: DeltaFile, row: Row) -> tuple[Positions, Numbers]:
     return positions, change
 
 
-def start_of(delta: DeltaFile, row: Row) -> int:
-    """Return where a pruned tensor's survivors begin among those of its packet."""
-    rows = delta.rows_of(row.packet)
-    return sum(other.kept for other in rows[: rows.index(row)])
-
-
 def q_of(delta: DeltaFile, row: Row) -> float:
     """Return what a pruned tensor's survivors are divided by."""
     q = delta.packet(row.packet).q
-    return q if isinstance(q, float) else float(q[delta.rows_of(row.packet).index(row)])
+    return q if isinstance(q, float) else float(q[delta.place(row)[0]])
 
 
 def _restored(base: Mapping[str, StoredTensor], delta: DeltaFile, row: Row) -> NDArray[Any]:
@@ -161,7 +156,9 @@ def check_folder(out: Path) -> None:
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder that takes its place when the block is left, and is gone if it raises."""
-    for old in out.absolute().parent.glob(f"{out.name}.*.part"):  # of processes that were killed
+    for old in out.absolute().parent.glob(
+        f"{escape(out.name)}.*.part"
+    ):  # of processes that were killed
         with suppress(OSError):
             if old.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
                 shutil.rmtree(old, ignore_errors=True)

@@ -18,6 +18,7 @@ from fl_darex.wire.versions import content_version, digest_of_tensor
 
 AT_ONCE = 1 << 20  # entries
 _HASHERS = 4
+_DIGITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 
 
 def in_type(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -26,6 +27,11 @@ def in_type(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
         with np.errstate(over="ignore"):
             return numbers.astype(dtype, copy=False)
     return rounded_to_bfloat16(numbers.astype(np.float32, copy=False)).reshape(numbers.shape)
+
+
+def wider(one: str, other: str) -> bool:
+    """Return whether one floating-point type has more digits than another one."""
+    return _DIGITS.get(one, 0) > _DIGITS.get(other, 0)
 
 
 def pieces(numel: int) -> Iterator[tuple[int, int]]:

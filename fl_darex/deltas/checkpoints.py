@@ -74,6 +74,8 @@ def open_checkpoint(path: str | PathLike[str], *, adapter: bool = False) -> Chec
         )
     tensors = open_tensors(source, torch_files=True).data
     files = dict(_small_files(place)) if place.is_dir() else {}
+    if not adapter:  # whoever loads the folder would take it for an adapter's
+        files = {path: file for path, file in files.items() if file.name != ADAPTER_CONFIG}
     return Checkpoint(place, tensors, files, ADAPTER if adapter else MODEL)
 
 

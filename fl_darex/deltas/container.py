@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import blake2b
 from itertools import accumulate
 from os import PathLike
@@ -22,7 +23,8 @@ import numpy as np
 
 from fl_darex.delta import Layout
 from fl_darex.deltas.checkpoints import digest_of
-from fl_darex.deltas.header import File, Header, Row, by_packet, read_header, refuse
+from fl_darex.deltas.header import File, Header, Row, by_packet, refuse
+from fl_darex.deltas.header_reader import read_header
 from fl_darex.errors import ConfigError, PacketError, Reason
 from fl_darex.files.atomic import open_atomically
 from fl_darex.shown import described
@@ -117,9 +119,19 @@ class DeltaFile:
     _last: dict[int, Packet] = field(default_factory=dict)
     _whole: dict[int, Mapping[str, Numbers]] = field(default_factory=dict)
 
-    def rows_of(self, number: int) -> list[Row]:
-        """Return the tensors of one packet, in its order."""
-        return self._rows[number]
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+        for rows in self._rows.values():
+            pruned = [row for row in rows if row.role == "pruned"]
+            starts = accumulate((row.kept for row in pruned), initial=0)
+            for index, (row, start) in enumerate(zip(pruned, starts, strict=False)):
+                found[row.name] = index, start
+        return found
+
+    def place(self, row: Row) -> tuple[int, int]:
+        """Return a pruned tensor's number in its packet, and where its survivors begin there."""
+        return self._places[row.name]
 
     def packet(self, number: int) -> Packet:
         """Return one packet, checked; its numbers are read when they are asked for.

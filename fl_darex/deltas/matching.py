@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from fl_darex.delta import Layout
-from fl_darex.deltas.arithmetic import distance, equal
-from fl_darex.deltas.header import MOST_ENTRIES, Row
+from fl_darex.deltas.arithmetic import distance, equal, wider
+from fl_darex.deltas.header import Row
+from fl_darex.deltas.header_reader import MOST_ENTRIES
 from fl_darex.deltas.settings import Pruning
 from fl_darex.errors import ConfigError
 from fl_darex.files.formats import TYPES, StoredTensor
@@ -45,7 +46,7 @@ def matched(tuned: Tensors, base: Tensors, how: Pruning) -> tuple[list[Row], lis
     names, prefix = counterparts(tuned, base)
     rows = [_row(name, tuned[name], names.get(name), base, how) for name in sorted(tuned)]
     rows = _tied(rows, tuned, base)
-    return rows, [*_remarks(rows, base), *([prefix] if prefix else [])]
+    return rows, [*_remarks(rows, base), *_rounded(rows, base), *filter(None, [prefix])]
 
 
 def counterparts(tuned: Tensors, base: Tensors) -> tuple[dict[str, str], str]:
@@ -134,6 +135,22 @@ def _remarks(rows: Iterable[Row], base: Tensors) -> list[str]:
     if all(row.role == "same" for row in listed):
         found.append("FINETUNED does not differ from BASE")
     return found
+
+
+def _rounded(rows: Iterable[Row], base: Tensors) -> list[str]:
+    """Return a remark where rounding is a part of what changed."""
+    narrow = [
+        row
+        for row in rows
+        if row.role == "pruned" and row.base and wider(base[row.base].dtype, row.dtype)
+    ]
+    if not narrow:
+        return []
+    first = narrow[0]
+    return [
+        f"{len(narrow)} tensors are of a coarser type than BASE's, {first.name!r} {first.dtype}: "
+        "rounding is a part of their change, and 1/q multiplies it; save FINETUNED in BASE's type"
+    ]
 
 
 def _some(names: list[str]) -> str:

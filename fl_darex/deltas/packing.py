@@ -10,7 +10,7 @@ import numpy as np
 from fl_darex.delta import Delta, Layout
 from fl_darex.deltas.header import Row
 from fl_darex.deltas.settings import Pruning
-from fl_darex.errors import DeltaError
+from fl_darex.errors import ConfigError, DeltaError
 from fl_darex.files.formats import StoredTensor
 from fl_darex.masks import ONE
 from fl_darex.positions import ListedMask, Positions, SeededMask, StructuredMask
@@ -79,6 +79,12 @@ class Source:
             rows: In order of packets, and in each in order of names.
         """
         pruned = [row for row in rows if row.role == "pruned"]
+        if self.how.method == "wanda" and pruned:
+            if not any(row.name in (self.how.norms or {}) for row in pruned):
+                raise ConfigError(
+                    f"norms has none of the pruned tensors, such as {pruned[0].name!r}, so 'wanda' "
+                    "would be 'magnitude'; give those of linear layers, or that method"
+                )
         cut = self._cut(pruned) if self._cuts_all else None
         for number in dict.fromkeys(row.packet for row in rows):
             some = [row for row in rows if row.packet == number]

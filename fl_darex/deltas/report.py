@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fl_darex.delta import Layout
-from fl_darex.deltas.applied import check_base, q_of, start_of
+from fl_darex.deltas.applied import check_base, q_of
 from fl_darex.deltas.arithmetic import pieces
 from fl_darex.deltas.checkpoints import Checkpoint
 from fl_darex.deltas.container import DeltaFile
@@ -186,7 +186,7 @@ def _of_tensor(delta: DeltaFile, row: Row, before: StoredTensor | None) -> Tenso
 
 def _numbers(delta: DeltaFile, row: Row) -> Iterator[Numbers]:
     if row.role == "pruned":
-        packet, start = delta.packet(row.packet), start_of(delta, row)
+        packet, (_, start) = delta.packet(row.packet), delta.place(row)
         for first, end in pieces(row.kept):
             yield packet.numbers(start + first, start + end)
     elif row.role == "dense":
