@@ -178,6 +178,7 @@ def big(folder: Path, seed: int, size: int = 64) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", ["prune base tuned -o x.darex --p 0", "apply base y.darex -o x"]
 )

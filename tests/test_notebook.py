@@ -56,6 +56,7 @@ def test_a_notebook_is_what_nbformat_4_5_says(path: Path) -> None:
     assert "/home/" not in path.read_text("utf-8") and "/tmp/" not in path.read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_code_of_a_notebook_gives_outputs_like_those_in_it(path: Path, monkeypatch) -> None:
     """Numbers may differ between machines: a table's head and length are compared."""

@@ -345,6 +345,7 @@ def test_layers_are_shown_where_runs_tell_them(tmp_path: Path) -> None:
             load_result(tmp_path)
 
 
+@pytest.mark.slow
 def test_forty_arms_fit_into_a_page(tmp_path: Path) -> None:
     metrics = [0.9 - 1 / (n + 2) for n in range(60)]
     runs = []

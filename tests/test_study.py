@@ -163,6 +163,7 @@ def test_a_study_killed_three_times_finds_what_one_left_alone_does(
     assert results(cwd) == results(whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_leaves_a_record(commands: Commands, cwd: Path) -> None:
     process, until = start(commands, cwd), time.monotonic() + 120
     while not list(cwd.glob("out/tuning/*/*/rounds.jsonl")):
@@ -209,6 +210,7 @@ def test_flowers_engine_is_for_single_runs(commands: Commands, cwd: Path) -> Non
     assert code == 2 and "a study takes ray or local" in log
 
 
+@pytest.mark.slow
 def test_a_run_with_several_values_is_a_study_that_the_same_command_goes_on_with(
     commands: Commands, cwd: Path
 ) -> None:
