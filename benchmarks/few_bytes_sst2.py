@@ -25,7 +25,7 @@ import typer
 from here import Until, complete, run, untried
 from rich.console import Console
 from rich.table import Table
-from runs import RESULTS, load
+from runs import RESULTS, load, save
 
 ADAMW = ["train.optimizer=adamw"]
 SIZE = ["train.group-by-length=true", "train.threads=1", "federation.evaluate-every=1"]
@@ -119,6 +119,19 @@ def rate(family: str) -> float:
     return max(found, key=lambda lr: found[lr])
 
 
+def lr_of(row: dict[str, Any]) -> float:
+    """Return the learning rate that a run had."""
+    return float(row["command"].partition("train.lr=")[2].split()[0])
+
+
+def forget_other_rates() -> None:
+    """Drop the results of arms for which `--tune` has found another learning rate since then."""
+    rows = load("few-bytes-sst2") if (RESULTS / "few-bytes-sst2.json").exists() else []
+    kept = [row for row in rows if lr_of(row) == rate(arms()[row["arm"]][0])]
+    if len(kept) < len(rows):
+        save("few-bytes-sst2", kept)
+
+
 def _run(settings: list[str], model: str, data: str, **more: Any) -> dict[str, Any]:
     private = [f"task.model={model}"] * bool(model) + [f"task.dataset={data}"] * bool(data)
     return run("configs/sst2-minilm.toml", [*settings, *SIZE, *FAST], private, **more)
@@ -198,7 +211,7 @@ def table(rows: list[dict[str, Any]]) -> Iterable[Table]:
         for row in mine:
             metrics, reached = row["by_round"]["metric"], to_target(row, target)
             cells = _cells(row, reached, sent(dense))
-            lr = row["command"].partition("train.lr=")[2].split()[0]
+            lr = f"{lr_of(row):g}"
             best = max(metric for metric in metrics if metric is not None)
             shown.add_row(row["arm"], lr, f"{metrics[4]:.4f}", f"{best:.4f}", *cells)
         yield shown
@@ -234,6 +247,7 @@ def main(
             known_by = lambda row: (row["family"], row["lr"], *private)  # noqa: E731
             rows = complete("few-bytes-sst2-lr", jobs, tune_one, known_by, parallel)
     elif not table_only:
+        forget_other_rates()
         named = best(load("few-bytes-sst2")) if second else [*arms()]
         settings = [(FEW, 1), *[(n, seed) for n in (FEW, MANY) for seed in (1, 2, 3)] * second]
         # The dense arms set the targets of the others.
