@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fl_darex.config import RunConfig, make_config
@@ -167,9 +167,3 @@ def _slug(text: str) -> str:
     if len(plain) <= _LONGEST:
         return plain
     return f"{plain[: _LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-def counted(planned: Sequence[Planned], done: Iterable[Planned]) -> str:
-    """Return how many runs there are and are done, in words."""
-    over = len({one.folder for one in done})
-    return f"{len(planned)} runs, {over} of them done" if over else f"{len(planned)} runs"

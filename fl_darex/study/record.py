@@ -15,7 +15,7 @@ from fl_darex.observers import files
 from fl_darex.observers.code import code_digest
 from fl_darex.observers.summary import versions
 from fl_darex.study.plan import Planned
-from fl_darex.study.study_file import Settings, Study
+from fl_darex.study.study_file import Arm, Settings, Study
 from fl_darex.study.tuning import Choice
 
 STUDY = "study.json"
@@ -54,42 +54,35 @@ def write_record(
         "links": study.links,
         "seeds": study.seeds,
         "grid": study.grid,
-        "arms": [
-            {
-                "name": arm.name,
-                "settings": arm.settings,
-                "chosen": [_chosen(choices, arm.name, place) for place in range(len(study.grid))],
-            }
-            for arm in study.arms
-        ],
-        "runs": [
-            {
-                "arm": one.arm,
-                "point": one.point,
-                "seed": one.seed,
-                "folder": one.folder,
-                **status(out, one, reasons),
-            }
-            for one in ordinary
-        ]
-        + _not_yet(study, ordinary),
-        "tuning": [
-            {
-                "arm": one.arm,
-                "point": one.point,
-                "settings": one.tried,
-                "metric": files.read_summary(out / one.folder).get("final_metric"),
-                "chosen": any(choice.trial == one.folder for choice in choices),
-                "folder": one.folder,
-            }
-            for one in planned
-            if one.tried is not None
-        ],
+        "arms": [_arm(study, arm, choices) for arm in study.arms],
+        "runs": [_run(out, one, reasons) for one in ordinary] + _not_yet(study, ordinary),
+        "tuning": [_trial(out, one, choices) for one in planned if one.tried is not None],
         "remarks": remarks,
         "identities": {one.folder: one.identity for one in planned},
         "versions": versions(),
     }
     write_text_atomically(out / STUDY, strict_json(record, indent=1) + "\n")
+
+
+def _arm(study: Study, arm: Arm, choices: Sequence[Choice]) -> dict[str, Any]:
+    chosen = [_chosen(choices, arm.name, place) for place in range(len(study.grid))]
+    return {"name": arm.name, "settings": arm.settings, "chosen": chosen}
+
+
+def _run(out: Path, one: Planned, reasons: Mapping[str, str]) -> dict[str, Any]:
+    where = {"arm": one.arm, "point": one.point, "seed": one.seed, "folder": one.folder}
+    return where | status(out, one, reasons)
+
+
+def _trial(out: Path, one: Planned, choices: Sequence[Choice]) -> dict[str, Any]:
+    return {
+        "arm": one.arm,
+        "point": one.point,
+        "settings": one.tried,
+        "metric": files.read_summary(out / one.folder).get("final_metric"),
+        "chosen": any(choice.trial == one.folder for choice in choices),
+        "folder": one.folder,
+    }
 
 
 def status(out: Path, one: Planned, reasons: Mapping[str, str] = {}) -> dict[str, str | None]:
